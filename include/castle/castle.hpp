@@ -1,0 +1,17 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+/// CASTLE, causal attention with lookahead keys (arXiv:2509.07301): everything the library offers. Each header may also
+/// be included alone.
+
+#include <castle/cache.hpp>
+#include <castle/causal.hpp>
+#include <castle/dense.hpp>
+#include <castle/executor.hpp>
+#include <castle/extend.hpp>
+#include <castle/input.hpp>
+#include <castle/options.hpp>
+#include <castle/parallel.hpp>
+#include <castle/recurrent.hpp>
+#include <castle/types.hpp>
+#include <castle/version.hpp>

@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <type_traits>
+#include <utility>
+
+#include <castle/cache.hpp>
+#include <castle/detail/checks.hpp>
+#include <castle/detail/extend_heads.hpp>
+
+// The baseline: standard causal attention by the same kernels. To the bit it is CASTLE with a window of 0.
+namespace castle {
+inline namespace CASTLE_ABI {
+
+/// What standard attention takes besides its input; as in Options.
+struct CausalOptions {
+    std::optional<double> scale = std::nullopt;  ///< `1 / sqrt(d)` unless given
+    Executor executor = {};                      ///< the calling thread unless given
+};
+
+namespace detail {
+
+inline Options without_lookahead(CausalOptions options) {
+    return {.scale = options.scale, .lookahead_window = 0, .executor = std::move(options.executor)};
+}
+
+}  // namespace detail
+
+/// The key-value cache of one head of standard causal attention; otherwise as UqKvCache.
+template <Scalar T>
+class KvCache : public detail::HeadCache<T> {
+  public:
+    /// An empty cache for heads of `shape`. Throws std::invalid_argument if a size is below 1 or the scale not finite.
+    explicit KvCache(HeadShape shape, CausalOptions options = {})
+        : detail::HeadCache<T>("KvCache", shape, detail::without_lookahead(std::move(options))) {}
+};
+
+/// Puts the `m >= 0` tokens of `head` (`q, k` `[m, d]`, `v` `[m, dv]`) onto the cache and writes
+/// `softmax(scale q_t K^T) V` over the tokens up to each of them to `out`, `[m, dv]`. Promises the same as `extend` of
+/// a UqKvCache.
+template <Scalar T>
+void extend(KvCache<T>& cache, const std::type_identity_t<Qkv<T>>& head, std::type_identity_t<MatrixView<T>> out) {
+    const HeadShape shape = cache.shape();
+    const Index rows = head.q.rows();
+    const auto because = [&] {
+        return "for " + std::to_string(rows) + " tokens (the rows of q " + detail::shape_text(head.q) +
+               ") and a cache of d " + std::to_string(shape.d) + ", dv " + std::to_string(shape.dv);
+    };
+    detail::check_qkv("extend", "", head, rows, shape, because);
+    detail::check_shape("extend", "", "out", out, rows, shape.dv, because);
+
+    auto& state = detail::CacheAccess::state(cache);
+    const HeadInput<T> input{.causal = head};
+    detail::extend_heads<T>(
+        1, rows, [&](Index) -> auto& { return state; }, [&](Index) -> auto& { return input; },
+        [&](Index) { return out; }, detail::CacheAccess::executor(cache));
+}
+
+/// As above; returns the outputs, `[m, dv]`.
+template <Scalar T>
+Matrix<T> extend(KvCache<T>& cache, const std::type_identity_t<Qkv<T>>& head) {
+    Matrix<T> out(head.q.rows(), cache.shape().dv);
+    extend(cache, head, out);
+    return out;
+}
+
+/// Standard causal attention over a whole sequence: writes `softmax(scale q k^T + mask) v`, `[L, dv]`, to `out`.
+/// `q, k` are `[L, d]`, `v` `[L, dv]`; `out` must not overlap them. Blocked: `O(L^2 d)` time, `O(L d)` memory. Throws
+/// std::invalid_argument if shapes or options do not fit.
+template <Scalar T>
+void causal_attention(const Qkv<T>& head, std::type_identity_t<MatrixView<T>> out, const CausalOptions& options = {}) {
+    const HeadShape shape = detail::checked_shape("causal_attention", head, detail::without_lookahead(options));
+    detail::check_shape("causal_attention", "", "out", out, head.q.rows(), shape.dv, [&] {
+        return "to go with q " + detail::shape_text(head.q) + " and v " + detail::shape_text(head.v);
+    });
+    KvCache<T> cache(shape, options);
+    extend(cache, head, out);
+}
+
+/// As above, from separate matrices (or views) of one scalar; returns the outputs, `[L, dv]`.
+template <class Q, class K, class V, Scalar T = typename Q::value_type>
+requires std::convertible_to<const Q&, ConstMatrixView<T>> && std::convertible_to<const K&, ConstMatrixView<T>> &&
+    std::convertible_to<const V&, ConstMatrixView<T>>
+        Matrix<T> causal_attention(const Q& q, const K& k, const V& v, const CausalOptions& options = {}) {
+    const Qkv<T> head{.q = q, .k = k, .v = v};
+    Matrix<T> out(head.q.rows(), head.v.cols());
+    causal_attention(head, out, options);
+    return out;
+}
+
+}  // namespace CASTLE_ABI
+}  // namespace castle

@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cmath>
+#include <limits>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+
+#include <castle/input.hpp>
+#include <castle/options.hpp>
+
+// Every check of what a caller passes, and the sentences that say what is wrong.
+namespace castle {
+inline namespace CASTLE_ABI {
+namespace detail {
+
+inline std::string shape_text(Index rows, Index cols) {
+    return "[" + std::to_string(rows) + ", " + std::to_string(cols) + "]";
+}
+
+template <class View>
+std::string shape_text(const View& m) {
+    return shape_text(m.rows(), m.cols());
+}
+
+[[noreturn]] inline void fail(std::string_view where, const std::string& what) {
+    throw std::invalid_argument("castle::" + std::string(where) + ": " + what);
+}
+
+// One argument against the shape that another one, or the cache, asks for. `because` is called only for the sentence
+// of a failure: decoding runs these checks for every token and must not allocate.
+template <class View, class Because>
+void check_shape(std::string_view where, std::string_view group, std::string_view name, const View& m, Index rows,
+                 Index cols, const Because& because) {
+    const auto named = [&] { return std::string(group) + std::string(name) + " is " + shape_text(m); };
+    if (m.rows() != rows || m.cols() != cols) {
+        fail(where, named() + " but must be " + shape_text(rows, cols) + " " + std::string(because()));
+    }
+    if (m.rows() > 1 && m.outer_stride() < m.cols()) {
+        fail(where, named() + " but its rows lie only " + std::to_string(m.outer_stride()) +
+                        " numbers apart, which must be at least " + std::to_string(m.cols()));
+    }
+    if (m.data() == nullptr && m.rows() != 0 && m.cols() != 0) {
+        fail(where, named() + " but points nowhere");
+    }
+}
+
+inline void check_size(std::string_view where, std::string_view name, Index value, Index least) {
+    if (value < least) {
+        fail(where,
+             std::string(name) + " is " + std::to_string(value) + " but must be at least " + std::to_string(least));
+    }
+}
+
+inline void check_options(std::string_view where, const Options& options) {
+    check_size(where, "options.lookahead_window", options.lookahead_window, 0);
+    if (options.scale && !std::isfinite(*options.scale)) {
+        fail(where, "options.scale is " + std::to_string(*options.scale) + " but must be finite");
+    }
+}
+
+// Sizes whose products with the layout's constants stay far from overflow.
+inline void check_head_shape(std::string_view where, HeadShape shape) {
+    constexpr Index most = Index(1) << 24;
+    check_size(where, "d", shape.d, 1);
+    check_size(where, "dv", shape.dv, 1);
+    if (shape.d > most || shape.dv > most) {
+        fail(where, "d is " + std::to_string(shape.d) + " and dv is " + std::to_string(shape.dv) +
+                        " but neither may exceed " + std::to_string(most));
+    }
+}
+
+template <Scalar T, class Because>
+void check_qkv(std::string_view where, std::string_view group, const Qkv<T>& x, Index rows, HeadShape shape,
+               const Because& because) {
+    check_shape(where, group, "q", x.q, rows, shape.d, because);
+    check_shape(where, group, "k", x.k, rows, shape.d, because);
+    check_shape(where, group, "v", x.v, rows, shape.dv, because);
+}
+
+template <Scalar T, class Because>
+void check_head(std::string_view where, const HeadInput<T>& head, Index rows, HeadShape shape, const Because& because) {
+    check_qkv(where, "head.causal.", head.causal, rows, shape, because);
+    check_qkv(where, "head.lookahead.", head.lookahead, rows, {.d = shape.d, .dv = shape.d}, because);
+}
+
+// A head on its own says its sizes itself: L and d through q, dv through v.
+template <Scalar T>
+HeadShape own_shape(std::string_view where, const Qkv<T>& causal) {
+    const HeadShape shape{.d = causal.q.cols(), .dv = causal.v.cols()};
+    check_head_shape(where, shape);
+    return shape;
+}
+
+template <Scalar T>
+HeadShape checked_shape(std::string_view where, const HeadInput<T>& head, const Options& options) {
+    check_options(where, options);
+    const HeadShape shape = own_shape(where, head.causal);
+    check_head(where, head, head.causal.q.rows(), shape, [&] {
+        return "to go with head.causal.q " + shape_text(head.causal.q) + " and head.causal.v " +
+               shape_text(head.causal.v);
+    });
+    return shape;
+}
+
+template <Scalar T>
+HeadShape checked_shape(std::string_view where, const Qkv<T>& head, const Options& options) {
+    check_options(where, options);
+    const HeadShape shape = own_shape(where, head);
+    check_qkv(where, "", head, head.q.rows(), shape,
+              [&] { return "to go with q " + shape_text(head.q) + " and v " + shape_text(head.v); });
+    return shape;
+}
+
+}  // namespace detail
+}  // namespace CASTLE_ABI
+}  // namespace castle

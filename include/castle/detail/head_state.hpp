@@ -1,0 +1,177 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <algorithm>
+#include <utility>
+#include <vector>
+
+#include <castle/detail/aligned_buffer.hpp>
+#include <castle/detail/layout.hpp>
+#include <castle/detail/simd.hpp>
+#include <castle/detail/tile.hpp>
+#include <castle/input.hpp>
+
+namespace castle {
+inline namespace CASTLE_ABI {
+namespace detail {
+
+// The rows of one block as the kernels read them, transposed: row k, column j belongs to token j of the block.
+template <Scalar T>
+class BlockOperands {
+  public:
+    static Index numbers(Index d) { return (3 * d + block_size) * block_size; }
+
+    BlockOperands(T* data, Index d) : data_(data), d_(d) {}
+
+    T* causal_queries() const { return data_; }                          // scale Q^C^T, [d][block]
+    T* lookahead_keys() const { return data_ + d_ * block_size; }        // scale K^U^T, [d][block]
+    T* lookahead_values() const { return data_ + 2 * d_ * block_size; }  // V^U^T, [d][block]
+    T* triangle() const { return data_ + 3 * d_ * block_size; }          // scale Q^C V^U^T, [block][block], tril used
+
+  private:
+    T* data_;
+    Index d_;
+};
+
+// The softmax of some query rows over one span of keys: for each row the largest score, the sum of
+// exp(score - largest), and the sum of exp(score - largest) v.
+template <Scalar T>
+class SoftmaxRows {
+  public:
+    static Index numbers(Index rows, Index dv_padded) { return rows * (dv_padded + 2); }
+
+    SoftmaxRows(T* data, Index rows, Index dv_padded) : data_(data), rows_(rows), dv_padded_(dv_padded) {}
+
+    T* out(Index row) const { return data_ + row * dv_padded_; }
+    T* largest() const { return data_ + rows_ * dv_padded_; }
+    T* sum() const { return largest() + rows_; }
+
+  private:
+    T* data_;
+    Index rows_;
+    Index dv_padded_;
+};
+
+// What one head remembers. Without lookahead (a window of 0) it is the key-value cache of standard attention.
+//
+// Keys live in panels, transposed, [d][panel_size]; values as they are, [panel_size][dv_padded]. A panel never moves
+// once it is there. U has every finished block folded in; of the open block it keeps the operands and the gates.
+template <Scalar T>
+class HeadState {
+  public:
+    HeadState(HeadShape shape, T scale, Index window)
+        : shape_(shape),
+          dv_padded_(round_up(shape.dv, Simd<T>::width)),
+          scale_(scale),
+          window_(window),
+          open_block_(BlockOperands<T>::numbers(shape.d)) {}
+
+    HeadShape shape() const { return shape_; }
+    Index dv_padded() const { return dv_padded_; }
+    T scale() const { return scale_; }
+    Index window() const { return window_; }
+    bool has_lookahead() const { return window_ > 0; }
+
+    Index size() const { return size_; }
+    Index capacity() const { return Index(panels_.size()) * panel_size; }
+    void set_size(Index size) { size_ = size; }
+
+    // Makes room for `tokens` tokens in all; after it, extending by single tokens up to there allocates nothing.
+    // Changes nothing if an allocation throws.
+    void reserve(Index tokens) {
+        const Index panels = ceil_div(tokens, panel_size);
+        const Index old_panels = Index(panels_.size());
+        if (panels <= old_panels) return;
+        std::vector<AlignedBuffer<T>> fresh;
+        fresh.reserve(std::size_t(panels - old_panels));
+        for (Index p = old_panels; p < panels; ++p) fresh.emplace_back(panel_numbers());
+
+        const Index old_tiles = Index(gate_tiles_.size());
+        const Index tiles = has_lookahead() ? std::min(panels, most_gate_tiles()) : 0;
+        std::vector<AlignedBuffer<T>> fresh_tiles;
+        if (tiles > old_tiles) fresh_tiles.reserve(std::size_t(tiles - old_tiles));
+        for (Index i = old_tiles; i < tiles; ++i) fresh_tiles.emplace_back(block_size * panel_size);
+
+        AlignedBuffer<T> row(row_scratch_numbers(panels));
+        grow(panels_, panels);
+        grow(gate_tiles_, tiles);
+        // Nothing throws from here on.
+        for (auto& panel : fresh) panels_.push_back(std::move(panel));
+        for (auto& tile : fresh_tiles) gate_tiles_.push_back(std::move(tile));
+        row_scratch_ = std::move(row);
+    }
+
+    // As before the first token, with the memory kept.
+    void clear() {
+        size_ = 0;
+        for (auto& panel : panels_) std::fill(panel.data(), panel.data() + panel.size(), T(0));
+    }
+
+    Index bytes() const {
+        Index numbers = open_block_.size() + row_scratch_.size();
+        for (const auto& panel : panels_) numbers += panel.size();
+        for (const auto& tile : gate_tiles_) numbers += tile.size();
+        return numbers * Index(sizeof(T));
+    }
+
+    // Panel p, [d][panel_size] each; the values [panel_size][dv_padded].
+    T* causal_keys(Index p) { return panels_[std::size_t(p)].data(); }
+    T* values(Index p) { return causal_keys(p) + shape_.d * panel_size; }
+    T* lookahead_queries(Index p) { return values(p) + dv_padded_ * panel_size; }
+    T* lookahead_keys(Index p) { return lookahead_queries(p) + shape_.d * panel_size; }
+    const T* lookahead_keys(Index p) const { return const_cast<HeadState*>(this)->lookahead_keys(p); }
+
+    // The gates of the open block's rows against panel p, [block_size][panel_size]. Tiles go round: a window keeps
+    // gates from reaching back further than the tiles do.
+    T* gates(Index p) { return gate_tiles_[std::size_t(p % Index(gate_tiles_.size()))].data(); }
+    const T* gates(Index p) const { return const_cast<HeadState*>(this)->gates(p); }
+
+    BlockOperands<T> open_block() { return {open_block_.data(), shape_.d}; }
+    BlockOperands<T> open_block() const { return const_cast<HeadState*>(this)->open_block(); }
+
+    // Scratch for extending by one row.
+    T* row_scratch() { return row_scratch_.data(); }
+
+    // The columns of panel p whose lookahead keys absorb token t: s < t <= s + window.
+    ColumnRange absorbing(Index t, Index p) const {
+        const Index first = p * panel_size;
+        const Index oldest = window_ < t ? t - window_ : 0;
+        const Index begin = std::clamp<Index>(oldest - first, 0, panel_size);
+        return {begin, std::clamp<Index>(t - first, begin, panel_size)};
+    }
+
+  private:
+    Index panel_numbers() const {
+        const Index causal = (shape_.d + dv_padded_) * panel_size;
+        return has_lookahead() ? causal + 2 * shape_.d * panel_size : causal;
+    }
+
+    // Panels that the gates of all blocks of one group can touch together, so that no two of them share a tile.
+    Index most_gate_tiles() const {
+        if (window_ >= std::numeric_limits<Index>::max() - 2 * group_size) return window_;
+        return ceil_div(window_ + group_size + block_size, panel_size) + 1;
+    }
+
+    Index row_scratch_numbers(Index panels) const {
+        return SoftmaxRows<T>::numbers(1, dv_padded_) * ceil_div(panels, span_panels);
+    }
+
+    static void grow(std::vector<AlignedBuffer<T>>& buffers, Index size) {
+        const auto wanted = std::size_t(size);
+        if (wanted > buffers.capacity()) buffers.reserve(std::max(wanted, 2 * buffers.capacity()));
+    }
+
+    HeadShape shape_;
+    Index dv_padded_;
+    T scale_;
+    Index window_;
+    Index size_ = 0;
+    std::vector<AlignedBuffer<T>> panels_;
+    std::vector<AlignedBuffer<T>> gate_tiles_;
+    AlignedBuffer<T> open_block_;
+    AlignedBuffer<T> row_scratch_;
+};
+
+}  // namespace detail
+}  // namespace CASTLE_ABI
+}  // namespace castle

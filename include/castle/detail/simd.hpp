@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <type_traits>
+
+#include <castle/types.hpp>
+
+// A packet as a template argument loses an attribute that nothing here depends on; Eigen silences this the same way.
+// The other two are false alarms of gcc 12 about its own AVX-512 intrinsics (gcc bug 105593).
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wignored-attributes"
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
+
+// The one file that knows the vector layer: thin names over Eigen's packet primitives, so that one source runs on
+// SSE, AVX, AVX-512 and NEON, and on plain scalars where Eigen's vectorisation is off.
+namespace castle {
+inline namespace CASTLE_ABI {
+namespace detail {
+
+// Calls f(0), ..., f(N - 1) with constants, in this order; what makes arrays of packets live in registers.
+template <int N, class F>
+EIGEN_ALWAYS_INLINE void unroll(const F& f) {
+    if constexpr (N > 0) {
+        unroll<N - 1>(f);
+        f(std::integral_constant<int, N - 1>{});
+    }
+}
+
+template <Scalar T>
+struct Simd {
+    using Packet = typename Eigen::internal::packet_traits<T>::type;
+
+    // Numbers in a packet.
+    static constexpr int width = Eigen::internal::unpacket_traits<Packet>::size;
+    // Vector registers of the instruction set, which decides the size of a register tile.
+    static constexpr int registers = EIGEN_ARCH_DEFAULT_NUMBER_OF_REGISTERS;
+
+    static EIGEN_ALWAYS_INLINE Packet load(const T* p) { return Eigen::internal::ploadu<Packet>(p); }
+    static EIGEN_ALWAYS_INLINE void store(T* p, Packet a) { Eigen::internal::pstoreu(p, a); }
+    static EIGEN_ALWAYS_INLINE Packet set(T a) { return Eigen::internal::pset1<Packet>(a); }
+    static EIGEN_ALWAYS_INLINE Packet zero() { return set(T(0)); }
+    // first, first + 1, ...
+    static EIGEN_ALWAYS_INLINE Packet iota(T first) { return Eigen::internal::plset<Packet>(first); }
+
+    // a * b + c in one rounding where the instruction set can; always written out, so that the compiler's own
+    // contraction never decides about a bit.
+    static EIGEN_ALWAYS_INLINE Packet fma(Packet a, Packet b, Packet c) { return Eigen::internal::pmadd(a, b, c); }
+    static EIGEN_ALWAYS_INLINE Packet add(Packet a, Packet b) { return Eigen::internal::padd(a, b); }
+    static EIGEN_ALWAYS_INLINE Packet sub(Packet a, Packet b) { return Eigen::internal::psub(a, b); }
+    static EIGEN_ALWAYS_INLINE Packet mul(Packet a, Packet b) { return Eigen::internal::pmul(a, b); }
+    static EIGEN_ALWAYS_INLINE Packet div(Packet a, Packet b) { return Eigen::internal::pdiv(a, b); }
+    static EIGEN_ALWAYS_INLINE Packet negate(Packet a) { return Eigen::internal::pnegate(a); }
+
+    // Of a number and a NaN, either may come back.
+    static EIGEN_ALWAYS_INLINE Packet max(Packet a, Packet b) { return Eigen::internal::pmax(a, b); }
+    static EIGEN_ALWAYS_INLINE Packet min(Packet a, Packet b) { return Eigen::internal::pmin(a, b); }
+
+    // Lane masks and the choice by one.
+    static EIGEN_ALWAYS_INLINE Packet less(Packet a, Packet b) { return Eigen::internal::pcmp_lt(a, b); }
+    static EIGEN_ALWAYS_INLINE Packet both(Packet a, Packet b) { return Eigen::internal::pand(a, b); }
+    static EIGEN_ALWAYS_INLINE Packet select(Packet mask, Packet yes, Packet no) {
+        return Eigen::internal::pselect(mask, yes, no);
+    }
+
+    static EIGEN_ALWAYS_INLINE T sum(Packet a) { return Eigen::internal::predux(a); }
+    static EIGEN_ALWAYS_INLINE T largest(Packet a) { return Eigen::internal::predux_max(a); }
+    static EIGEN_ALWAYS_INLINE T first(Packet a) { return Eigen::internal::pfirst(a); }
+
+    // a * 2^n for whole n within the exponents of T.
+    static EIGEN_ALWAYS_INLINE Packet scale_by_power_of_two(Packet a, Packet n) {
+        return Eigen::internal::pldexp(a, n);
+    }
+
+    // 2^(low bits of k) as the exponent field of a float: what is left of k after a shift by 23 bits.
+    static constexpr bool has_exponent_shift = std::same_as<T, float> && requires {
+        typename Eigen::internal::unpacket_traits<Packet>::integer_packet;
+    };
+    static EIGEN_ALWAYS_INLINE Packet shift_into_exponent(Packet k) requires has_exponent_shift {
+        using Integers = typename Eigen::internal::unpacket_traits<Packet>::integer_packet;
+        return Eigen::internal::preinterpret<Packet>(
+            Eigen::internal::plogical_shift_left<23>(Eigen::internal::preinterpret<Integers>(k)));
+    }
+};
+
+}  // namespace detail
+}  // namespace CASTLE_ABI
+}  // namespace castle
+
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic pop
+#endif

@@ -1,0 +1,175 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <castle/detail/simd.hpp>
+
+namespace castle {
+inline namespace CASTLE_ABI {
+namespace detail {
+
+// A matrix operand that is read one number at a time: element (i, k) is data[i * row + k * col].
+template <Scalar T>
+struct Operand {
+    const T* data;
+    Index row;
+    Index col;
+
+    Operand rows_from(Index i) const { return {data + i * row, row, col}; }
+    Operand cols_from(Index k) const { return {data + k * col, row, col}; }
+};
+
+// A half-open range of columns of a panel.
+struct ColumnRange {
+    Index begin;
+    Index end;
+};
+
+// R rows by V packets of accumulators that live in registers while a product runs. Every number of the tile is one
+// chain of fused multiply-adds in the order of k, so its bits do not depend on R, V or the number's place in the tile.
+template <Scalar T, int R, int V>
+class Tile {
+    using S = Simd<T>;
+    using Packet = typename S::Packet;
+
+  public:
+    static constexpr Index cols = V * S::width;
+
+    EIGEN_ALWAYS_INLINE void set_zero() {
+        each([&](auto i, auto v) { acc_[i][v] = S::zero(); });
+    }
+    EIGEN_ALWAYS_INLINE void load(const T* c, Index stride) {
+        each([&](auto i, auto v) { acc_[i][v] = S::load(c + i * stride + v * S::width); });
+    }
+    // Loads with every row i multiplied by factor[i].
+    EIGEN_ALWAYS_INLINE void load_scaled(const T* c, Index stride, const T* factor) {
+        each([&](auto i, auto v) { acc_[i][v] = S::mul(S::load(c + i * stride + v * S::width), S::set(factor[i])); });
+    }
+    EIGEN_ALWAYS_INLINE void store(T* c, Index stride) const {
+        each([&](auto i, auto v) { S::store(c + i * stride + v * S::width, acc_[i][v]); });
+    }
+
+    // tile += a b for the n rows of b.
+    EIGEN_ALWAYS_INLINE void multiply_add(Operand<T> a, const T* b, Index stride, Index n) {
+        for (Index k = 0; k < n; ++k) {
+            Packet row[V];
+            unroll<V>([&](auto v) { row[v] = S::load(b + k * stride + v * S::width); });
+            unroll<R>([&](auto i) {
+                const Packet x = S::set(a.data[i * a.row + k * a.col]);
+                unroll<V>([&](auto v) { acc_[i][v] = S::fma(x, row[v], acc_[i][v]); });
+            });
+        }
+    }
+
+    // The strictly lower triangle that remains where row i of the tile takes i rows of b more than row 0 does:
+    // tile[i] += sum_{k < i} a(i, k) b[k], but only the first n rows of b exist.
+    EIGEN_ALWAYS_INLINE void multiply_add_triangle(Operand<T> a, const T* b, Index stride, Index n) {
+        unroll<R - 1>([&](auto k) {
+            if (k < n) {
+                Packet row[V];
+                unroll<V>([&](auto v) { row[v] = S::load(b + k * stride + v * S::width); });
+                unroll<R>([&](auto i) {
+                    if constexpr (i > k) {
+                        const Packet x = S::set(a.data[i * a.row + k * a.col]);
+                        unroll<V>([&](auto v) { acc_[i][v] = S::fma(x, row[v], acc_[i][v]); });
+                    }
+                });
+            }
+        });
+    }
+
+    // As multiply_add, but row k of b counts only in the columns range(k), which are numbered from first_col at the
+    // tile's left edge. A column left out is not touched, whatever stands there, infinities and NaN included.
+    template <class Range>
+    EIGEN_ALWAYS_INLINE void multiply_add_within(Operand<T> a, const T* b, Index stride, Index n, Index first_col,
+                                                 const Range& range) {
+        for (Index k = 0; k < n; ++k) masked_step<0>(a, b, stride, k, first_col, range(k));
+    }
+    // As multiply_add_triangle within such ranges.
+    template <class Range>
+    EIGEN_ALWAYS_INLINE void multiply_add_triangle_within(Operand<T> a, const T* b, Index stride, Index first_col,
+                                                          const Range& range) {
+        unroll<R - 1>([&](auto k) { masked_step<k + 1>(a, b, stride, k, first_col, range(k)); });
+    }
+
+  private:
+    template <class F>
+    static EIGEN_ALWAYS_INLINE void each(const F& f) {
+        unroll<R>([&](auto i) { unroll<V>([&](auto v) { f(i, v); }); });
+    }
+
+    template <int FirstRow>
+    EIGEN_ALWAYS_INLINE void masked_step(Operand<T> a, const T* b, Index stride, Index k, Index first_col,
+                                         ColumnRange range) {
+        const Packet begin = S::set(static_cast<T>(range.begin - first_col) - T(0.5));
+        const Packet end = S::set(static_cast<T>(range.end - first_col));
+        Packet row[V];
+        Packet inside[V];
+        unroll<V>([&](auto v) {
+            const Packet column = S::iota(T(v * S::width));
+            inside[v] = S::both(S::less(begin, column), S::less(column, end));
+            row[v] = S::load(b + k * stride + v * S::width);
+        });
+        unroll<R>([&](auto i) {
+            if constexpr (i >= FirstRow) {
+                const Packet x = S::set(a.data[i * a.row + k * a.col]);
+                unroll<V>(
+                    [&](auto v) { acc_[i][v] = S::select(inside[v], S::fma(x, row[v], acc_[i][v]), acc_[i][v]); });
+            }
+        });
+    }
+
+    Packet acc_[R][V];
+};
+
+// The tile that fills the registers and leaves room for the operands.
+inline constexpr int tile_rows = 6;
+template <Scalar T>
+inline constexpr int tile_packets = Simd<T>::registers >= 32 ? 4 : 2;
+
+// Calls f(rows, first) for tiles of nearly equal height, at most tile_rows, that cover rows [0, n); the height comes
+// as a constant.
+template <class F>
+EIGEN_ALWAYS_INLINE void for_row_tiles(Index n, const F& f) {
+    const auto call = [&](auto self, auto rows, Index height, Index first) -> void {
+        if (height == rows) {
+            f(rows, first);
+        } else if constexpr (rows > 1) {
+            self(self, std::integral_constant<int, rows - 1>{}, height, first);
+        }
+    };
+    const Index tiles = (n + tile_rows - 1) / tile_rows;
+    Index first = 0;
+    for (Index i = 0; i < tiles; ++i) {
+        const Index height = (n - first + (tiles - i) - 1) / (tiles - i);
+        call(call, std::integral_constant<int, tile_rows>{}, height, first);
+        first += height;
+    }
+}
+
+// Calls f(packets, first) for tiles that cover columns [0, n), n a multiple of the packet width; the number of packets
+// comes as a constant.
+template <Scalar T, class F>
+EIGEN_ALWAYS_INLINE void for_column_tiles(Index n, const F& f) {
+    constexpr Index wide = tile_packets<T> * Simd<T>::width;
+    Index first = 0;
+    for (; first + wide <= n; first += wide) f(std::integral_constant<int, tile_packets<T>>{}, first);
+    for (; first < n; first += Simd<T>::width) f(std::integral_constant<int, 1>{}, first);
+}
+
+// c[rows, cols] = a b, with n rows of b; cols a multiple of the packet width.
+template <Scalar T>
+EIGEN_ALWAYS_INLINE void multiply(Index rows, Index cols, Index n, Operand<T> a, const T* b, Index b_stride, T* c,
+                                  Index c_stride) {
+    for_row_tiles(rows, [&](auto height, Index i) {
+        for_column_tiles<T>(cols, [&](auto packets, Index j) {
+            Tile<T, height, packets> tile;
+            tile.set_zero();
+            tile.multiply_add(a.rows_from(i), b + j, b_stride, n);
+            tile.store(c + i * c_stride + j, c_stride);
+        });
+    });
+}
+
+}  // namespace detail
+}  // namespace CASTLE_ABI
+}  // namespace castle

@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <type_traits>
+
+#include <castle/cache.hpp>
+#include <castle/detail/checks.hpp>
+#include <castle/detail/extend_heads.hpp>
+
+namespace castle {
+inline namespace CASTLE_ABI {
+
+/// Puts the `m >= 0` tokens of `head` onto the cache and writes their outputs `o_t` (eqs. 5 to 8 and 13) to `out`,
+/// `[m, dv]`. Row `i` sees the tokens of the cache and the rows up to `i`. One token is a step of decoding, all tokens
+/// on an empty cache are the parallel form, anything between is chunked prefill: the bits of the outputs and of
+/// `cache.lookahead_keys()` are the same however the tokens are cut into calls.
+///
+/// `O(m (size + m) (4 d + dv))` time. Allocates nothing for a single token within the cache's capacity. `out` must
+/// not overlap the input. Throws std::invalid_argument if a shape does not fit and std::bad_alloc if memory runs out;
+/// the cache is as it was then.
+template <Scalar T>
+void extend(UqKvCache<T>& cache, const std::type_identity_t<HeadInput<T>>& head,
+            std::type_identity_t<MatrixView<T>> out) {
+    const HeadShape shape = cache.shape();
+    const Index rows = head.causal.q.rows();
+    const auto because = [&] {
+        return "for " + std::to_string(rows) + " tokens (the rows of head.causal.q " +
+               detail::shape_text(head.causal.q) + ") and a cache of d " + std::to_string(shape.d) + ", dv " +
+               std::to_string(shape.dv);
+    };
+    detail::check_head("extend", head, rows, shape, because);
+    detail::check_shape("extend", "", "out", out, rows, shape.dv, because);
+
+    auto& state = detail::CacheAccess::state(cache);
+    detail::extend_heads<T>(
+        1, rows, [&](Index) -> auto& { return state; }, [&](Index) -> auto& { return head; },
+        [&](Index) { return out; }, detail::CacheAccess::executor(cache));
+}
+
+/// As above; returns the outputs, `[m, dv]`.
+template <Scalar T>
+Matrix<T> extend(UqKvCache<T>& cache, const std::type_identity_t<HeadInput<T>>& head) {
+    Matrix<T> out(head.causal.q.rows(), cache.shape().dv);
+    extend(cache, head, out);
+    return out;
+}
+
+}  // namespace CASTLE_ABI
+}  // namespace castle

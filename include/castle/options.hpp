@@ -1,0 +1,38 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cmath>
+#include <limits>
+#include <optional>
+
+#include <castle/executor.hpp>
+#include <castle/types.hpp>
+
+namespace castle {
+inline namespace CASTLE_ABI {
+
+/// A lookahead window without limit.
+inline constexpr Index unlimited = std::numeric_limits<Index>::max();
+
+/// What every form of the attention takes besides its input.
+struct Options {
+    /// What query-key products are multiplied with, causal and lookahead alike. `1 / sqrt(d)` unless given.
+    std::optional<double> scale = std::nullopt;
+
+    /// `W` of eq. 9: the lookahead key of token `i` absorbs the tokens `i + 1` to `i + W`. `0` is standard causal
+    /// attention. Causal keys are never windowed.
+    Index lookahead_window = unlimited;
+
+    /// Where work runs; in the calling thread unless given.
+    Executor executor = {};
+};
+
+namespace detail {
+
+inline double scale_for(const Options& options, Index d) {
+    return options.scale.value_or(1.0 / std::sqrt(static_cast<double>(d)));
+}
+
+}  // namespace detail
+}  // namespace CASTLE_ABI
+}  // namespace castle

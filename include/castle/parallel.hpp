@@ -1,0 +1,37 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <type_traits>
+
+#include <castle/extend.hpp>
+
+namespace castle {
+inline namespace CASTLE_ABI {
+
+/// CASTLE over a whole sequence (Theorems 1 and 2): writes `O` of eq. 12, `[L, dv]`, to `out`.
+///
+/// It is `extend` of all `L` tokens onto an empty cache and has the same bits: `O(L^2 d)` time, `O(L d)` memory beside
+/// the input and the output. `out` must not overlap the input. Throws std::invalid_argument if shapes or options do
+/// not fit.
+template <Scalar T>
+void parallel(const HeadInput<T>& head, std::type_identity_t<MatrixView<T>> out, const Options& options = {}) {
+    const HeadShape shape = detail::checked_shape("parallel", head, options);
+    const Index rows = head.causal.q.rows();
+    detail::check_shape("parallel", "", "out", out, rows, shape.dv, [&] {
+        return "to go with head.causal.q " + detail::shape_text(head.causal.q) + " and head.causal.v " +
+               detail::shape_text(head.causal.v);
+    });
+    UqKvCache<T> cache(shape, options);
+    extend(cache, head, out);
+}
+
+/// As above; returns the outputs, `[L, dv]`.
+template <Scalar T>
+Matrix<T> parallel(const HeadInput<T>& head, const Options& options = {}) {
+    Matrix<T> out(head.causal.q.rows(), head.causal.v.cols());
+    parallel(head, out, options);
+    return out;
+}
+
+}  // namespace CASTLE_ABI
+}  // namespace castle

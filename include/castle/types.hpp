@@ -1,0 +1,151 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <concepts>
+#include <limits>
+#include <type_traits>
+
+#include <castle/detail/abi.hpp>
+
+namespace castle {
+inline namespace CASTLE_ABI {
+
+/// Sizes and positions. Signed, as in Eigen, so that differences of positions are safe.
+using Index = Eigen::Index;
+
+/// The scalars that the library computes in.
+template <class T>
+concept Scalar = std::same_as<T, float> || std::same_as<T, double>;
+
+/// An owning row-major matrix: rows are tokens.
+template <Scalar T>
+using Matrix = Eigen::Matrix<T, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+
+namespace detail {
+
+template <class E>
+concept EigenDense = std::derived_from<std::remove_cvref_t<E>, Eigen::DenseBase<std::remove_cvref_t<E>>>;
+
+// Memory that a view can point into: row-major, and neighbours within a row are neighbours in memory.
+template <class E, class T>
+concept RowMajorMemory = EigenDense<E> && std::same_as<typename std::remove_cvref_t<E>::Scalar, T> && requires(E& e) {
+    { e.data() } -> std::convertible_to<const T*>;
+    e.outerStride();
+} && bool(std::remove_cvref_t<E>::IsRowMajor) && int(std::remove_cvref_t<E>::InnerStrideAtCompileTime) == 1;
+
+// A matrix that owns its numbers, and would take them along when it dies.
+template <class E>
+concept OwningMatrix = std::derived_from<std::remove_cvref_t<E>, Eigen::PlainObjectBase<std::remove_cvref_t<E>>>;
+
+// An Eigen::Ref<const ...> may hold a silent copy of its own, which a temporary Ref takes along as well.
+template <class E>
+inline constexpr bool is_const_ref = false;
+template <class M, int O, class S>
+inline constexpr bool is_const_ref<Eigen::Ref<const M, O, S>> = true;
+
+template <class E, class T>
+concept ViewableAs = RowMajorMemory<E, T> &&
+    (std::is_lvalue_reference_v<E> || !(OwningMatrix<E> || is_const_ref<std::remove_cvref_t<E>>));
+
+}  // namespace detail
+
+/// A read-only view of a row-major matrix `[rows, cols]` whose rows lie `outer_stride` numbers apart.
+///
+/// Never copies and never owns: what it looks at has to outlive it. It is made from any row-major Eigen object with
+/// memory (a Matrix, a Map, a block of either) or from a pointer; an expression, a column-major matrix or a temporary
+/// that owns its numbers does not compile.
+template <Scalar T>
+class ConstMatrixView {
+  public:
+    using value_type = T;
+    using EigenMap = Eigen::Map<const Matrix<T>, 0, Eigen::OuterStride<>>;
+
+    /// The empty view, `[0, 0]`.
+    ConstMatrixView() = default;
+
+    ConstMatrixView(const T* data, Index rows, Index cols, Index outer_stride)
+        : data_(data), rows_(rows), cols_(cols), outer_stride_(outer_stride) {}
+
+    ConstMatrixView(const T* data, Index rows, Index cols) : ConstMatrixView(data, rows, cols, cols) {}
+
+    template <class E>
+    requires detail::ViewableAs<E, T>
+    // NOLINTNEXTLINE(bugprone-forwarding-reference-overload): constrained to Eigen types
+    ConstMatrixView(E&& m) : ConstMatrixView(m.data(), m.rows(), m.cols(), m.outerStride()) {}
+
+    const T* data() const { return data_; }
+    Index rows() const { return rows_; }
+    Index cols() const { return cols_; }
+    Index outer_stride() const { return outer_stride_; }
+
+    /// The first number of row `i`.
+    const T* row(Index i) const { return data_ + i * outer_stride_; }
+
+    /// The `count` rows from `first` on.
+    ConstMatrixView middle_rows(Index first, Index count) const {
+        return {data_ + first * outer_stride_, count, cols_, outer_stride_};
+    }
+    /// The `count` columns from `first` on.
+    ConstMatrixView middle_cols(Index first, Index count) const { return {data_ + first, rows_, count, outer_stride_}; }
+
+    /// The same view for use in Eigen expressions.
+    EigenMap map() const { return EigenMap(data_, rows_, cols_, Eigen::OuterStride<>(outer_stride_)); }
+
+  private:
+    const T* data_ = nullptr;
+    Index rows_ = 0;
+    Index cols_ = 0;
+    Index outer_stride_ = 0;
+};
+
+/// A writable view of a row-major matrix; otherwise as ConstMatrixView.
+template <Scalar T>
+class MatrixView {
+  public:
+    using value_type = T;
+    using EigenMap = Eigen::Map<Matrix<T>, 0, Eigen::OuterStride<>>;
+
+    /// The empty view, `[0, 0]`.
+    MatrixView() = default;
+
+    MatrixView(T* data, Index rows, Index cols, Index outer_stride)
+        : data_(data), rows_(rows), cols_(cols), outer_stride_(outer_stride) {}
+
+    MatrixView(T* data, Index rows, Index cols) : MatrixView(data, rows, cols, cols) {}
+
+    template <class E>
+    requires detail::ViewableAs<E, T> && requires(E& e) {
+        { e.data() } -> std::convertible_to<T*>;
+    }
+    // NOLINTNEXTLINE(bugprone-forwarding-reference-overload): constrained to Eigen types
+    MatrixView(E&& m) : MatrixView(m.data(), m.rows(), m.cols(), m.outerStride()) {}
+
+    operator ConstMatrixView<T>() const { return {data_, rows_, cols_, outer_stride_}; }
+
+    T* data() const { return data_; }
+    Index rows() const { return rows_; }
+    Index cols() const { return cols_; }
+    Index outer_stride() const { return outer_stride_; }
+
+    /// The first number of row `i`.
+    T* row(Index i) const { return data_ + i * outer_stride_; }
+
+    /// The `count` rows from `first` on.
+    MatrixView middle_rows(Index first, Index count) const {
+        return {data_ + first * outer_stride_, count, cols_, outer_stride_};
+    }
+    /// The `count` columns from `first` on.
+    MatrixView middle_cols(Index first, Index count) const { return {data_ + first, rows_, count, outer_stride_}; }
+
+    /// The same view for use in Eigen expressions.
+    EigenMap map() const { return EigenMap(data_, rows_, cols_, Eigen::OuterStride<>(outer_stride_)); }
+
+  private:
+    T* data_ = nullptr;
+    Index rows_ = 0;
+    Index cols_ = 0;
+    Index outer_stride_ = 0;
+};
+
+}  // namespace CASTLE_ABI
+}  // namespace castle
