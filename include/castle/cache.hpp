@@ -66,6 +66,29 @@ class HeadCache {
     HeadState<T> state_;
 };
 
+// U with the open block folded in as well, [size, d].
+template <Scalar T>
+Matrix<T> lookahead_keys(const HeadState<T>& state) {
+    const Index size = state.size();
+    const Index d = state.shape().d;
+    Matrix<T> u = Matrix<T>::Zero(size, d);
+    if (!state.has_lookahead()) return u;
+
+    const Index origin = round_down(size, block_size);
+    AlignedBuffer<T> panel(d * panel_size);
+    for (Index p = 0; p * panel_size < size; ++p) {
+        std::copy_n(state.lookahead_keys(p), panel.size(), panel.data());
+        if (absorbs(state, origin, size, p)) {
+            constexpr bool at_edge = true;  // right everywhere, if not fast
+            fold_block(state, origin, size - origin, state.open_block(), state.gates(p), p, at_edge, panel.data());
+        }
+        const Index first = p * panel_size;
+        const Index rows = std::min(panel_size, size - first);
+        u.middleRows(first, rows) = Eigen::Map<const Matrix<T>>(panel.data(), d, panel_size).leftCols(rows).transpose();
+    }
+    return u;
+}
+
 // The way from a cache to its insides, for the functions that work on it.
 struct CacheAccess {
     template <Scalar T>
@@ -84,7 +107,8 @@ struct CacheAccess {
 /// token so far. `extend` puts tokens onto it.
 ///
 /// `U` is kept with every finished block of 32 tokens folded in, beside the gates and lookahead values of the open
-/// block. A cache moves but does not copy. It may be used from any thread, by one at a time.
+/// block. A cache moves but does not copy; one that was moved from
+/// can only be assigned to or destroyed. It may be used from any thread, by one at a time.
 template <Scalar T>
 class UqKvCache : public detail::HeadCache<T> {
   public:
@@ -96,29 +120,7 @@ class UqKvCache : public detail::HeadCache<T> {
     const Options& options() const { return this->all_options(); }
 
     /// `U^t` of eqs. 3 and 13, every token so far folded in: row `s` is the lookahead key of token `s`, `[size, d]`.
-    Matrix<T> lookahead_keys() const {
-        const detail::HeadState<T>& state = this->state();
-        const Index size = state.size();
-        const Index d = state.shape().d;
-        Matrix<T> u = Matrix<T>::Zero(size, d);
-        if (!state.has_lookahead()) return u;
-
-        const Index origin = detail::round_down(size, detail::block_size);
-        detail::AlignedBuffer<T> panel(d * detail::panel_size);
-        for (Index p = 0; p * detail::panel_size < size; ++p) {
-            std::copy_n(state.lookahead_keys(p), panel.size(), panel.data());
-            if (detail::absorbs(state, origin, size, p)) {
-                constexpr bool at_edge = true;  // exact everywhere, if not fast
-                detail::fold_block(state, origin, size - origin, state.open_block(), state.gates(p), p, at_edge,
-                                   panel.data());
-            }
-            const Index first = p * detail::panel_size;
-            const Index rows = std::min(detail::panel_size, size - first);
-            u.middleRows(first, rows) =
-                Eigen::Map<const Matrix<T>>(panel.data(), d, detail::panel_size).leftCols(rows).transpose();
-        }
-        return u;
-    }
+    Matrix<T> lookahead_keys() const { return detail::lookahead_keys(this->state()); }
 };
 
 }  // namespace CASTLE_ABI

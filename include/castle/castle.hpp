@@ -10,8 +10,12 @@
 #include <castle/executor.hpp>
 #include <castle/extend.hpp>
 #include <castle/input.hpp>
+#include <castle/multi_head.hpp>
+#include <castle/multi_head_cache.hpp>
+#include <castle/multi_head_weights.hpp>
 #include <castle/options.hpp>
 #include <castle/parallel.hpp>
 #include <castle/recurrent.hpp>
+#include <castle/rope.hpp>
 #include <castle/types.hpp>
 #include <castle/version.hpp>

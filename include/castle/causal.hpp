@@ -49,11 +49,8 @@ void extend(KvCache<T>& cache, const std::type_identity_t<Qkv<T>>& head, std::ty
     detail::check_qkv("extend", "", head, rows, shape, because);
     detail::check_shape("extend", "", "out", out, rows, shape.dv, because);
 
-    auto& state = detail::CacheAccess::state(cache);
-    const HeadInput<T> input{.causal = head};
-    detail::extend_heads<T>(
-        1, rows, [&](Index) -> auto& { return state; }, [&](Index) -> auto& { return input; },
-        [&](Index) { return out; }, detail::CacheAccess::executor(cache));
+    detail::extend_head(detail::CacheAccess::state(cache), HeadInput<T>{.causal = head}, out,
+                        detail::CacheAccess::executor(cache));
 }
 
 /// As above; returns the outputs, `[m, dv]`.

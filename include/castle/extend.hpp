@@ -31,10 +31,7 @@ void extend(UqKvCache<T>& cache, const std::type_identity_t<HeadInput<T>>& head,
     detail::check_head("extend", head, rows, shape, because);
     detail::check_shape("extend", "", "out", out, rows, shape.dv, because);
 
-    auto& state = detail::CacheAccess::state(cache);
-    detail::extend_heads<T>(
-        1, rows, [&](Index) -> auto& { return state; }, [&](Index) -> auto& { return head; },
-        [&](Index) { return out; }, detail::CacheAccess::executor(cache));
+    detail::extend_head(detail::CacheAccess::state(cache), head, out, detail::CacheAccess::executor(cache));
 }
 
 /// As above; returns the outputs, `[m, dv]`.

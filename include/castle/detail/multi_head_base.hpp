@@ -1,0 +1,244 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <optional>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include <castle/detail/checks.hpp>
+#include <castle/detail/extend_heads.hpp>
+#include <castle/detail/packed_matrix.hpp>
+#include <castle/multi_head_cache.hpp>
+#include <castle/multi_head_weights.hpp>
+#include <castle/options.hpp>
+#include <castle/rope.hpp>
+
+namespace castle {
+inline namespace CASTLE_ABI {
+
+namespace detail {
+
+// A layer of heads over one attention: projections, rotation, the sweep over all heads, output projection. Standard
+// attention is the same with three projections and a window of 0.
+template <Scalar T>
+class MultiHeadBase {
+  public:
+    using value_type = T;
+
+    const MultiHeadConfig& config() const { return config_; }
+
+    /// Trained numbers in the layer.
+    Index parameters() const { return (projections_ + 1) * width() * config_.d_model; }
+
+    /// The weights by name; a copy, since the layer keeps them in an order of its own.
+    MultiHeadWeights<T> weights() const {
+        const auto part = [&](Index i) { return in_.cols_at(i * width(), width()); };
+        MultiHeadWeights<T> w{.causal = {.q = part(0), .k = part(1), .v = part(2)},
+                              .w_out = out_.cols_at(0, d_model())};
+        if (has_lookahead()) w.lookahead = {.q = part(3), .k = part(4), .v = part(5)};
+        return w;
+    }
+
+    /// Replaces the weights. Throws std::invalid_argument, and changes nothing then, if a shape does not fit.
+    void set_weights(const MultiHeadWeights<T>& w) {
+        const auto because = [&] {
+            return "for d_model " + std::to_string(d_model()) + " and " + std::to_string(config_.heads) +
+                   " heads of size " + std::to_string(config_.d_head);
+        };
+        const std::array<const Matrix<T>*, 6> parts{&w.causal.q,    &w.causal.k,    &w.causal.v,
+                                                    &w.lookahead.q, &w.lookahead.k, &w.lookahead.v};
+        constexpr std::array<std::string_view, 6> names{"causal.q",    "causal.k",    "causal.v",
+                                                        "lookahead.q", "lookahead.k", "lookahead.v"};
+        for (std::size_t i = 0; i < 6; ++i) {
+            const bool used = Index(i) < projections_;
+            check_shape(where_, "weights.", names[i], ConstMatrixView<T>(*parts[i]), used ? d_model() : 0,
+                        used ? width() : 0, because);
+        }
+        check_shape(where_, "weights.", "w_out", ConstMatrixView<T>(w.w_out), width(), d_model(), because);
+        for (Index i = 0; i < projections_; ++i) in_.set_cols(i * width(), *parts[std::size_t(i)]);
+        out_.set_cols(0, w.w_out);
+    }
+
+    /// An empty cache for this layer.
+    MultiHeadCache<T> make_cache() const {
+        std::vector<HeadState<T>> heads;
+        heads.reserve(std::size_t(config_.heads));
+        for (Index h = 0; h < config_.heads; ++h) {
+            heads.emplace_back(HeadShape{.d = config_.d_head, .dv = config_.d_head}, scale_, options_.lookahead_window);
+        }
+        return {std::move(heads), scratch_numbers(1)};
+    }
+
+    /// Puts the `m >= 0` tokens `x`, `[m, d_model]`, onto the cache and writes the layer's output for them, eq. 14, to
+    /// `y`, `[m, d_model]`. Positions of the rotary embedding go on from the cache's size. The bits are the same
+    /// however tokens are cut into calls and whatever the executor. Allocates nothing for a single token within the
+    /// cache's capacity. `y` must not overlap `x`.
+    ///
+    /// Throws std::invalid_argument if a shape does not fit or the cache belongs to a layer of another kind, and
+    /// std::bad_alloc if memory runs out; the cache is as it was then.
+    void extend(MultiHeadCache<T>& cache, std::type_identity_t<ConstMatrixView<T>> x,
+                std::type_identity_t<MatrixView<T>> y) const {
+        const Index rows = x.rows();
+        const auto because = [&] {
+            return "for " + std::to_string(rows) + " tokens (the rows of x " + shape_text(x) +
+                   ") and a layer of d_model " + std::to_string(d_model());
+        };
+        check_shape(where_, "", "x", x, rows, d_model(), because);
+        check_shape(where_, "", "y", y, rows, d_model(), because);
+        check_cache(cache);
+        if (rows == 0) return;
+
+        const auto state = [&](Index h) -> HeadState<T>& { return cache.heads_[std::size_t(h)]; };
+        AlignedBuffer<T> memory;
+        if (rows > 1) memory = AlignedBuffer<T>(scratch_numbers(std::min(rows, group_size)));
+        const Rows scratch(*this, rows > 1 ? memory.data() : cache.row_.data(), std::min(rows, group_size));
+        Extension<T, decltype(state)> extension(config_.heads, rows, state, options_.executor);
+        extension.for_groups([&](const Group& group) {
+            project(x.middle_rows(group.call_row, group.rows()), group.first, scratch);
+            const Group own{.first = group.first, .end = group.end, .call_row = 0};
+            extension.run(
+                own, [&](Index h) { return scratch.input(h); }, [&](Index h) { return scratch.output(h); });
+            const ConstMatrixView<T> attended = scratch.attended.middle_rows(0, group.rows());
+            const MatrixView<T> out = y.middle_rows(group.call_row, group.rows());
+            run(options_.executor, out_.panels(), [&](Index p) { out_.multiply_panel(attended, p, out); });
+        });
+    }
+
+    /// As above; returns the output, `[m, d_model]`.
+    Matrix<T> extend(MultiHeadCache<T>& cache, std::type_identity_t<ConstMatrixView<T>> x) const {
+        Matrix<T> y(x.rows(), d_model());
+        extend(cache, x, y);
+        return y;
+    }
+
+    /// The layer over a whole sequence `x`, `[L, d_model]`, into `y`, `[L, d_model]`: `extend` of an empty cache.
+    void forward(std::type_identity_t<ConstMatrixView<T>> x, std::type_identity_t<MatrixView<T>> y) const {
+        MultiHeadCache<T> cache = make_cache();
+        extend(cache, x, y);
+    }
+
+    /// As above; returns the output, `[L, d_model]`.
+    Matrix<T> forward(std::type_identity_t<ConstMatrixView<T>> x) const {
+        Matrix<T> y(x.rows(), d_model());
+        forward(x, y);
+        return y;
+    }
+
+  protected:
+    // `projections` is 6, or 3 for standard attention.
+    MultiHeadBase(std::string_view where, Index projections, const MultiHeadConfig& config, Options options)
+        : where_(where),
+          projections_(projections),
+          config_(checked(where, config, options)),
+          options_(std::move(options)),
+          scale_(static_cast<T>(scale_for(options_, config.d_head))),
+          in_(config.d_model, projections * width()),
+          out_(width(), config.d_model) {
+        if (config_.rotary) table_.emplace(config_.d_head, config_.rotary->base);
+        set_weights(random_weights<T>(config_, projections_));
+    }
+
+  private:
+    // Where the numbers of a group of tokens are between the steps.
+    struct Rows {
+        Rows(const MultiHeadBase& layer, T* memory, Index rows)
+            : width(layer.width()),
+              d_head(layer.config_.d_head),
+              projected(memory, rows, layer.projections_ * width),
+              attended(memory + rows * projected.cols(), rows, width),
+              angles(attended.data() + rows * width) {}
+
+        // Head h of projection i.
+        MatrixView<T> projection(Index i, Index h) const {
+            return projected.middle_cols(i * width + h * d_head, d_head);
+        }
+        MatrixView<T> output(Index h) const { return attended.middle_cols(h * d_head, d_head); }
+
+        HeadInput<T> input(Index h) const {
+            HeadInput<T> head{.causal = {.q = projection(0, h), .k = projection(1, h), .v = projection(2, h)}};
+            if (projected.cols() > 3 * width) {
+                head.lookahead = {.q = projection(3, h), .k = projection(4, h), .v = projection(5, h)};
+            }
+            return head;
+        }
+
+        Index width;
+        Index d_head;
+        MatrixView<T> projected;  // [rows, projections * heads * d_head]
+        MatrixView<T> attended;   // [rows, heads * d_head]
+        T* angles;                // [rows, table row]
+    };
+
+    Index d_model() const { return config_.d_model; }
+    Index width() const { return config_.heads * config_.d_head; }
+    bool has_lookahead() const { return projections_ == 6; }
+
+    Index scratch_numbers(Index rows) const {
+        return rows * ((projections_ + 1) * width() + (table_ ? table_->row_size() : 0));
+    }
+
+    static const MultiHeadConfig& checked(std::string_view where, const MultiHeadConfig& config,
+                                          const Options& options) {
+        check_size(where, "d_model", config.d_model, 1);
+        check_size(where, "heads", config.heads, 1);
+        check_size(where, "d_head", config.d_head, 1);
+        constexpr Index most = Index(1) << 24;
+        if (config.d_model > most || config.heads > most / config.d_head) {
+            fail(where, "d_model is " + std::to_string(config.d_model) + " with " + std::to_string(config.heads) +
+                            " heads of size " + std::to_string(config.d_head) +
+                            " but neither d_model nor heads * d_head may exceed " + std::to_string(most));
+        }
+        check_options(where, options);
+        if (config.rotary) check_rotary(where, config.d_head, config.rotary->base);
+        return config;
+    }
+
+    void check_cache(const MultiHeadCache<T>& cache) const {
+        const auto& head = cache.heads_.front();
+        if (cache.heads() != config_.heads || head.shape().d != config_.d_head) {
+            fail(where_, "cache has " + std::to_string(cache.heads()) + " heads of size " +
+                             std::to_string(head.shape().d) + " but the layer has " + std::to_string(config_.heads) +
+                             " heads of size " + std::to_string(config_.d_head));
+        }
+        if (head.window() != options_.lookahead_window || head.scale() != scale_) {
+            fail(where_, "cache belongs to a layer with another lookahead window or scale");
+        }
+    }
+
+    // The projections of x, whose first row is at `position`, rotated where they are to be.
+    void project(ConstMatrixView<T> x, Index position, const Rows& scratch) const {
+        const MatrixView<T> projected = scratch.projected.middle_rows(0, x.rows());
+        run(options_.executor, in_.panels(), [&](Index p) { in_.multiply_panel(x, p, projected); });
+        if (!table_) return;
+
+        const Rotary& rotary = *config_.rotary;
+        const std::array<bool, 6> rotated{rotary.causal_q,    rotary.causal_k,    rotary.causal_v,
+                                          rotary.lookahead_q, rotary.lookahead_k, rotary.lookahead_v};
+        table_->fill(position, x.rows(), scratch.angles);
+        run(options_.executor, config_.heads, [&](Index h) {
+            for (Index i = 0; i < projections_; ++i) {
+                if (!rotated[std::size_t(i)]) continue;
+                const MatrixView<T> head = scratch.projection(i, h);
+                for (Index row = 0; row < x.rows(); ++row) {
+                    table_->rotate(head.row(row), scratch.angles + row * table_->row_size());
+                }
+            }
+        });
+    }
+
+    std::string_view where_;
+    Index projections_;
+    MultiHeadConfig config_;
+    Options options_;
+    T scale_;
+    std::optional<RotaryTable<T>> table_;
+    PackedMatrix<T> in_;   // the projections side by side, [d_model, projections * heads * d_head]
+    PackedMatrix<T> out_;  // [heads * d_head, d_model]
+};
+
+}  // namespace detail
+}  // namespace CASTLE_ABI
+}  // namespace castle

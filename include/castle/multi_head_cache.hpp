@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <castle/cache.hpp>
+#include <castle/detail/aligned_buffer.hpp>
+#include <castle/detail/checks.hpp>
+#include <castle/detail/head_state.hpp>
+#include <castle/types.hpp>
+
+namespace castle {
+inline namespace CASTLE_ABI {
+
+namespace detail {
+template <Scalar T>
+class MultiHeadBase;
+}
+
+/// The caches of all heads of a layer; made by the layer's `make_cache`. Moves but does not copy; one
+/// that was moved from can only be assigned to or destroyed.
+template <Scalar T>
+class MultiHeadCache {
+  public:
+    using value_type = T;
+
+    /// Tokens in the cache.
+    Index size() const { return heads_.empty() ? 0 : heads_.front().size(); }
+    /// Tokens that it holds without allocating again.
+    Index capacity() const { return heads_.empty() ? 0 : heads_.front().capacity(); }
+    Index heads() const { return Index(heads_.size()); }
+
+    /// Makes room for `tokens` tokens in all. Up to there, extending by one token at a time allocates nothing.
+    /// Throws std::invalid_argument if `tokens` is negative and std::bad_alloc if memory runs out; the tokens are as
+    /// they were then.
+    void reserve(Index tokens) {
+        detail::check_size("MultiHeadCache::reserve", "tokens", tokens, 0);
+        for (auto& head : heads_) head.reserve(tokens);
+    }
+
+    /// Forgets every token and keeps the memory.
+    void clear() {
+        for (auto& head : heads_) head.clear();
+    }
+
+    /// Memory that the cache holds, in bytes.
+    Index bytes() const {
+        Index total = row_.size() * Index(sizeof(T));
+        for (const auto& head : heads_) total += head.bytes();
+        return total;
+    }
+
+    /// `U` of one head, every token so far folded in, `[size, d_head]`; zeros in a cache of standard attention.
+    Matrix<T> lookahead_keys(Index head) const {
+        if (head < 0 || head >= heads()) {
+            detail::fail(
+                "MultiHeadCache::lookahead_keys",
+                "head is " + std::to_string(head) + " but must be within [0, " + std::to_string(heads()) + ")");
+        }
+        return detail::lookahead_keys(heads_[std::size_t(head)]);
+    }
+
+  private:
+    friend detail::MultiHeadBase<T>;
+
+    MultiHeadCache(std::vector<detail::HeadState<T>> heads, Index row_numbers)
+        : heads_(std::move(heads)), row_(row_numbers) {}
+
+    std::vector<detail::HeadState<T>> heads_;
+    detail::AlignedBuffer<T> row_;  // scratch for a single token
+};
+
+}  // namespace CASTLE_ABI
+}  // namespace castle
