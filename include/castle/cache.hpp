@@ -32,10 +32,10 @@ class HeadCache {
     HeadShape shape() const { return state_.shape(); }
 
     /// Makes room for `tokens` tokens in all. Up to there, extending by one token at a time allocates nothing.
-    /// Throws std::invalid_argument if `tokens` is negative and std::bad_alloc if there is no memory for that; nothing
-    /// has changed then.
+    /// Throws std::invalid_argument if `tokens` is negative or above 2^40, and std::bad_alloc if there is no memory for
+    /// that; nothing has changed then.
     void reserve(Index tokens) {
-        check_size("reserve", "tokens", tokens, 0);
+        check_tokens("reserve", tokens);
         state_.reserve(tokens);
     }
 

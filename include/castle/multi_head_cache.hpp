@@ -29,14 +29,14 @@ class MultiHeadCache {
     /// Tokens in the cache.
     Index size() const { return heads_.empty() ? 0 : heads_.front().size(); }
     /// Tokens that it holds without allocating again.
-    Index capacity() const { return heads_.empty() ? 0 : heads_.front().capacity(); }
+    Index capacity() const { return heads_.empty() ? 0 : heads_.back().capacity(); }
     Index heads() const { return Index(heads_.size()); }
 
     /// Makes room for `tokens` tokens in all. Up to there, extending by one token at a time allocates nothing.
-    /// Throws std::invalid_argument if `tokens` is negative and std::bad_alloc if memory runs out; the tokens are as
-    /// they were then.
+    /// Throws std::invalid_argument if `tokens` is negative or above 2^40, and std::bad_alloc if memory runs out; the
+    /// tokens are as they were then.
     void reserve(Index tokens) {
-        detail::check_size("MultiHeadCache::reserve", "tokens", tokens, 0);
+        detail::check_tokens("MultiHeadCache::reserve", tokens);
         for (auto& head : heads_) head.reserve(tokens);
     }
 

@@ -53,6 +53,15 @@ inline void check_size(std::string_view where, std::string_view name, Index valu
     }
 }
 
+// How many tokens there is to be room for, far from where sizes would overflow.
+inline void check_tokens(std::string_view where, Index tokens) {
+    constexpr Index most = Index(1) << 40;
+    check_size(where, "tokens", tokens, 0);
+    if (tokens > most) {
+        fail(where, "tokens is " + std::to_string(tokens) + " but must not exceed " + std::to_string(most));
+    }
+}
+
 inline void check_options(std::string_view where, const Options& options) {
     check_size(where, "options.lookahead_window", options.lookahead_window, 0);
     if (options.scale && !std::isfinite(*options.scale)) {

@@ -97,8 +97,8 @@ void pack_group(HeadState<T>& state, const GroupScratch<T>& scratch, const Group
         transpose(input.lookahead.q, call_row, rows.count(), T(1), state.lookahead_queries(p) + column, panel_size);
         transpose(input.lookahead.k, call_row, rows.count(), state.scale(), block.lookahead_keys() + skip, block_size);
         transpose(input.lookahead.v, call_row, rows.count(), T(1), block.lookahead_values() + skip, block_size);
-        multiply(rows.count(), block_size, d, Operand<T>{block.causal_queries() + skip, 1, block_size},
-                 block.lookahead_values(), block_size, block.triangle() + skip * block_size, block_size);
+        multiply<block_size>(rows.count(), d, Operand<T>{block.causal_queries() + skip, 1, block_size},
+                             block.lookahead_values(), block_size, block.triangle() + skip * block_size, block_size);
     }
 }
 

@@ -40,7 +40,7 @@ template <Scalar T>
 void fold_block(const HeadState<T>& state, Index origin, Index count, BlockOperands<T> block, const T* gates, Index p,
                 bool at_edge, T* u) {
     for_row_tiles(state.shape().d, [&](auto height, Index k) {
-        for_column_tiles<T>(panel_size, [&](auto packets, Index c) {
+        for_column_tiles<T, panel_size>([&](auto packets, Index c) {
             const auto values = Operand<T>{block.lookahead_values(), block_size, 1}.rows_from(k);
             Tile<T, height, packets> tile;
             tile.load(u + k * panel_size + c, panel_size);
@@ -79,8 +79,8 @@ class PanelSweep {
             compute_gates();
         }
         if (state_.has_lookahead()) compute_lookahead_scores(lookahead);
-        multiply(rows_.count(), panel_size, state_.shape().d, queries(0), state_.causal_keys(p), panel_size, scores_,
-                 panel_size);
+        multiply<panel_size>(rows_.count(), state_.shape().d, queries(0), state_.causal_keys(p), panel_size, scores_,
+                             panel_size);
         compute_weights(softmax, softmax_row);
         accumulate_values(softmax, softmax_row);
         if (lookahead && rows_.finishes()) {
@@ -99,8 +99,8 @@ class PanelSweep {
         const Index skip = rows_.first - rows_.origin;
         const auto keys = Operand<T>{rows_.operands.lookahead_keys(), 1, block_size}.rows_from(skip);
         T* gates = gates_ + skip * panel_size;
-        multiply(rows_.count(), panel_size, state_.shape().d, keys, state_.lookahead_queries(p_), panel_size, gates,
-                 panel_size);
+        multiply<panel_size>(rows_.count(), state_.shape().d, keys, state_.lookahead_queries(p_), panel_size, gates,
+                             panel_size);
         for (Index i = 0; i < rows_.count() * panel_size; i += S::width) {
             S::store(gates + i, sigmoid<T>(S::load(gates + i)));
         }
@@ -111,14 +111,14 @@ class PanelSweep {
         const T* u = state_.lookahead_keys(p_);
         const Index d = state_.shape().d;
         if (!with_open_block) {
-            multiply(rows_.count(), panel_size, d, queries(0), u, panel_size, lookahead_scores_, panel_size);
+            multiply<panel_size>(rows_.count(), d, queries(0), u, panel_size, lookahead_scores_, panel_size);
             return;
         }
         for_row_tiles(rows_.count(), [&](auto height, Index i) {
             const Index row = rows_.first - rows_.origin + i;
             const auto triangle = Operand<T>{rows_.operands.triangle(), block_size, 1}.rows_from(row);
             const Index common = row + 1;  // every row of the tile takes these tokens of the block
-            for_column_tiles<T>(panel_size, [&](auto packets, Index c) {
+            for_column_tiles<T, panel_size>([&](auto packets, Index c) {
                 Tile<T, height, packets> tile;
                 tile.set_zero();
                 tile.multiply_add(queries(i), u + c, panel_size, d);

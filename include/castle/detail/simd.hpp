@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <cmath>
 #include <type_traits>
 
 #include <castle/types.hpp>
@@ -45,9 +46,15 @@ struct Simd {
     // first, first + 1, ...
     static EIGEN_ALWAYS_INLINE Packet iota(T first) { return Eigen::internal::plset<Packet>(first); }
 
-    // a * b + c in one rounding where the instruction set can; always written out, so that the compiler's own
-    // contraction never decides about a bit.
-    static EIGEN_ALWAYS_INLINE Packet fma(Packet a, Packet b, Packet c) { return Eigen::internal::pmadd(a, b, c); }
+    // a * b + c, in one rounding where the instruction set can. Every such sum is written as a call of this, so that
+    // the compiler's own contraction never decides about a bit; scalars, where it could, take the standard function.
+    static EIGEN_ALWAYS_INLINE Packet fma(Packet a, Packet b, Packet c) {
+        if constexpr (width == 1) {
+            return std::fma(a, b, c);
+        } else {
+            return Eigen::internal::pmadd(a, b, c);
+        }
+    }
     static EIGEN_ALWAYS_INLINE Packet add(Packet a, Packet b) { return Eigen::internal::padd(a, b); }
     static EIGEN_ALWAYS_INLINE Packet sub(Packet a, Packet b) { return Eigen::internal::psub(a, b); }
     static EIGEN_ALWAYS_INLINE Packet mul(Packet a, Packet b) { return Eigen::internal::pmul(a, b); }

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <algorithm>
+
 #include <castle/detail/simd.hpp>
 
 namespace castle {
@@ -156,12 +158,21 @@ EIGEN_ALWAYS_INLINE void for_column_tiles(Index n, const F& f) {
     for (; first < n; first += Simd<T>::width) f(std::integral_constant<int, 1>{}, first);
 }
 
-// c[rows, cols] = a b, with n rows of b; cols a multiple of the packet width.
-template <Scalar T>
-EIGEN_ALWAYS_INLINE void multiply(Index rows, Index cols, Index n, Operand<T> a, const T* b, Index b_stride, T* c,
-                                  Index c_stride) {
+// The same for a number of columns that is known, and a multiple of the tile's width.
+template <Scalar T, Index Cols, class F>
+EIGEN_ALWAYS_INLINE void for_column_tiles(const F& f) {
+    constexpr int packets = int(std::min<Index>(tile_packets<T>, Cols / Simd<T>::width));
+    static_assert(Cols % (packets * Simd<T>::width) == 0);
+    for (Index first = 0; first < Cols; first += packets * Simd<T>::width) {
+        f(std::integral_constant<int, packets>{}, first);
+    }
+}
+
+// c[rows, Cols] = a b, with n rows of b.
+template <Index Cols, Scalar T>
+EIGEN_ALWAYS_INLINE void multiply(Index rows, Index n, Operand<T> a, const T* b, Index b_stride, T* c, Index c_stride) {
     for_row_tiles(rows, [&](auto height, Index i) {
-        for_column_tiles<T>(cols, [&](auto packets, Index j) {
+        for_column_tiles<T, Cols>([&](auto packets, Index j) {
             Tile<T, height, packets> tile;
             tile.set_zero();
             tile.multiply_add(a.rows_from(i), b + j, b_stride, n);

@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <array>
+#include <cmath>
+
+#include "support/oracle.hpp"
+
+// The multi-head layer of eq. 14 in the manner of oracle.hpp: plain loops, nothing of the library.
+namespace oracle {
+
+/// Rotary position embedding of the columns [first, first + d) of one row: numbers k and k + d / 2 turn as a pair.
+template <class T>
+void rotate(Rows<T>& x, Index row, Index first, Index d, Index position, double base) {
+    for (Index k = 0; k < d / 2; ++k) {
+        const double angle =
+            static_cast<double>(position) * std::pow(base, -2.0 * static_cast<double>(k) / static_cast<double>(d));
+        const T cos = static_cast<T>(std::cos(angle)), sin = static_cast<T>(std::sin(angle));
+        const T low = x(row, first + k), high = x(row, first + k + d / 2);
+        x(row, first + k) = low * cos - high * sin;
+        x(row, first + k + d / 2) = high * cos + low * sin;
+    }
+}
+
+template <class T>
+Rows<T> product(const Rows<T>& a, const Rows<T>& b) {
+    Rows<T> c(a.rows(), b.cols());
+    for (Index i = 0; i < a.rows(); ++i) {
+        for (Index j = 0; j < b.cols(); ++j) {
+            for (Index k = 0; k < a.cols(); ++k) c(i, j) += a(i, k) * b(k, j);
+        }
+    }
+    return c;
+}
+
+template <class T>
+Rows<T> columns(const Rows<T>& a, Index first, Index count) {
+    Rows<T> c(a.rows(), count);
+    for (Index i = 0; i < a.rows(); ++i) {
+        for (Index j = 0; j < count; ++j) c(i, j) = a(i, first + j);
+    }
+    return c;
+}
+
+template <class T>
+struct Layer {
+    Index heads;
+    Index d_head;
+    std::array<Rows<T>, 6>
+        in;       // Q^C, K^C, V^C, Q^U, K^U, V^U, each [d_model, heads d_head]; the last three may be empty
+    Rows<T> out;  // [heads d_head, d_model]
+    std::array<bool, 6> rotated;  // in the same order
+    double base;
+};
+
+template <class T>
+Rows<T> evaluate(const Layer<T>& layer, const Rows<T>& x, const Settings& settings) {
+    std::array<Rows<T>, 6> projected;
+    for (std::size_t i = 0; i < 6; ++i) {
+        if (layer.in[i].rows() == 0) continue;
+        projected[i] = product(x, layer.in[i]);
+        for (Index t = 0; t < x.rows() && layer.rotated[i]; ++t) {
+            for (Index h = 0; h < layer.heads; ++h) {
+                rotate(projected[i], t, h * layer.d_head, layer.d_head, t, layer.base);
+            }
+        }
+    }
+    Rows<T> attended(x.rows(), layer.heads * layer.d_head);
+    for (Index h = 0; h < layer.heads; ++h) {
+        const auto part = [&](std::size_t i) { return columns(projected[i], h * layer.d_head, layer.d_head); };
+        const bool lookahead = projected[3].rows() == x.rows() && x.rows() > 0;
+        const Rows<T> o =
+            lookahead
+                ? evaluate(
+                      Head<T>{.qc = part(0), .kc = part(1), .vc = part(2), .qu = part(3), .ku = part(4), .vu = part(5)},
+                      settings)
+                      .output
+                : causal_attention(part(0), part(1), part(2), settings.scale);
+        for (Index t = 0; t < x.rows(); ++t) {
+            for (Index c = 0; c < layer.d_head; ++c) attended(t, h * layer.d_head + c) = o(t, c);
+        }
+    }
+    return product(attended, layer.out);
+}
+
+}  // namespace oracle
