@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdlib>
+#include <new>
+
+// Replaces the global operator new and delete by ones that count, and that fail on demand. For one translation unit of
+// a program, that of the tests which need it, and before anything of Eigen there: Eigen takes memory from malloc, and
+// lets nobody count that but through an assertion.
+#ifdef EIGEN_CORE_H
+#error "support/allocations.hpp has to come before Eigen"
+#endif
+#define EIGEN_RUNTIME_NO_MALLOC
+#define eigen_assert(condition) ((condition) ? void() : support::Allocations::failed_assertion())
+
+namespace support {
+
+class Allocations {
+  public:
+    /// Allocations so far, of the whole program; those of Eigen only within a Count.
+    static long count() { return count_; }
+
+    /// Counts the allocations during its life.
+    class Count {
+      public:
+        Count();
+        Count(const Count&) = delete;
+        Count& operator=(const Count&) = delete;
+        ~Count();
+
+        long allocations() const { return count() - before_; }
+
+      private:
+        long before_;
+    };
+
+    static void failed_assertion();
+
+    /// While it lives, the first `successes` allocations go well and all later ones throw std::bad_alloc.
+    class Failure {
+      public:
+        explicit Failure(long successes) { left_ = successes; }
+        Failure(const Failure&) = delete;
+        Failure& operator=(const Failure&) = delete;
+        ~Failure() { left_ = no_failure; }
+    };
+
+    static void* allocate(std::size_t size, std::size_t alignment) {
+        ++count_;
+        if (left_ != no_failure) {
+            if (left_ == 0) throw std::bad_alloc();
+            --left_;
+        }
+        // aligned_alloc wants a multiple of the alignment.
+        const std::size_t rounded = (size + alignment - 1) / alignment * alignment;
+        void* p = std::aligned_alloc(alignment, rounded == 0 ? alignment : rounded);
+        if (p == nullptr) throw std::bad_alloc();
+        return p;
+    }
+    static void release(void* p) noexcept { std::free(p); }
+
+  private:
+    static constexpr long no_failure = -1;
+    static inline std::atomic<long> count_ = 0;
+    static inline std::atomic<long> left_ = no_failure;
+};
+
+}  // namespace support
+
+#include <Eigen/Core>
+
+namespace support {
+
+inline Allocations::Count::Count() : before_(count()) { Eigen::internal::set_is_malloc_allowed(false); }
+inline Allocations::Count::~Count() { Eigen::internal::set_is_malloc_allowed(true); }
+
+inline void Allocations::failed_assertion() {
+    if (Eigen::internal::is_malloc_allowed()) std::abort();  // an assertion about something else
+    ++count_;
+}
+
+}  // namespace support
+
+// The array and nothrow forms of the standard library call these.
+void* operator new(std::size_t size) { return support::Allocations::allocate(size, alignof(std::max_align_t)); }
+void* operator new(std::size_t size, std::align_val_t alignment) {
+    return support::Allocations::allocate(size, static_cast<std::size_t>(alignment));
+}
+void operator delete(void* p) noexcept { support::Allocations::release(p); }
+void operator delete(void* p, std::size_t) noexcept { support::Allocations::release(p); }
+void operator delete(void* p, std::align_val_t) noexcept { support::Allocations::release(p); }
+void operator delete(void* p, std::size_t, std::align_val_t) noexcept { support::Allocations::release(p); }

@@ -1,0 +1,249 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include <gtest/gtest.h>
+
+#include <castle/types.hpp>
+
+#include "support/oracle.hpp"
+
+// Every tolerance of the tests, each derived from the operands and the arithmetic, none found by trying. Every
+// comparison is written so that a NaN fails it.
+namespace support {
+
+using castle::Matrix;
+using oracle::Index;
+using oracle::Rows;
+
+/// The unit roundoff u: one operation is off by a factor within 1 +- u.
+template <class T>
+inline constexpr double unit_roundoff = std::numeric_limits<T>::epsilon() / 2;
+
+/// n roundings one upon another are off by a factor within 1 +- gamma(n). A sum of n products, in whatever order and
+/// with or without fused multiply-add, is therefore off by at most gamma(n) times the sum of the absolute products.
+template <class T>
+double gamma(double n) {
+    return n * unit_roundoff<T> / (1 - n * unit_roundoff<T>);
+}
+
+// The exponential of the kernels is within 1.5 ulp, and an ulp is at most 2u of the number: 3 roundings.
+inline constexpr double exp_ulps = 1.5;
+inline constexpr double exp_roundings = 2 * exp_ulps;
+// 1 / (1 + e^-x) and x / (1 + e^-x) add one rounding each for the sum and the quotient. The quotient's error cannot
+// exceed the factor that the sum's has.
+inline constexpr double sigmoid_roundings = exp_roundings + 2;
+// The textbook forms multiply x by the quotient.
+inline constexpr double silu_roundings = sigmoid_roundings + 1;
+
+// Largest slopes: of the sigmoid at 0; of SiLU near 2.4, where it is 1.0998.
+inline constexpr double sigmoid_slope = 0.25;
+inline constexpr double silu_slope = 1.1;
+
+/// What underflow can cost. A single operation rounds a result below the normal numbers to a multiple of the smallest
+/// denormal; the exponential gives 0 for everything below the normal numbers.
+template <class T>
+inline constexpr double denormal = std::numeric_limits<T>::denorm_min();
+template <class T>
+inline constexpr double smallest_normal = std::numeric_limits<T>::min();
+/// Where e^-x overflows, the sigmoid and SiLU are 0. The exponential of a float does so from 88.37 on, and
+/// 88.37 e^-88.37 is 32 times the smallest normal number; of a double from 709.78 on, and it is 178 times.
+template <class T>
+inline constexpr double activation_underflow = 256 * smallest_normal<T>;
+
+/// The most that a computation in T may differ from the exact result `r`, for every quantity and every number of it. It
+/// holds for every order of the sums, hence for the textbook forms as for the blocked ones.
+template <class T>
+oracle::Result<double> error_bounds(const oracle::Head<double>& head, const oracle::Settings& settings,
+                                    const oracle::Result<double>& r) {
+    const Index length = head.length();
+    const Index d = head.d();
+    const double u = unit_roundoff<T>;
+    const double n_d = static_cast<double>(d);
+    const double scale = std::abs(settings.scale);
+
+    // scale a . b: d products; the scale itself and its product with a factor or the sum round once each. Where
+    // scale a underflows, what is lost is multiplied with b.
+    const auto logit_bound = [&](const Rows<double>& a, Index i, const Rows<double>& b, Index j) {
+        double products = 0, magnitudes = 0;
+        for (Index k = 0; k < d; ++k) {
+            products += std::abs(a(i, k) * b(j, k));
+            magnitudes += std::abs(a(i, k)) + std::abs(b(j, k));
+        }
+        return gamma<T>(n_d + 2) * scale * products +
+               denormal<T> * (n_d + 2) * (1 + scale) * (1 + magnitudes);
+    };
+
+    oracle::Result<double> e{.gates = Rows<double>(length, length),
+                             .lookahead_keys = Rows<double>(length, d),
+                             .causal_scores = Rows<double>(length, length),
+                             .lookahead_scores = Rows<double>(length, length),
+                             .scores = Rows<double>(length, length),
+                             .weights = Rows<double>(length, length),
+                             .output = Rows<double>(length, head.dv())};
+
+    // Gates: the slope of the sigmoid times the logit's error, and the sigmoid's own.
+    for (Index s = 0; s < length; ++s) {
+        for (Index j = s + 1; j < length && settings.absorbs(s, j); ++j) {
+            e.gates(s, j) = std::min(1.0, sigmoid_slope * logit_bound(head.qu, s, head.ku, j) +
+                                              gamma<T>(sigmoid_roundings) * r.gates(s, j) + smallest_normal<T>);
+        }
+    }
+
+    // Of the lookahead keys after token t: by how much they are off for the gates' sake, and the absolute terms of
+    // their sums.
+    Rows<double> from_gates(length, d);
+    Rows<double> absolute(length, d);
+    for (Index t = 0; t < length; ++t) {
+        for (Index s = 0; s < t; ++s) {
+            if (!settings.absorbs(s, t)) continue;
+            for (Index k = 0; k < d; ++k) {
+                const double v = std::abs(head.vu(t, k));
+                from_gates(s, k) += e.gates(s, t) * v;
+                absolute(s, k) += (r.gates(s, t) + e.gates(s, t)) * v;
+            }
+        }
+
+        // Panels of keys, every one of which may rescale what came before, and the merge at the end: an exponential
+        // and a product each.
+        const double keys = static_cast<double>(t + 1);
+        const double steps = 3 + keys / 64;
+        const double softmax_roundings = steps * (exp_roundings + 1);
+
+        double largest = -std::numeric_limits<double>::infinity();
+        for (Index s = 0; s <= t; ++s) largest = std::max(largest, r.scores(t, s));
+        double normaliser = 0;
+        for (Index s = 0; s <= t; ++s) {
+            const double absorbed = static_cast<double>(std::min(t - s, settings.window));
+
+            e.causal_scores(t, s) = logit_bound(head.qc, t, head.kc, s);
+
+            // scale q . U with n absorbed tokens is a sum of n d products of three. However it is bracketed, a product
+            // goes through at most n + d additions, one more multiplication than a product of two has, and the scale.
+            double inherited = 0, own = 0, q_size = 0;
+            for (Index k = 0; k < d; ++k) {
+                const double q = std::abs(head.qc(t, k));
+                inherited += scale * q * from_gates(s, k);
+                own += scale * q * absolute(s, k);
+                q_size += q;
+            }
+            e.lookahead_scores(t, s) =
+                inherited + gamma<T>(n_d + absorbed + 3) * own +
+                denormal<T> * (n_d + 2) * (absorbed + 2) * (1 + scale) * (1 + q_size);
+
+            const double silu = oracle::silu(r.lookahead_scores(t, s));
+            const double before_subtraction = e.causal_scores(t, s) + silu_slope * e.lookahead_scores(t, s) +
+                                              gamma<T>(silu_roundings) * std::abs(silu) + activation_underflow<T>;
+            e.scores(t, s) = before_subtraction + u * (std::abs(r.scores(t, s)) + before_subtraction);
+
+            // A weight before normalisation is off by a factor within e^(+-f): the score's error; the rounding of
+            // score - largest, over the panels no more than that of the whole difference; and the steps above. f goes
+            // into the weights matrix until the row's normaliser is known.
+            const double f =
+                e.scores(t, s) + u * (largest - r.scores(t, s) + 2 * e.scores(t, s)) + gamma<T>(softmax_roundings);
+            e.weights(t, s) = f;
+            normaliser += r.weights(t, s) * std::exp(f);
+        }
+        // The sum of the weights is off by a factor within e^(+-normaliser): above by that definition, below because
+        // sum p e^-f >= 1 / sum p e^f. One more rounding each: every addition, and the division.
+        normaliser = std::log(normaliser) + gamma<T>(keys + steps + 1);
+        for (Index s = 0; s <= t; ++s) {
+            const double p = r.weights(t, s);
+            const double factor = e.weights(t, s) + normaliser;
+            const double underflow = steps * smallest_normal<T>;  // the largest weight before normalisation is 1
+            e.weights(t, s) = p * std::expm1(factor) + underflow;
+            // The product with the values and the additions, t + 1 of them, and the rescaling.
+            for (Index c = 0; c < head.dv(); ++c) {
+                e.output(t, c) +=
+                    (p * std::expm1(factor + gamma<T>(keys + steps + 1)) + underflow) * std::abs(head.vc(s, c)) +
+                    steps * denormal<T>;
+            }
+        }
+    }
+
+    for (Index s = 0; s < length; ++s) {
+        const double absorbed = static_cast<double>(std::min(length - 1 - s, settings.window));
+        for (Index k = 0; k < d; ++k) {
+            e.lookahead_keys(s, k) =
+                from_gates(s, k) + gamma<T>(absorbed + 1) * absolute(s, k) + absorbed * denormal<T>;
+        }
+    }
+    return e;
+}
+
+/// The largest of the bounds; a test that compares with a bound asserts with it that the bound says something.
+inline double largest(const Rows<double>& bounds) {
+    double most = 0;
+    for (Index i = 0; i < bounds.rows(); ++i) {
+        for (Index j = 0; j < bounds.cols(); ++j) most = std::max(most, bounds(i, j));
+    }
+    return most;
+}
+
+/// Which entries of a matrix a comparison looks at.
+enum class Part { all, on_and_below_diagonal };
+
+/// Whether every number of `actual` is finite and within `bounds` of `expected`, of which it may be the first rows.
+template <class T>
+::testing::AssertionResult within(const Matrix<T>& actual, const Rows<double>& expected, const Rows<double>& bounds,
+                                  Part part = Part::all) {
+    for (Index i = 0; i < actual.rows(); ++i) {
+        const Index cols = part == Part::all ? actual.cols() : std::min(i + 1, actual.cols());
+        for (Index j = 0; j < cols; ++j) {
+            const double x = static_cast<double>(actual(i, j));
+            if (std::isfinite(x) && std::abs(x - expected(i, j)) <= bounds(i, j)) continue;
+            return ::testing::AssertionFailure()
+                   << "(" << i << ", " << j << ") of [" << actual.rows() << ", " << actual.cols() << "] is " << x
+                   << " but must be " << expected(i, j) << " within " << bounds(i, j);
+        }
+    }
+    return ::testing::AssertionSuccess();
+}
+
+template <class T>
+bool same_bits(T a, T b) {
+    return std::memcmp(&a, &b, sizeof a) == 0;
+}
+
+/// Whether two matrices have the same shape and the same bits, signs of zeros included.
+template <class T>
+::testing::AssertionResult same_bits(const Matrix<T>& a, const Matrix<T>& b) {
+    if (a.rows() != b.rows() || a.cols() != b.cols()) {
+        return ::testing::AssertionFailure() << "shapes [" << a.rows() << ", " << a.cols() << "] and [" << b.rows()
+                                             << ", " << b.cols() << "]";
+    }
+    for (Index i = 0; i < a.rows(); ++i) {
+        for (Index j = 0; j < a.cols(); ++j) {
+            if (same_bits(a(i, j), b(i, j))) continue;
+            return ::testing::AssertionFailure() << "(" << i << ", " << j << ") of [" << a.rows() << ", " << a.cols()
+                                                 << "] is " << a(i, j) << " in one and " << b(i, j) << " in the other";
+        }
+    }
+    return ::testing::AssertionSuccess();
+}
+
+/// The error of a whole matrix against the exact one: root mean square and largest.
+struct Error {
+    double rms;
+    double largest;
+};
+
+template <class At>
+Error error_against(const Rows<double>& exact, const At& at) {
+    double squares = 0, most = 0;
+    for (Index i = 0; i < exact.rows(); ++i) {
+        for (Index j = 0; j < exact.cols(); ++j) {
+            const double difference = std::abs(static_cast<double>(at(i, j)) - exact(i, j));
+            squares += difference * difference;
+            // Not std::max, which a NaN would pass through unseen.
+            if (!(difference <= most)) most = difference;
+        }
+    }
+    return {.rms = std::sqrt(squares / static_cast<double>(exact.rows() * exact.cols())), .largest = most};
+}
+
+}  // namespace support

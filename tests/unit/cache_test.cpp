@@ -1,0 +1,204 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
+#include <limits>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include <gtest/gtest.h>
+
+#include <castle/castle.hpp>
+
+#include "support/generators.hpp"
+#include "support/runs.hpp"
+#include "support/tolerances.hpp"
+
+// The caches as containers, and the causal one as a form of attention.
+namespace {
+
+using castle::Index;
+using castle::Matrix;
+using namespace support;
+
+template <class T>
+class Cache : public ::testing::Test {};
+using Scalars = ::testing::Types<float, double>;
+TYPED_TEST_SUITE(Cache, Scalars);
+
+TYPED_TEST(Cache, SaysItsSizeShapeAndOptions) {
+    using T = TypeParam;
+    Random random(1);
+    const Head<T> head = random_head<T>(random, {.length = 200, .d = 3, .dv = 5});
+    castle::UqKvCache<T> cache({.d = 3, .dv = 5}, {.scale = 0.25, .lookahead_window = 9});
+    EXPECT_EQ(cache.size(), 0);
+    EXPECT_EQ(cache.shape().d, 3);
+    EXPECT_EQ(cache.shape().dv, 5);
+    EXPECT_EQ(cache.options().scale, 0.25);
+    EXPECT_EQ(cache.options().lookahead_window, 9);
+    EXPECT_EQ(cache.lookahead_keys().rows(), 0);
+    Index size = 0;
+    for (const Index chunk : {1, 0, 31, 32, 64, 65, 7}) {
+        castle::extend(cache, head.input().tokens(size, chunk));
+        size += chunk;
+        EXPECT_EQ(cache.size(), size);
+        EXPECT_GE(cache.capacity(), size);
+        EXPECT_EQ(cache.lookahead_keys().rows(), size);
+        EXPECT_EQ(cache.lookahead_keys().cols(), 3);
+    }
+}
+
+TYPED_TEST(Cache, ReservesWhatItIsAskedForAndNeverShrinks) {
+    using T = TypeParam;
+    castle::UqKvCache<T> cache({.d = 3, .dv = 5});
+    EXPECT_EQ(cache.capacity(), 0);
+    Index before = 0;
+    for (const Index tokens : {0, 1, 64, 65, 1000, 10}) {
+        cache.reserve(tokens);
+        EXPECT_GE(cache.capacity(), std::max(tokens, before));
+        before = cache.capacity();
+        EXPECT_EQ(cache.size(), 0);
+    }
+}
+
+TYPED_TEST(Cache, ReservingDoesNotChangeBits) {
+    using T = TypeParam;
+    Random random(2);
+    const Head<T> head = random_head<T>(random, {.length = 300, .d = 5, .dv = 4});
+    for (const Index window : {Index(3), Index(70), castle::unlimited}) {
+        const castle::Options options{.lookahead_window = window};
+        const Outcome<T> expected = run_at_once(head.input(), options);
+        for (const Index first : {1, 33, 150}) {
+            castle::UqKvCache<T> cache(shape_of(head), options);
+            Matrix<T> out(300, 4);
+            castle::extend(cache, head.first_tokens(first), out.topRows(first));
+            cache.reserve(first + 1);
+            const Matrix<T> keys = cache.lookahead_keys();
+            cache.reserve(5000);
+            EXPECT_TRUE(same_bits(cache.lookahead_keys(), keys));
+            castle::extend(cache, head.input().tokens(first, 300 - first), out.bottomRows(300 - first));
+            EXPECT_TRUE(same_bits(out, expected.output)) << "window " << window << ", first " << first;
+            EXPECT_TRUE(same_bits(cache.lookahead_keys(), expected.lookahead_keys));
+        }
+    }
+}
+
+TYPED_TEST(Cache, IsAsNewAfterClear) {
+    using T = TypeParam;
+    constexpr T nan = std::numeric_limits<T>::quiet_NaN();
+    Random random(3);
+    const Head<T> head = random_head<T>(random, {.length = 150, .d = 5, .dv = 4});
+    // What was there before must leave no trace, not even of a NaN.
+    Head<T> poison({.length = 250, .d = 5, .dv = 4});
+    for (Matrix<T>* m : poison.all()) m->setConstant(nan);
+    for (const Index window : {Index(0), Index(3), Index(70), castle::unlimited}) {
+        const castle::Options options{.lookahead_window = window};
+        const Outcome<T> expected = run_at_once(head.input(), options);
+        castle::UqKvCache<T> cache(shape_of(head), options);
+        for (const Index before : {1, 40, 250}) {
+            for (const std::vector<Index>& chunks : {std::vector<Index>{150}, one_by_one(150)}) {
+                SCOPED_TRACE(describe("window ", window, ", ", before, " tokens before, ", chunks.size(), " chunks"));
+                castle::extend(cache, poison.first_tokens(before));
+                const Index capacity = cache.capacity();
+                cache.clear();
+                EXPECT_EQ(cache.size(), 0);
+                EXPECT_EQ(cache.capacity(), capacity);
+                EXPECT_EQ(cache.lookahead_keys().rows(), 0);
+                EXPECT_TRUE(same_bits(run_extend(cache, head.input(), chunks), expected.output));
+                EXPECT_TRUE(same_bits(cache.lookahead_keys(), expected.lookahead_keys));
+                cache.clear();
+            }
+        }
+    }
+}
+
+TYPED_TEST(Cache, SaysItsBytes) {
+    using T = TypeParam;
+    castle::UqKvCache<T> castle({.d = 16, .dv = 16});
+    castle::UqKvCache<T> windowed({.d = 16, .dv = 16}, {.lookahead_window = 64});
+    castle::KvCache<T> causal({.d = 16, .dv = 16});
+    const Index tokens = 64 * 100;
+    const Index empty = castle.bytes();
+    castle.reserve(tokens);
+    windowed.reserve(tokens);
+    causal.reserve(tokens);
+    // K^C and V^C; and U and Q^U beside them, with the gates of the open block, which are 32 numbers a token.
+    const Index number = Index(sizeof(T));
+    EXPECT_GE(causal.bytes(), tokens * 2 * 16 * number);
+    EXPECT_LT(causal.bytes(), tokens * 2 * 16 * number * 11 / 10);
+    EXPECT_GE(castle.bytes(), tokens * 4 * 16 * number);
+    EXPECT_LT(castle.bytes() - empty, tokens * (4 * 16 + 32) * number * 11 / 10);
+    EXPECT_GE(windowed.bytes(), tokens * 4 * 16 * number);
+    EXPECT_LT(windowed.bytes(), tokens * 4 * 16 * number * 11 / 10) << "gates beyond the window";
+    const Index full = castle.bytes();
+    castle.clear();
+    EXPECT_EQ(castle.bytes(), full);
+}
+
+TYPED_TEST(Cache, MovesWithItsTokensAndDoesNotCopy) {
+    using T = TypeParam;
+    static_assert(!std::is_copy_constructible_v<castle::UqKvCache<T>>);
+    static_assert(!std::is_copy_assignable_v<castle::KvCache<T>>);
+    Random random(4);
+    const Head<T> head = random_head<T>(random, {.length = 100, .d = 5, .dv = 4});
+    const Outcome<T> expected = run_at_once(head.input());
+    Matrix<T> out(100, 4);
+
+    castle::UqKvCache<T> first(shape_of(head));
+    castle::extend(first, head.first_tokens(45), out.topRows(45));
+    castle::UqKvCache<T> second = std::move(first);
+    EXPECT_EQ(second.size(), 45);
+    castle::extend(second, head.input().tokens(45, 30), out.middleRows(45, 30));
+    castle::UqKvCache<T> third({.d = 1, .dv = 1});
+    third = std::move(second);
+    EXPECT_EQ(third.size(), 75);
+    EXPECT_EQ(third.shape().d, 5);
+    castle::extend(third, head.input().tokens(75, 25), out.bottomRows(25));
+    EXPECT_TRUE(same_bits(out, expected.output));
+    EXPECT_TRUE(same_bits(third.lookahead_keys(), expected.lookahead_keys));
+}
+
+TYPED_TEST(Cache, AskingForLookaheadKeysChangesNothing) {
+    using T = TypeParam;
+    Random random(5);
+    const Head<T> head = random_head<T>(random, {.length = 140, .d = 5, .dv = 4});
+    const Outcome<T> expected = run_at_once(head.input());
+    castle::UqKvCache<T> cache(shape_of(head));
+    const Matrix<T> out = written<T>(140, 4, [&](castle::MatrixView<T> rows) {
+        for (Index t = 0; t < 140; ++t) {
+            castle::extend(cache, head.input().tokens(t, 1), rows.middle_rows(t, 1));
+            EXPECT_TRUE(same_bits(cache.lookahead_keys(), cache.lookahead_keys()));
+        }
+    });
+    EXPECT_TRUE(same_bits(out, expected.output));
+    EXPECT_TRUE(same_bits(cache.lookahead_keys(), expected.lookahead_keys));
+}
+
+TYPED_TEST(Cache, OfAWindowOfZeroHasLookaheadKeysOfZero) {
+    using T = TypeParam;
+    Random random(6);
+    const Head<T> head = random_head<T>(random, {.length = 70, .d = 5, .dv = 4});
+    const Matrix<T> u = run_at_once(head.input(), {.lookahead_window = 0}).lookahead_keys;
+    EXPECT_EQ(u.rows(), 70);
+    EXPECT_EQ(u.cols(), 5);
+    EXPECT_TRUE((u.array() == T(0)).all());
+}
+
+TYPED_TEST(Cache, OfStandardAttentionSaysItsSizeAndForgets) {
+    using T = TypeParam;
+    Random random(7);
+    const Head<T> head = random_head<T>(random, {.length = 90, .d = 5, .dv = 4});
+    const Matrix<T> expected = castle::causal_attention(head.qc, head.kc, head.vc, {.scale = 0.4});
+    castle::KvCache<T> cache(shape_of(head), {.scale = 0.4});
+    for (int again = 0; again < 2; ++again) {
+        Matrix<T> out(90, 4);
+        out.topRows(50) = castle::extend(cache, head.first_tokens(50).causal);
+        EXPECT_EQ(cache.size(), 50);
+        for (Index t = 50; t < 90; ++t) out.row(t) = castle::extend(cache, head.input().tokens(t, 1).causal);
+        EXPECT_EQ(cache.size(), 90);
+        EXPECT_TRUE(same_bits(out, expected));
+        cache.clear();
+        EXPECT_EQ(cache.size(), 0);
+    }
+}
+
+}  // namespace

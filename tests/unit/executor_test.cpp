@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <atomic>
+#include <thread>
+#include <vector>
+
+#include <gtest/gtest.h>
+
+#include <castle/castle.hpp>
+
+#include "support/executors.hpp"
+#include "support/generators.hpp"
+#include "support/runs.hpp"
+#include "support/tolerances.hpp"
+
+// Where work runs is the caller's decision.
+namespace {
+
+using castle::Index;
+using castle::Matrix;
+using namespace support;
+
+// Runs pieces and counts how often each was run.
+void expect_every_piece_once(const castle::Executor& executor) {
+    for (Index n = 0; n <= 40; ++n) {
+        std::vector<std::atomic<int>> runs(static_cast<std::size_t>(n));
+        castle::detail::run(executor, n, [&](Index i) { ++runs[static_cast<std::size_t>(i)]; });
+        for (Index i = 0; i < n; ++i) ASSERT_EQ(runs[static_cast<std::size_t>(i)], 1) << i << " of " << n;
+    }
+}
+
+TEST(Executor, RunsEveryPieceOnce) {
+    expect_every_piece_once({});
+    expect_every_piece_once(reversed_executor());
+    expect_every_piece_once(shuffled_executor(1));
+    for (const int threads : {1, 2, 4}) {
+        ThreadPool pool(threads);
+        expect_every_piece_once(pool.executor());
+    }
+#ifdef _OPENMP
+    for (const int threads : {0, 1, 3}) expect_every_piece_once(castle::openmp_executor(threads));
+#endif
+}
+
+TEST(Executor, IsTheCallingThreadUnlessGiven) {
+    const std::thread::id here = std::this_thread::get_id();
+    castle::detail::run({}, 10, [&](Index) { EXPECT_EQ(std::this_thread::get_id(), here); });
+}
+
+TEST(Executor, TaskCallsWhatItWasMadeFrom) {
+    Index last = -1;
+    const auto piece = [&](Index i) { last = i; };
+    const castle::Task task = piece;
+    const castle::Task copy = task;
+    copy(17);
+    EXPECT_EQ(last, 17);
+}
+
+// The executor of the options is asked by every form that says it uses it.
+TEST(Executor, IsAskedByTheBlockedForms) {
+    Random random(1);
+    const Head<float> head = random_head<float>(random, {.length = 1100, .d = 4, .dv = 3});
+    Index asked = 0;
+    const castle::Executor counting = [&](Index n, castle::Task task) {
+        ++asked;
+        for (Index i = 0; i < n; ++i) task(i);
+    };
+    const Matrix<float> serial = run_parallel(head.input());
+    EXPECT_TRUE(same_bits(run_parallel(head.input(), {.executor = counting}), serial));
+    EXPECT_GT(asked, 0);
+
+    asked = 0;
+    castle::UqKvCache<float> cache(shape_of(head), {.executor = counting});
+    EXPECT_TRUE(same_bits(run_extend(cache, head.input(), {1099, 1}), serial));
+    EXPECT_GT(asked, 0);
+
+    asked = 0;
+    EXPECT_TRUE(same_bits(castle::causal_attention(head.qc, head.kc, head.vc, {.executor = counting}),
+                          castle::causal_attention(head.qc, head.kc, head.vc)));
+    EXPECT_GT(asked, 0);
+}
+
+#ifdef _OPENMP
+TEST(Executor, OnOpenMpGivesTheBitsOfOneThread) {
+    Random random(2);
+    const Head<float> head = random_head<float>(random, {.length = 1300, .d = 9, .dv = 7});
+    const Outcome<float> serial = run_at_once(head.input());
+    for (const int threads : {0, 1, 2, 3, 4}) {
+        SCOPED_TRACE(describe(threads, " threads"));
+        const Outcome<float> run = run_at_once(head.input(), {.executor = castle::openmp_executor(threads)});
+        EXPECT_TRUE(same_bits(run.output, serial.output));
+        EXPECT_TRUE(same_bits(run.lookahead_keys, serial.lookahead_keys));
+    }
+}
+#endif
+
+}  // namespace

@@ -1,0 +1,202 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <concepts>
+#include <cstdint>
+#include <limits>
+#include <vector>
+
+#include <gtest/gtest.h>
+
+#include <castle/detail/packet_math.hpp>
+
+#include "support/generators.hpp"
+#include "support/tolerances.hpp"
+
+// The activations of the kernels against long double, over the whole range.
+namespace {
+
+using castle::Index;
+using namespace support;
+namespace detail = castle::detail;
+
+using Wide = long double;
+
+template <class T>
+using Unsigned = std::conditional_t<std::same_as<T, float>, std::uint32_t, std::uint64_t>;
+
+template <class T>
+class PacketMath : public ::testing::Test {
+  protected:
+    using S = detail::Simd<T>;
+    using Limits = std::numeric_limits<T>;
+
+    // f of packets, on any number of numbers.
+    template <class F>
+    static std::vector<T> map(std::vector<T> x, const F& f) {
+        const std::size_t size = x.size();
+        x.resize((size + S::width - 1) / S::width * S::width, T(0));
+        for (std::size_t i = 0; i < x.size(); i += S::width) S::store(x.data() + i, f(S::load(x.data() + i)));
+        x.resize(size);
+        return x;
+    }
+    static std::vector<T> exp(const std::vector<T>& x) {
+        return map(x, [](auto p) { return detail::exp<T>(p); });
+    }
+    static std::vector<T> sigmoid(const std::vector<T>& x) {
+        return map(x, [](auto p) { return detail::sigmoid<T>(p); });
+    }
+    static std::vector<T> silu(const std::vector<T>& x) {
+        return map(x, [](auto p) { return detail::silu<T>(p); });
+    }
+    static T exp1(T x) { return exp({x}).front(); }
+    static T sigmoid1(T x) { return sigmoid({x}).front(); }
+    static T silu1(T x) { return silu({x}).front(); }
+
+    // The distance of the numbers of T around x.
+    static Wide ulp(Wide x) {
+        const Wide size = std::max<Wide>(std::abs(x), Limits::min());
+        return std::ldexp(Wide(Limits::epsilon()), std::ilogb(size));
+    }
+
+    // Finite numbers of every size and both signs, evenly by their bits; and evenly through [-1000, 1000], where the
+    // functions change.
+    static std::vector<T> sweep() {
+        std::vector<T> x;
+        const auto largest = std::bit_cast<Unsigned<T>>(Limits::max());
+        const Unsigned<T> step = largest / 100003;
+        for (Unsigned<T> bits = 0; bits < largest; bits += std::min<Unsigned<T>>(step, largest - bits)) {
+            x.push_back(std::bit_cast<T>(bits));
+            x.push_back(-std::bit_cast<T>(bits));
+        }
+        Random random(1);
+        for (int i = -200000; i <= 200000; ++i) x.push_back(static_cast<T>((i + random.uniform()) / 200));
+        for (const T end : {lowest(), overflow()}) {
+            T below = end, above = end;
+            for (int i = 0; i < 1000; ++i) {
+                x.push_back(below = std::nextafter(below, -Limits::infinity()));
+                x.push_back(above = std::nextafter(above, Limits::infinity()));
+            }
+        }
+        return x;
+    }
+
+    // Below, exp is 0: the logarithm of the smallest normal number.
+    static T lowest() { return static_cast<T>(std::log(Wide(Limits::min()))); }
+    // From here on exp may be infinity: for a float where x / ln 2 rounds to 128, for a double where the result
+    // itself overflows.
+    static T overflow() {
+        return static_cast<T>(std::log(Wide(2)) * (std::same_as<T, float> ? Wide(127.5) : Wide(1024)));
+    }
+    // The rounding of the constants above.
+    static bool near(T x, T end) { return std::abs(x - end) <= 2 * Limits::epsilon() * std::abs(end); }
+};
+
+using Scalars = ::testing::Types<float, double>;
+TYPED_TEST_SUITE(PacketMath, Scalars);
+
+TYPED_TEST(PacketMath, ExpIsWithinOneAndAHalfUlp) {
+    using T = TypeParam;
+    const std::vector<T> x = this->sweep();
+    const std::vector<T> y = this->exp(x);
+    Wide worst = 0;
+    for (std::size_t i = 0; i < x.size(); ++i) {
+        const Wide exact = std::exp(Wide(x[i]));
+        if (this->near(x[i], this->lowest())) {
+            ASSERT_TRUE(y[i] == 0 || std::abs(y[i] - exact) <= exp_ulps * this->ulp(exact)) << x[i];
+        } else if (x[i] < this->lowest()) {
+            ASSERT_EQ(y[i], T(0)) << "of " << x[i];
+        } else if (x[i] < this->overflow() && !this->near(x[i], this->overflow())) {
+            const Wide error = std::abs(y[i] - exact) / this->ulp(exact);
+            ASSERT_TRUE(error <= exp_ulps) << "of " << x[i] << " is " << y[i] << ", off by " << error << " ulp";
+            worst = std::max(worst, error);
+        } else if (x[i] > this->overflow() + T(0.5)) {
+            ASSERT_EQ(y[i], std::numeric_limits<T>::infinity()) << "of " << x[i];
+        } else {
+            ASSERT_TRUE(y[i] == std::numeric_limits<T>::infinity() ||
+                        std::abs(y[i] - exact) <= exp_ulps * this->ulp(exact))
+                << "of " << x[i] << " is " << y[i];
+        }
+    }
+    this->RecordProperty("ulp", std::to_string(static_cast<double>(worst)));
+}
+
+TYPED_TEST(PacketMath, SigmoidIsWithinItsRoundings) {
+    using T = TypeParam;
+    const std::vector<T> x = this->sweep();
+    const std::vector<T> y = this->sigmoid(x);
+    for (std::size_t i = 0; i < x.size(); ++i) {
+        const Wide exact = 1 / (1 + std::exp(-Wide(x[i])));
+        // Where exp overflows the result is 0, and is smaller than the smallest normal number.
+        const Wide bound = gamma<T>(sigmoid_roundings) * exact + (exact < smallest_normal<T> ? smallest_normal<T> : 0);
+        ASSERT_TRUE(std::abs(y[i] - exact) <= bound) << "of " << x[i] << " is " << y[i];
+        ASSERT_TRUE(y[i] >= 0 && y[i] <= 1) << "of " << x[i] << " is " << y[i];
+    }
+}
+
+TYPED_TEST(PacketMath, SiluIsWithinItsRoundings) {
+    using T = TypeParam;
+    const std::vector<T> x = this->sweep();
+    const std::vector<T> y = this->silu(x);
+    for (std::size_t i = 0; i < x.size(); ++i) {
+        const Wide exact = x[i] / (1 + std::exp(-Wide(x[i])));
+        const Wide underflow = x[i] <= -this->overflow() + 1 ? activation_underflow<T> : denormal<T>;
+        const Wide bound = gamma<T>(sigmoid_roundings) * std::abs(exact) + underflow;
+        ASSERT_TRUE(std::abs(y[i] - exact) <= bound) << "of " << x[i] << " is " << y[i];
+    }
+}
+
+TYPED_TEST(PacketMath, EndsAreExact) {
+    using T = TypeParam;
+    constexpr T infinity = std::numeric_limits<T>::infinity();
+    EXPECT_EQ(this->exp1(T(0)), T(1));
+    EXPECT_EQ(this->exp1(-T(0)), T(1));
+    EXPECT_EQ(this->exp1(infinity), infinity);
+    EXPECT_EQ(this->exp1(std::numeric_limits<T>::max()), infinity);
+    EXPECT_TRUE(same_bits(this->exp1(-infinity), T(0)));
+    EXPECT_TRUE(same_bits(this->exp1(std::numeric_limits<T>::lowest()), T(0)));
+
+    EXPECT_EQ(this->sigmoid1(T(0)), T(0.5));
+    EXPECT_EQ(this->sigmoid1(infinity), T(1));
+    EXPECT_EQ(this->sigmoid1(-infinity), T(0));
+
+    EXPECT_EQ(this->silu1(T(0)), T(0));
+    EXPECT_EQ(this->silu1(infinity), infinity);
+    EXPECT_EQ(this->silu1(-infinity), T(0));
+    EXPECT_EQ(this->silu1(std::numeric_limits<T>::max()), std::numeric_limits<T>::max());
+}
+
+TYPED_TEST(PacketMath, SubnormalResultsOfExpAreZero) {
+    using T = TypeParam;
+    const T below = this->lowest() - 4 * std::numeric_limits<T>::epsilon() * std::abs(this->lowest());
+    for (T x = below; x > 2 * this->lowest(); x -= T(0.37)) ASSERT_TRUE(same_bits(this->exp1(x), T(0))) << "of " << x;
+}
+
+TYPED_TEST(PacketMath, NanStaysNan) {
+    using T = TypeParam;
+    for (const T nan : {std::numeric_limits<T>::quiet_NaN(), -std::numeric_limits<T>::quiet_NaN(), sentinel<T>()}) {
+        EXPECT_TRUE(std::isnan(this->exp1(nan)));
+        EXPECT_TRUE(std::isnan(this->sigmoid1(nan)));
+        EXPECT_TRUE(std::isnan(this->silu1(nan)));
+    }
+}
+
+TYPED_TEST(PacketMath, LanesDoNotDependOnEachOther) {
+    using T = TypeParam;
+    constexpr int width = detail::Simd<T>::width;
+    Random random(2);
+    const std::vector<T> rest = {T(0), T(-1000), T(1000), std::numeric_limits<T>::quiet_NaN(), T(0.5)};
+    for (int i = 0; i < 1000; ++i) {
+        const T x = static_cast<T>(40 * random.normal());
+        std::vector<T> lanes(width);
+        for (T& lane : lanes) lane = random.pick(rest);
+        const auto place = static_cast<std::size_t>(random.integer(0, width - 1));
+        lanes[place] = x;
+        ASSERT_TRUE(same_bits(this->exp(lanes)[place], this->exp1(x))) << "of " << x;
+        ASSERT_TRUE(same_bits(this->sigmoid(lanes)[place], this->sigmoid1(x))) << "of " << x;
+        ASSERT_TRUE(same_bits(this->silu(lanes)[place], this->silu1(x))) << "of " << x;
+    }
+}
+
+}  // namespace

@@ -1,0 +1,150 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <type_traits>
+
+#include <gtest/gtest.h>
+
+#include <castle/input.hpp>
+#include <castle/types.hpp>
+
+#include "support/generators.hpp"
+
+// Views look at memory, and only at memory that has the right layout and lives on.
+namespace {
+
+using castle::ConstMatrixView;
+using castle::Index;
+using castle::Matrix;
+using castle::MatrixView;
+
+Matrix<float> counting(Index rows, Index cols) {
+    Matrix<float> m(rows, cols);
+    for (Index i = 0; i < m.size(); ++i) m.data()[i] = static_cast<float>(i);
+    return m;
+}
+
+void expect_view(ConstMatrixView<float> v, const float* data, Index rows, Index cols, Index stride) {
+    EXPECT_EQ(v.data(), data);
+    EXPECT_EQ(v.rows(), rows);
+    EXPECT_EQ(v.cols(), cols);
+    EXPECT_EQ(v.outer_stride(), stride);
+}
+
+TEST(Views, LookAtAMatrix) {
+    Matrix<float> m = counting(3, 4);
+    const Matrix<float>& constant = m;
+    expect_view(m, m.data(), 3, 4, 4);
+    expect_view(constant, m.data(), 3, 4, 4);
+    expect_view(MatrixView<float>(m), m.data(), 3, 4, 4);
+}
+
+TEST(Views, LookAtAFixedSizeMatrix) {
+    Eigen::Matrix<float, 2, 3, Eigen::RowMajor> m;
+    expect_view(m, m.data(), 2, 3, 3);
+}
+
+TEST(Views, LookAtAMap) {
+    Matrix<float> m = counting(3, 10);
+    const Eigen::Map<Matrix<float>, 0, Eigen::OuterStride<>> map(m.data() + 2, 3, 4, Eigen::OuterStride<>(10));
+    expect_view(map, m.data() + 2, 3, 4, 10);
+    const Eigen::Map<const Matrix<float>> constant(m.data(), 5, 6);
+    expect_view(constant, m.data(), 5, 6, 6);
+    expect_view(Eigen::Map<const Matrix<float>>(m.data(), 5, 6), m.data(), 5, 6, 6);
+}
+
+TEST(Views, LookAtABlockOfAMatrix) {
+    Matrix<float> m = counting(5, 10);
+    expect_view(m.middleCols(3, 4), m.data() + 3, 5, 4, 10);
+    expect_view(m.middleRows(1, 2), m.data() + 10, 2, 10, 10);
+    expect_view(m.block(1, 2, 3, 4), m.data() + 12, 3, 4, 10);
+    const Matrix<float>& constant = m;
+    expect_view(constant.middleCols(3, 4), m.data() + 3, 5, 4, 10);
+    expect_view(MatrixView<float>(m.block(1, 2, 3, 4)), m.data() + 12, 3, 4, 10);
+}
+
+TEST(Views, LookAtARowOfAMatrix) {
+    Matrix<float> m = counting(5, 10);
+    const ConstMatrixView<float> v = m.row(2);
+    EXPECT_EQ(v.data(), m.data() + 20);
+    EXPECT_EQ(v.rows(), 1);
+    EXPECT_EQ(v.cols(), 10);
+    const Eigen::RowVectorXf row = m.row(3);
+    const ConstMatrixView<float> w = row;
+    EXPECT_EQ(w.data(), row.data());
+    EXPECT_EQ(w.rows(), 1);
+    EXPECT_EQ(w.cols(), 10);
+}
+
+TEST(Views, LookAtAPointer) {
+    Matrix<float> m = counting(3, 4);
+    expect_view(ConstMatrixView<float>(m.data(), 3, 4), m.data(), 3, 4, 4);
+    expect_view(ConstMatrixView<float>(m.data(), 3, 2, 4), m.data(), 3, 2, 4);
+    expect_view(MatrixView<float>(m.data(), 3, 2, 4), m.data(), 3, 2, 4);
+}
+
+TEST(Views, AreEmptyAtFirst) {
+    expect_view(ConstMatrixView<float>(), nullptr, 0, 0, 0);
+    expect_view(MatrixView<float>(), nullptr, 0, 0, 0);
+    const Matrix<float> none(0, 4);
+    const ConstMatrixView<float> v = none;
+    EXPECT_EQ(v.rows(), 0);
+    EXPECT_EQ(v.cols(), 4);
+    EXPECT_EQ(v.map().size(), 0);
+}
+
+TEST(Views, CutRowsAndColumns) {
+    Matrix<float> m = counting(6, 8);
+    const auto check = [&](auto v) {
+        EXPECT_EQ(v.row(2), m.data() + 16);
+        expect_view(v.middle_rows(1, 4), m.data() + 8, 4, 8, 8);
+        expect_view(v.middle_cols(3, 2), m.data() + 3, 6, 2, 8);
+        expect_view(v.middle_rows(1, 4).middle_cols(3, 2), m.data() + 11, 4, 2, 8);
+        expect_view(v.middle_rows(6, 0), m.data() + 48, 0, 8, 8);
+        EXPECT_EQ(Matrix<float>(v.middle_rows(1, 4).middle_cols(3, 2).map()), Matrix<float>(m.block(1, 3, 4, 2)));
+    };
+    check(ConstMatrixView<float>(m));
+    check(MatrixView<float>(m));
+}
+
+TEST(Views, WriteThrough) {
+    Matrix<float> m = counting(3, 4);
+    const MatrixView<float> v = m.middleCols(1, 2);
+    v.map().setZero();
+    v.row(2)[1] = -1;
+    EXPECT_EQ(m.row(0), (Eigen::RowVector4f(0, 0, 0, 3)));
+    EXPECT_EQ(m.row(2), (Eigen::RowVector4f(8, 0, -1, 11)));
+}
+
+// What cannot be looked at does not convert.
+template <class From>
+constexpr bool readable = std::is_convertible_v<From, ConstMatrixView<float>>;
+template <class From>
+constexpr bool writable = std::is_convertible_v<From, MatrixView<float>>;
+
+static_assert(readable<Matrix<float>&> && readable<const Matrix<float>&> && writable<Matrix<float>&>);
+static_assert(!writable<const Matrix<float>&>, "const memory");
+static_assert(!readable<Matrix<float>> && !writable<Matrix<float>>, "a temporary that owns its numbers");
+static_assert(!readable<Eigen::MatrixXf&>, "column-major");
+static_assert(!readable<Matrix<double>&>, "another scalar");
+static_assert(!readable<decltype(std::declval<Matrix<float>&>() * 2.0f)>, "an expression");
+static_assert(!readable<decltype(std::declval<Matrix<float>&>().col(0))>, "numbers that are not neighbours");
+static_assert(!readable<decltype(std::declval<Matrix<float>&>().transpose())>, "column-major");
+static_assert(!readable<Eigen::Map<Matrix<float>, 0, Eigen::Stride<Eigen::Dynamic, Eigen::Dynamic>>&>, "inner stride");
+static_assert(!readable<Eigen::Ref<const Matrix<float>>>, "may own a copy that dies");
+static_assert(readable<Eigen::Ref<Matrix<float>>>, "never owns");
+static_assert(readable<MatrixView<float>> && !std::is_convertible_v<ConstMatrixView<float>, MatrixView<float>>);
+static_assert(writable<decltype(std::declval<Matrix<float>&>().middleCols(0, 1))>);
+static_assert(!writable<decltype(std::declval<const Matrix<float>&>().middleCols(0, 1))>, "const memory");
+
+TEST(HeadInput, CutsTokensOfAllSixInputs) {
+    support::Random random(1);
+    const support::Head<float> head = support::random_head<float>(random, {.length = 9, .d = 3, .dv = 2});
+    const castle::HeadInput<float> cut = head.input().tokens(4, 3);
+    expect_view(cut.causal.q, head.qc.row(4).data(), 3, 3, 3);
+    expect_view(cut.causal.k, head.kc.row(4).data(), 3, 3, 3);
+    expect_view(cut.causal.v, head.vc.row(4).data(), 3, 2, 2);
+    expect_view(cut.lookahead.q, head.qu.row(4).data(), 3, 3, 3);
+    expect_view(cut.lookahead.k, head.ku.row(4).data(), 3, 3, 3);
+    expect_view(cut.lookahead.v, head.vu.row(4).data(), 3, 3, 3);
+}
+
+}  // namespace
