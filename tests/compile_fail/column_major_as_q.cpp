@@ -1,0 +1,12 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <castle/castle.hpp>
+
+// A view cannot look at a column-major matrix, and does not copy it.
+castle::Qkv<float> head_of(const Eigen::MatrixXf& columns, const castle::Matrix<float>& rows) {
+#ifdef CASTLE_COMPILE_FAIL
+    const castle::Qkv<float> head{.q = columns};  // error: ConstMatrixView<float>
+#else
+    const castle::Qkv<float> head{.q = rows};
+#endif
+    return head;
+}
