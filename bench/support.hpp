@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <algorithm>
+
+#include <benchmark/benchmark.h>
+#include <castle/input.hpp>
+#include <castle/options.hpp>
+
+// What the benchmarks share: random input, and how useful work is counted.
+namespace castle_bench {
+
+using castle::Index;
+using Matrix = castle::Matrix<float>;
+
+/// Random projections of one head, with numbers between -1 and 1.
+class RandomHead {
+  public:
+    RandomHead(Index length, Index d) : numbers_(Matrix::Random(length, 6 * d)), d_(d) {}
+
+    castle::HeadInput<float> input() const {
+        const auto part = [&](Index i) { return numbers_.middleCols(i * d_, d_); };
+        return {.causal = {.q = part(0), .k = part(1), .v = part(2)},
+                .lookahead = {.q = part(3), .k = part(4), .v = part(5)}};
+    }
+
+  private:
+    Matrix numbers_;
+    Index d_;
+};
+
+inline double number(Index n) { return static_cast<double>(n); }
+
+/// Useful operations of CASTLE over L tokens, counting a multiplication with its addition as two, and nothing but
+/// products: exponentials, masks and packing are overhead.
+///
+/// Of the L^2 / 2 pairs of a query t and an earlier key s each takes three products of size d: two for the scores,
+/// q^C.k^C and q^C.U_s, and one for the output. Where s absorbs t, that is t - s <= W, the gate k^U.q^U and the
+/// addition of gate v^U to U_s are two more. Pairs within the window: L W - W^2 / 2. In all
+///     3 L^2 d + 2 (2 L W - W^2) d,
+/// which is 5 L^2 d without a window (W >= L).
+inline double castle_flops(Index length, Index d, Index window) {
+    const double l = number(length);
+    const double w = number(std::min(window, length));
+    return (3 * l * l + 2 * (2 * l * w - w * w)) * number(d);
+}
+
+/// The same of standard causal attention, q.k and the output: 2 L^2 d.
+inline double causal_flops(Index length, Index d) { return 2 * number(length) * number(length) * number(d); }
+
+/// Useful operations a second, from those of one iteration.
+inline void count_flops(benchmark::State& state, double flops) {
+    state.counters["FLOP/s"] = benchmark::Counter(flops, benchmark::Counter::kIsIterationInvariantRate);
+}
+
+/// Bytes a second, from those of one iteration, or of an average one.
+inline void count_bytes(benchmark::State& state, double bytes) {
+    state.counters["bytes/s"] =
+        benchmark::Counter(bytes, benchmark::Counter::kIsIterationInvariantRate, benchmark::Counter::OneK::kIs1024);
+}
+
+}  // namespace castle_bench
