@@ -43,8 +43,8 @@ void extend(KvCache<T>& cache, const std::type_identity_t<Qkv<T>>& head, std::ty
     const HeadShape shape = cache.shape();
     const Index rows = head.q.rows();
     const auto because = [&] {
-        return "for " + std::to_string(rows) + " tokens (the rows of q " + detail::shape_text(head.q) +
-               ") and a cache of d " + std::to_string(shape.d) + ", dv " + std::to_string(shape.dv);
+        return detail::text("for ", rows, " tokens (the rows of q ", detail::shape(head.q), ") and a cache of d ",
+                            shape.d, ", dv ", shape.dv);
     };
     detail::check_qkv("extend", "", head, rows, shape, because);
     detail::check_shape("extend", "", "out", out, rows, shape.dv, because);
@@ -68,7 +68,7 @@ template <Scalar T>
 void causal_attention(const Qkv<T>& head, std::type_identity_t<MatrixView<T>> out, const CausalOptions& options = {}) {
     const HeadShape shape = detail::checked_shape("causal_attention", head, detail::without_lookahead(options));
     detail::check_shape("causal_attention", "", "out", out, head.q.rows(), shape.dv, [&] {
-        return "to go with q " + detail::shape_text(head.q) + " and v " + detail::shape_text(head.v);
+        return detail::text("to go with q ", detail::shape(head.q), " and v ", detail::shape(head.v));
     });
     KvCache<T> cache(shape, options);
     extend(cache, head, out);

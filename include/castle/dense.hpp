@@ -45,9 +45,8 @@ Matrix<T> lookahead_keys(const HeadInput<T>& head, Index t, const Options& optio
     const HeadShape shape = detail::checked_shape("dense::lookahead_keys", head, options);
     const Index length = head.causal.q.rows();
     if (t < 0 || t > length) {
-        detail::fail("dense::lookahead_keys", "t is " + std::to_string(t) + " but must be within [0, " +
-                                                  std::to_string(length) + "], the rows of head.causal.q " +
-                                                  detail::shape_text(head.causal.q));
+        detail::fail("dense::lookahead_keys", "t is ", t, " but must be within [0, ", length,
+                     "], the rows of head.causal.q ", detail::shape(head.causal.q));
     }
     const Matrix<T> g = gates(head, options);
     Matrix<T> u(t, shape.d);

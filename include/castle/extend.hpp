@@ -24,9 +24,8 @@ void extend(UqKvCache<T>& cache, const std::type_identity_t<HeadInput<T>>& head,
     const HeadShape shape = cache.shape();
     const Index rows = head.causal.q.rows();
     const auto because = [&] {
-        return "for " + std::to_string(rows) + " tokens (the rows of head.causal.q " +
-               detail::shape_text(head.causal.q) + ") and a cache of d " + std::to_string(shape.d) + ", dv " +
-               std::to_string(shape.dv);
+        return detail::text("for ", rows, " tokens (the rows of head.causal.q ", detail::shape(head.causal.q),
+                            ") and a cache of d ", shape.d, ", dv ", shape.dv);
     };
     detail::check_head("extend", head, rows, shape, because);
     detail::check_shape("extend", "", "out", out, rows, shape.dv, because);

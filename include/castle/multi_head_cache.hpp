@@ -55,9 +55,7 @@ class MultiHeadCache {
     /// `U` of one head, every token so far folded in, `[size, d_head]`; zeros in a cache of standard attention.
     Matrix<T> lookahead_keys(Index head) const {
         if (head < 0 || head >= heads()) {
-            detail::fail(
-                "MultiHeadCache::lookahead_keys",
-                "head is " + std::to_string(head) + " but must be within [0, " + std::to_string(heads()) + ")");
+            detail::fail("MultiHeadCache::lookahead_keys", "head is ", head, " but must be within [0, ", heads(), ")");
         }
         return detail::lookahead_keys(heads_[std::size_t(head)]);
     }

@@ -85,9 +85,9 @@ class RotaryTable {
 };
 
 inline void check_rotary(std::string_view where, Index d, double base) {
-    if (d % 2 != 0) fail(where, "d is " + std::to_string(d) + " but must be even for rotary embedding");
+    if (d % 2 != 0) fail(where, "d is ", d, " but must be even for rotary embedding");
     if (!(base > 0) || !std::isfinite(base)) {
-        fail(where, "the base of the rotary embedding is " + std::to_string(base) + " but must be positive and finite");
+        fail(where, "the base of the rotary embedding is ", base, " but must be positive and finite");
     }
 }
 

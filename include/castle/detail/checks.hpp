@@ -2,54 +2,38 @@
 #pragma once
 
 #include <cmath>
-#include <limits>
-#include <stdexcept>
 #include <string>
 #include <string_view>
 
+#include <castle/detail/message.hpp>
 #include <castle/input.hpp>
 #include <castle/options.hpp>
 
-// Every check of what a caller passes, and the sentences that say what is wrong.
+// Every check of what a caller passes.
 namespace castle {
 inline namespace CASTLE_ABI {
 namespace detail {
-
-inline std::string shape_text(Index rows, Index cols) {
-    return "[" + std::to_string(rows) + ", " + std::to_string(cols) + "]";
-}
-
-template <class View>
-std::string shape_text(const View& m) {
-    return shape_text(m.rows(), m.cols());
-}
-
-[[noreturn]] inline void fail(std::string_view where, const std::string& what) {
-    throw std::invalid_argument("castle::" + std::string(where) + ": " + what);
-}
 
 // One argument against the shape that another one, or the cache, asks for. `because` is called only for the sentence
 // of a failure: decoding runs these checks for every token and must not allocate.
 template <class View, class Because>
 void check_shape(std::string_view where, std::string_view group, std::string_view name, const View& m, Index rows,
                  Index cols, const Because& because) {
-    const auto named = [&] { return std::string(group) + std::string(name) + " is " + shape_text(m); };
     if (m.rows() != rows || m.cols() != cols) {
-        fail(where, named() + " but must be " + shape_text(rows, cols) + " " + std::string(because()));
+        fail(where, group, name, " is ", shape(m), " but must be ", Shape{rows, cols}, " ", because());
     }
     if (m.rows() > 1 && m.outer_stride() < m.cols()) {
-        fail(where, named() + " but its rows lie only " + std::to_string(m.outer_stride()) +
-                        " numbers apart, which must be at least " + std::to_string(m.cols()));
+        fail(where, group, name, " is ", shape(m), " but its rows lie only ", m.outer_stride(),
+             " numbers apart, which must be at least ", m.cols());
     }
     if (m.data() == nullptr && m.rows() != 0 && m.cols() != 0) {
-        fail(where, named() + " but points nowhere");
+        fail(where, group, name, " is ", shape(m), " but points nowhere");
     }
 }
 
 inline void check_size(std::string_view where, std::string_view name, Index value, Index least) {
     if (value < least) {
-        fail(where,
-             std::string(name) + " is " + std::to_string(value) + " but must be at least " + std::to_string(least));
+        fail(where, name, " is ", value, " but must be at least ", least);
     }
 }
 
@@ -58,14 +42,14 @@ inline void check_tokens(std::string_view where, Index tokens) {
     constexpr Index most = Index(1) << 40;
     check_size(where, "tokens", tokens, 0);
     if (tokens > most) {
-        fail(where, "tokens is " + std::to_string(tokens) + " but must not exceed " + std::to_string(most));
+        fail(where, "tokens is ", tokens, " but must not exceed ", most);
     }
 }
 
 inline void check_options(std::string_view where, const Options& options) {
     check_size(where, "options.lookahead_window", options.lookahead_window, 0);
     if (options.scale && !std::isfinite(*options.scale)) {
-        fail(where, "options.scale is " + std::to_string(*options.scale) + " but must be finite");
+        fail(where, "options.scale is ", *options.scale, " but must be finite");
     }
 }
 
@@ -75,8 +59,7 @@ inline void check_head_shape(std::string_view where, HeadShape shape) {
     check_size(where, "d", shape.d, 1);
     check_size(where, "dv", shape.dv, 1);
     if (shape.d > most || shape.dv > most) {
-        fail(where, "d is " + std::to_string(shape.d) + " and dv is " + std::to_string(shape.dv) +
-                        " but neither may exceed " + std::to_string(most));
+        fail(where, "d is ", shape.d, " and dv is ", shape.dv, " but neither may exceed ", most);
     }
 }
 
@@ -107,8 +90,7 @@ HeadShape checked_shape(std::string_view where, const HeadInput<T>& head, const 
     check_options(where, options);
     const HeadShape shape = own_shape(where, head.causal);
     check_head(where, head, head.causal.q.rows(), shape, [&] {
-        return "to go with head.causal.q " + shape_text(head.causal.q) + " and head.causal.v " +
-               shape_text(head.causal.v);
+        return text("to go with head.causal.q ", shape(head.causal.q), " and head.causal.v ", shape(head.causal.v));
     });
     return shape;
 }
@@ -118,7 +100,7 @@ HeadShape checked_shape(std::string_view where, const Qkv<T>& head, const Option
     check_options(where, options);
     const HeadShape shape = own_shape(where, head);
     check_qkv(where, "", head, head.q.rows(), shape,
-              [&] { return "to go with q " + shape_text(head.q) + " and v " + shape_text(head.v); });
+              [&] { return text("to go with q ", shape(head.q), " and v ", shape(head.v)); });
     return shape;
 }
 

@@ -187,10 +187,12 @@ class Extension {
     // input(h) and output(h) give head h's HeadInput and MatrixView; the group's rows begin at group.call_row in both.
     template <class Input, class Output>
     void run(const Group& group, const Input& input, const Output& output) {
-        detail::run(executor_, heads_, [&](Index h) { pack_group(state_(h), scratch(h), group, input(h)); });
+        // What is done once a row, and not once a row and key, is not worth a meeting of threads for a single row.
+        const Executor& light = group.rows() == 1 ? serial_ : executor_;
+        detail::run(light, heads_, [&](Index h) { pack_group(state_(h), scratch(h), group, input(h)); });
         detail::run(executor_, heads_ * group.spans(),
                     [&](Index i) { sweep_span(state_(i % heads_), scratch(i % heads_), group, i / heads_); });
-        detail::run(executor_, heads_, [&](Index h) {
+        detail::run(light, heads_, [&](Index h) {
             merge_spans(state_(h), scratch(h), group, output(h));
             keep_open_block(state_(h), scratch(h), group);
         });
@@ -204,6 +206,7 @@ class Extension {
     Index heads_;
     const State& state_;
     const Executor& executor_;
+    const Executor serial_ = {};
     Index before_;
     Index after_;
     Index group_rows_ = 0;

@@ -45,8 +45,7 @@ class MultiHeadBase {
     /// Replaces the weights. Throws std::invalid_argument, and changes nothing then, if a shape does not fit.
     void set_weights(const MultiHeadWeights<T>& w) {
         const auto because = [&] {
-            return "for d_model " + std::to_string(d_model()) + " and " + std::to_string(config_.heads) +
-                   " heads of size " + std::to_string(config_.d_head);
+            return text("for d_model ", d_model(), " and ", config_.heads, " heads of size ", config_.d_head);
         };
         const std::array<const Matrix<T>*, 6> parts{&w.causal.q,    &w.causal.k,    &w.causal.v,
                                                     &w.lookahead.q, &w.lookahead.k, &w.lookahead.v};
@@ -83,8 +82,7 @@ class MultiHeadBase {
                 std::type_identity_t<MatrixView<T>> y) const {
         const Index rows = x.rows();
         const auto because = [&] {
-            return "for " + std::to_string(rows) + " tokens (the rows of x " + shape_text(x) +
-                   ") and a layer of d_model " + std::to_string(d_model());
+            return text("for ", rows, " tokens (the rows of x ", shape(x), ") and a layer of d_model ", d_model());
         };
         check_shape(where_, "", "x", x, rows, d_model(), because);
         check_shape(where_, "", "y", y, rows, d_model(), because);
@@ -187,9 +185,8 @@ class MultiHeadBase {
         check_size(where, "d_head", config.d_head, 1);
         constexpr Index most = Index(1) << 24;
         if (config.d_model > most || config.heads > most / config.d_head) {
-            fail(where, "d_model is " + std::to_string(config.d_model) + " with " + std::to_string(config.heads) +
-                            " heads of size " + std::to_string(config.d_head) +
-                            " but neither d_model nor heads * d_head may exceed " + std::to_string(most));
+            fail(where, "d_model is ", config.d_model, " with ", config.heads, " heads of size ", config.d_head,
+                 " but neither d_model nor heads * d_head may exceed ", most);
         }
         check_options(where, options);
         if (config.rotary) check_rotary(where, config.d_head, config.rotary->base);
@@ -199,9 +196,8 @@ class MultiHeadBase {
     void check_cache(const MultiHeadCache<T>& cache) const {
         const auto& head = cache.heads_.front();
         if (cache.heads() != config_.heads || head.shape().d != config_.d_head) {
-            fail(where_, "cache has " + std::to_string(cache.heads()) + " heads of size " +
-                             std::to_string(head.shape().d) + " but the layer has " + std::to_string(config_.heads) +
-                             " heads of size " + std::to_string(config_.d_head));
+            fail(where_, "cache has ", cache.heads(), " heads of size ", head.shape().d, " but the layer has ",
+                 config_.heads, " heads of size ", config_.d_head);
         }
         if (head.window() != options_.lookahead_window || head.scale() != scale_) {
             fail(where_, "cache belongs to a layer with another lookahead window or scale");
@@ -218,7 +214,7 @@ class MultiHeadBase {
         const std::array<bool, 6> rotated{rotary.causal_q,    rotary.causal_k,    rotary.causal_v,
                                           rotary.lookahead_q, rotary.lookahead_k, rotary.lookahead_v};
         table_->fill(position, x.rows(), scratch.angles);
-        run(options_.executor, config_.heads, [&](Index h) {
+        const auto rotate_head = [&](Index h) {
             for (Index i = 0; i < projections_; ++i) {
                 if (!rotated[std::size_t(i)]) continue;
                 const MatrixView<T> head = scratch.projection(i, h);
@@ -226,7 +222,9 @@ class MultiHeadBase {
                     table_->rotate(head.row(row), scratch.angles + row * table_->row_size());
                 }
             }
-        });
+        };
+        const Executor serial;  // a single row is not worth a meeting of threads
+        run(x.rows() == 1 ? serial : options_.executor, config_.heads, rotate_head);
     }
 
     std::string_view where_;
