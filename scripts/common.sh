@@ -9,6 +9,9 @@ else
     jobs=2
 fi
 
+# OpenMP threads that spin while they wait slow each other down where something else runs as well.
+export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-passive}"
+
 # configure <build directory> [<option for cmake>...]
 configure() {
     local directory="$1"

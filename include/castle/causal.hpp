@@ -43,7 +43,7 @@ void extend(KvCache<T>& cache, const std::type_identity_t<Qkv<T>>& head, std::ty
     const HeadShape shape = cache.shape();
     const Index rows = head.q.rows();
     const auto because = [&] {
-        return detail::text("for ", rows, " tokens (the rows of q ", detail::shape(head.q), ") and a cache of d ",
+        return detail::text("for ", rows, " tokens (the rows of q ", detail::as_shape(head.q), ") and a cache of d ",
                             shape.d, ", dv ", shape.dv);
     };
     detail::check_qkv("extend", "", head, rows, shape, because);
@@ -68,7 +68,7 @@ template <Scalar T>
 void causal_attention(const Qkv<T>& head, std::type_identity_t<MatrixView<T>> out, const CausalOptions& options = {}) {
     const HeadShape shape = detail::checked_shape("causal_attention", head, detail::without_lookahead(options));
     detail::check_shape("causal_attention", "", "out", out, head.q.rows(), shape.dv, [&] {
-        return detail::text("to go with q ", detail::shape(head.q), " and v ", detail::shape(head.v));
+        return detail::text("to go with q ", detail::as_shape(head.q), " and v ", detail::as_shape(head.v));
     });
     KvCache<T> cache(shape, options);
     extend(cache, head, out);

@@ -46,7 +46,7 @@ Matrix<T> lookahead_keys(const HeadInput<T>& head, Index t, const Options& optio
     const Index length = head.causal.q.rows();
     if (t < 0 || t > length) {
         detail::fail("dense::lookahead_keys", "t is ", t, " but must be within [0, ", length,
-                     "], the rows of head.causal.q ", detail::shape(head.causal.q));
+                     "], the rows of head.causal.q ", detail::as_shape(head.causal.q));
     }
     const Matrix<T> g = gates(head, options);
     Matrix<T> u(t, shape.d);

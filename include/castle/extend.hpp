@@ -24,7 +24,7 @@ void extend(UqKvCache<T>& cache, const std::type_identity_t<HeadInput<T>>& head,
     const HeadShape shape = cache.shape();
     const Index rows = head.causal.q.rows();
     const auto because = [&] {
-        return detail::text("for ", rows, " tokens (the rows of head.causal.q ", detail::shape(head.causal.q),
+        return detail::text("for ", rows, " tokens (the rows of head.causal.q ", detail::as_shape(head.causal.q),
                             ") and a cache of d ", shape.d, ", dv ", shape.dv);
     };
     detail::check_head("extend", head, rows, shape, because);

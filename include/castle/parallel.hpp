@@ -18,8 +18,8 @@ void parallel(const HeadInput<T>& head, std::type_identity_t<MatrixView<T>> out,
     const HeadShape shape = detail::checked_shape("parallel", head, options);
     const Index rows = head.causal.q.rows();
     detail::check_shape("parallel", "", "out", out, rows, shape.dv, [&] {
-        return detail::text("to go with head.causal.q ", detail::shape(head.causal.q), " and head.causal.v ",
-                            detail::shape(head.causal.v));
+        return detail::text("to go with head.causal.q ", detail::as_shape(head.causal.q), " and head.causal.v ",
+                            detail::as_shape(head.causal.v));
     });
     UqKvCache<T> cache(shape, options);
     extend(cache, head, out);

@@ -21,8 +21,8 @@ void recurrent(const HeadInput<T>& head, std::type_identity_t<MatrixView<T>> out
     const HeadShape shape = detail::checked_shape("recurrent", head, options);
     const Index length = head.causal.q.rows();
     detail::check_shape("recurrent", "", "out", out, length, shape.dv, [&] {
-        return detail::text("to go with head.causal.q ", detail::shape(head.causal.q), " and head.causal.v ",
-                            detail::shape(head.causal.v));
+        return detail::text("to go with head.causal.q ", detail::as_shape(head.causal.q), " and head.causal.v ",
+                            detail::as_shape(head.causal.v));
     });
     using Column = Eigen::Matrix<T, Eigen::Dynamic, 1>;
     const auto qc = head.causal.q.map(), kc = head.causal.k.map(), vc = head.causal.v.map();

@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+#include "support/allocations.hpp"
+
 #include <array>
 #include <optional>
 #include <utility>
@@ -8,7 +10,6 @@
 
 #include <castle/multi_head.hpp>
 
-#include "support/allocations.hpp"
 #include "support/executors.hpp"
 #include "support/generators.hpp"
 #include "support/tolerances.hpp"
@@ -113,9 +114,9 @@ TYPED_TEST(MultiHeadBits, DecodingAllocatesNothingAfterReserve) {
         Matrix<T> y(1, 40);
         auto cache = layer.make_cache();
         cache.reserve(1200);
-        const long before = support::Allocations::count();
+        const support::Allocations::Count count;
         for (Index t = 0; t < 1200; ++t) layer.extend(cache, x, y);
-        return support::Allocations::count() - before;
+        return count.allocations();
     };
     EXPECT_EQ(allocations(castle::MultiHeadCastle<T>(config)), 0);
     EXPECT_EQ(allocations(castle::MultiHeadCastle<T>(config, {.lookahead_window = 100})), 0);

@@ -5,8 +5,8 @@
 #include <cmath>
 #include <cstddef>
 
-#include <Eigen/Core>
 #include <gtest/gtest.h>
+#include <Eigen/Core>
 
 #include "support/tolerances.hpp"
 

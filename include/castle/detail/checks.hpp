@@ -20,14 +20,14 @@ template <class View, class Because>
 void check_shape(std::string_view where, std::string_view group, std::string_view name, const View& m, Index rows,
                  Index cols, const Because& because) {
     if (m.rows() != rows || m.cols() != cols) {
-        fail(where, group, name, " is ", shape(m), " but must be ", Shape{rows, cols}, " ", because());
+        fail(where, group, name, " is ", as_shape(m), " but must be ", Shape{rows, cols}, " ", because());
     }
     if (m.rows() > 1 && m.outer_stride() < m.cols()) {
-        fail(where, group, name, " is ", shape(m), " but its rows lie only ", m.outer_stride(),
+        fail(where, group, name, " is ", as_shape(m), " but its rows lie only ", m.outer_stride(),
              " numbers apart, which must be at least ", m.cols());
     }
     if (m.data() == nullptr && m.rows() != 0 && m.cols() != 0) {
-        fail(where, group, name, " is ", shape(m), " but points nowhere");
+        fail(where, group, name, " is ", as_shape(m), " but points nowhere");
     }
 }
 
@@ -90,7 +90,8 @@ HeadShape checked_shape(std::string_view where, const HeadInput<T>& head, const 
     check_options(where, options);
     const HeadShape shape = own_shape(where, head.causal);
     check_head(where, head, head.causal.q.rows(), shape, [&] {
-        return text("to go with head.causal.q ", shape(head.causal.q), " and head.causal.v ", shape(head.causal.v));
+        return text("to go with head.causal.q ", as_shape(head.causal.q), " and head.causal.v ",
+                    as_shape(head.causal.v));
     });
     return shape;
 }
@@ -100,7 +101,7 @@ HeadShape checked_shape(std::string_view where, const Qkv<T>& head, const Option
     check_options(where, options);
     const HeadShape shape = own_shape(where, head);
     check_qkv(where, "", head, head.q.rows(), shape,
-              [&] { return text("to go with q ", shape(head.q), " and v ", shape(head.v)); });
+              [&] { return text("to go with q ", as_shape(head.q), " and v ", as_shape(head.v)); });
     return shape;
 }
 

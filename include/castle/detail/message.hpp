@@ -20,7 +20,7 @@ struct Shape {
 };
 
 template <class View>
-Shape shape(const View& m) {
+Shape as_shape(const View& m) {
     return {m.rows(), m.cols()};
 }
 

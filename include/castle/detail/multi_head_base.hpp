@@ -82,7 +82,7 @@ class MultiHeadBase {
                 std::type_identity_t<MatrixView<T>> y) const {
         const Index rows = x.rows();
         const auto because = [&] {
-            return text("for ", rows, " tokens (the rows of x ", shape(x), ") and a layer of d_model ", d_model());
+            return text("for ", rows, " tokens (the rows of x ", as_shape(x), ") and a layer of d_model ", d_model());
         };
         check_shape(where_, "", "x", x, rows, d_model(), because);
         check_shape(where_, "", "y", y, rows, d_model(), because);
