@@ -9,9 +9,12 @@
 #include <castle/dense.hpp>
 #include <castle/executor.hpp>
 #include <castle/extend.hpp>
+#include <castle/head_cache.hpp>
 #include <castle/input.hpp>
 #include <castle/multi_head.hpp>
 #include <castle/multi_head_cache.hpp>
+#include <castle/multi_head_config.hpp>
+#include <castle/multi_head_layer.hpp>
 #include <castle/multi_head_weights.hpp>
 #include <castle/options.hpp>
 #include <castle/parallel.hpp>

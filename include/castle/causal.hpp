@@ -4,9 +4,11 @@
 #include <type_traits>
 #include <utility>
 
-#include <castle/cache.hpp>
 #include <castle/detail/checks.hpp>
-#include <castle/detail/extend_heads.hpp>
+#include <castle/detail/extension.hpp>
+#include <castle/head_cache.hpp>
+#include <castle/input.hpp>
+#include <castle/options.hpp>
 
 // The baseline: standard causal attention by the same kernels. To the bit it is CASTLE with a window of 0.
 namespace castle {
@@ -28,11 +30,12 @@ inline Options without_lookahead(CausalOptions options) {
 
 /// The key-value cache of one head of standard causal attention; otherwise as UqKvCache.
 template <Scalar T>
-class KvCache : public detail::HeadCache<T> {
+class KvCache : public HeadCache<T> {
   public:
-    /// An empty cache for heads of `shape`. Throws std::invalid_argument if a size is below 1 or the scale not finite.
+    /// An empty cache for heads of `shape`. Throws std::invalid_argument if a size is below 1 or above 2^24,
+    /// or the scale not finite.
     explicit KvCache(HeadShape shape, CausalOptions options = {})
-        : detail::HeadCache<T>("KvCache", shape, detail::without_lookahead(std::move(options))) {}
+        : HeadCache<T>("KvCache", shape, detail::without_lookahead(std::move(options))) {}
 };
 
 /// Puts the `m >= 0` tokens of `head` (`q, k` `[m, d]`, `v` `[m, dv]`) onto the cache and writes
@@ -53,7 +56,7 @@ void extend(KvCache<T>& cache, const std::type_identity_t<Qkv<T>>& head, std::ty
                         detail::CacheAccess::executor(cache));
 }
 
-/// As above; returns the outputs, `[m, dv]`.
+/// As above, but allocates the outputs, `[m, dv]`, and returns them.
 template <Scalar T>
 Matrix<T> extend(KvCache<T>& cache, const std::type_identity_t<Qkv<T>>& head) {
     Matrix<T> out(head.q.rows(), cache.shape().dv);
@@ -74,15 +77,20 @@ void causal_attention(const Qkv<T>& head, std::type_identity_t<MatrixView<T>> ou
     extend(cache, head, out);
 }
 
-/// As above, from separate matrices (or views) of one scalar; returns the outputs, `[L, dv]`.
-template <class Q, class K, class V, Scalar T = typename Q::value_type>
-requires std::convertible_to<const Q&, ConstMatrixView<T>> && std::convertible_to<const K&, ConstMatrixView<T>> &&
-    std::convertible_to<const V&, ConstMatrixView<T>>
-        Matrix<T> causal_attention(const Q& q, const K& k, const V& v, const CausalOptions& options = {}) {
-    const Qkv<T> head{.q = q, .k = k, .v = v};
+/// As above; returns the outputs, `[L, dv]`.
+template <Scalar T>
+[[nodiscard]] Matrix<T> causal_attention(const Qkv<T>& head, const CausalOptions& options = {}) {
     Matrix<T> out(head.q.rows(), head.v.cols());
     causal_attention(head, out, options);
     return out;
+}
+
+/// As above, from separate matrices (or views) of one scalar.
+template <class Q, class K, class V, Scalar T = typename Q::value_type>
+requires std::convertible_to<const Q&, ConstMatrixView<T>> && std::convertible_to<const K&, ConstMatrixView<T>> &&
+    std::convertible_to<const V&, ConstMatrixView<T>>
+[[nodiscard]] Matrix<T> causal_attention(const Q& q, const K& k, const V& v, const CausalOptions& options = {}) {
+    return causal_attention(Qkv<T>{.q = q, .k = k, .v = v}, options);
 }
 
 }  // namespace CASTLE_ABI

@@ -23,7 +23,7 @@ namespace dense {
 /// `sigmoid(scale Q^U K^U^T + M^U)`, `[L, L]`: row `s`, column `j` is how far token `s` absorbs token `j`; exactly 0
 /// unless `s < j <= s + W` (eqs. 3 and 9).
 template <Scalar T>
-Matrix<T> gates(const HeadInput<T>& head, const Options& options = {}) {
+[[nodiscard]] Matrix<T> gates(const HeadInput<T>& head, const Options& options = {}) {
     const HeadShape shape = detail::checked_shape("dense::gates", head, options);
     const Index length = head.causal.q.rows();
     const T scale = static_cast<T>(detail::scale_for(options, shape.d));
@@ -41,7 +41,7 @@ Matrix<T> gates(const HeadInput<T>& head, const Options& options = {}) {
 /// The lookahead keys `U^t` after `t` tokens, `[t, d]` (eq. 4). Throws std::invalid_argument also if `t` is not within
 /// `[0, L]`.
 template <Scalar T>
-Matrix<T> lookahead_keys(const HeadInput<T>& head, Index t, const Options& options = {}) {
+[[nodiscard]] Matrix<T> lookahead_keys(const HeadInput<T>& head, Index t, const Options& options = {}) {
     const HeadShape shape = detail::checked_shape("dense::lookahead_keys", head, options);
     const Index length = head.causal.q.rows();
     if (t < 0 || t > length) {
@@ -59,7 +59,7 @@ Matrix<T> lookahead_keys(const HeadInput<T>& head, Index t, const Options& optio
 
 /// `S^U`, `[L, L]`: row `t` is `scale q^C_t U^t^T`, 0 above the diagonal (eq. 11).
 template <Scalar T>
-Matrix<T> lookahead_scores(const HeadInput<T>& head, const Options& options = {}) {
+[[nodiscard]] Matrix<T> lookahead_scores(const HeadInput<T>& head, const Options& options = {}) {
     const Matrix<T> g = gates(head, options);
     const Index length = g.rows();
     const T scale = static_cast<T>(detail::scale_for(options, head.causal.q.cols()));
@@ -77,7 +77,7 @@ Matrix<T> lookahead_scores(const HeadInput<T>& head, const Options& options = {}
 
 /// `S^C = scale Q^C K^C^T + M^C`, `[L, L]`: minus infinity above the diagonal (eq. 5).
 template <Scalar T>
-Matrix<T> causal_scores(const HeadInput<T>& head, const Options& options = {}) {
+[[nodiscard]] Matrix<T> causal_scores(const HeadInput<T>& head, const Options& options = {}) {
     const HeadShape shape = detail::checked_shape("dense::causal_scores", head, options);
     const T scale = static_cast<T>(detail::scale_for(options, shape.d));
     Matrix<T> scores = scale * (head.causal.q.map() * head.causal.k.map().transpose());
@@ -87,7 +87,7 @@ Matrix<T> causal_scores(const HeadInput<T>& head, const Options& options = {}) {
 
 /// `S^C - SiLU(S^U)`, `[L, L]`: what the softmax is taken of, minus infinity above the diagonal (eq. 7).
 template <Scalar T>
-Matrix<T> scores(const HeadInput<T>& head, const Options& options = {}) {
+[[nodiscard]] Matrix<T> scores(const HeadInput<T>& head, const Options& options = {}) {
     Matrix<T> result = causal_scores(head, options);
     result -= lookahead_scores(head, options).unaryExpr(detail::Silu{});
     return result;
@@ -95,7 +95,7 @@ Matrix<T> scores(const HeadInput<T>& head, const Options& options = {}) {
 
 /// `row_softmax(S^C - SiLU(S^U))`, `[L, L]`: exactly 0 above the diagonal (eq. 12).
 template <Scalar T>
-Matrix<T> weights(const HeadInput<T>& head, const Options& options = {}) {
+[[nodiscard]] Matrix<T> weights(const HeadInput<T>& head, const Options& options = {}) {
     Matrix<T> p = scores(head, options);
     for (Index t = 0; t < p.rows(); ++t) {
         auto row = p.row(t).head(t + 1);
@@ -108,7 +108,7 @@ Matrix<T> weights(const HeadInput<T>& head, const Options& options = {}) {
 
 /// `O`, `[L, dv]` (eq. 12).
 template <Scalar T>
-Matrix<T> output(const HeadInput<T>& head, const Options& options = {}) {
+[[nodiscard]] Matrix<T> output(const HeadInput<T>& head, const Options& options = {}) {
     const Matrix<T> p = weights(head, options);
     Matrix<T> o(p.rows(), head.causal.v.cols());
     for (Index t = 0; t < p.rows(); ++t) {

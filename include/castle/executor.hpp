@@ -28,10 +28,12 @@ class Task {
 };
 
 /// Where work runs: a callable `executor(n, task)` that runs `task(i)` once for every `i` in `[0, n)`, in any order
-/// and on any threads, and returns when all of them are done. It must not throw once a piece has begun. The empty
-/// executor runs everything in the calling thread.
+/// and on any threads, and returns when all of them are done. The empty executor runs everything in the calling thread.
 ///
-/// Results have the same bits whatever the executor and its number of threads.
+/// A cache or layer keeps its executor for life and calls it a few times in each call of its own; calls are never
+/// nested, but come from several threads at once where the caches are used by several. An executor must not throw: half
+/// of the work would be done, so the program ends with std::terminate. Its threads need the caller's rounding mode.
+/// Results then have the same bits whatever the executor and its number of threads.
 using Executor = std::function<void(Index n, Task task)>;
 
 #ifdef _OPENMP
@@ -53,7 +55,7 @@ inline Executor openmp_executor(int threads = 0) {
 namespace detail {
 
 template <class F>
-void run(const Executor& executor, Index n, const F& piece) {
+void run(const Executor& executor, Index n, const F& piece) noexcept {
     if (executor && n > 1) {
         executor(n, Task(piece));
     } else {

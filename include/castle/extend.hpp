@@ -5,7 +5,7 @@
 
 #include <castle/cache.hpp>
 #include <castle/detail/checks.hpp>
-#include <castle/detail/extend_heads.hpp>
+#include <castle/detail/extension.hpp>
 
 namespace castle {
 inline namespace CASTLE_ABI {
@@ -33,7 +33,7 @@ void extend(UqKvCache<T>& cache, const std::type_identity_t<HeadInput<T>>& head,
     detail::extend_head(detail::CacheAccess::state(cache), head, out, detail::CacheAccess::executor(cache));
 }
 
-/// As above; returns the outputs, `[m, dv]`.
+/// As above, but allocates the outputs, `[m, dv]`, and returns them.
 template <Scalar T>
 Matrix<T> extend(UqKvCache<T>& cache, const std::type_identity_t<HeadInput<T>>& head) {
     Matrix<T> out(head.causal.q.rows(), cache.shape().dv);

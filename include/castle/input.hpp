@@ -20,7 +20,7 @@ struct HeadInput {
     Qkv<T> causal = {};     ///< `Q^C, K^C` `[L, d]` and `V^C` `[L, dv]`
     Qkv<T> lookahead = {};  ///< `Q^U, K^U, V^U` `[L, d]`
 
-    /// The `count` tokens from `first` on.
+    /// The `count` tokens from `first` on; asserted to be there.
     HeadInput tokens(Index first, Index count) const {
         const auto cut = [&](const Qkv<T>& x) {
             return Qkv<T>{.q = x.q.middle_rows(first, count),

@@ -1,23 +1,38 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <string>
+#include <optional>
 #include <utility>
 #include <vector>
 
-#include <castle/cache.hpp>
 #include <castle/detail/aligned_buffer.hpp>
 #include <castle/detail/checks.hpp>
 #include <castle/detail/head_state.hpp>
+#include <castle/detail/lookahead_keys.hpp>
+#include <castle/rope.hpp>
 #include <castle/types.hpp>
 
 namespace castle {
 inline namespace CASTLE_ABI {
 
-namespace detail {
 template <Scalar T>
-class MultiHeadBase;
-}
+class MultiHeadLayer;
+
+namespace detail {
+
+// What a cache and a layer have to have in common.
+struct LayerKind {
+    Index projections;  // 6, or 3 for standard attention
+    Index heads;
+    Index d_head;
+    Index lookahead_window;
+    double scale;
+    std::optional<Rotary> rotary;
+
+    bool operator==(const LayerKind&) const = default;
+};
+
+}  // namespace detail
 
 /// The caches of all heads of a layer; made by the layer's `make_cache`. Moves but does not copy; one
 /// that was moved from can only be assigned to or destroyed.
@@ -27,12 +42,13 @@ class MultiHeadCache {
     using value_type = T;
 
     /// Tokens in the cache.
-    Index size() const { return heads_.empty() ? 0 : heads_.front().size(); }
-    /// Tokens that it holds without allocating again.
-    Index capacity() const { return heads_.empty() ? 0 : heads_.back().capacity(); }
+    Index size() const { return heads_.front().size(); }
+    /// Tokens that there is memory for.
+    Index capacity() const { return heads_.back().capacity(); }
     Index heads() const { return Index(heads_.size()); }
 
-    /// Makes room for `tokens` tokens in all. Up to there, extending by one token at a time allocates nothing.
+    /// Makes room for `tokens` tokens in all. Up to there, extending by one token at a time into a view
+    /// allocates nothing.
     /// Throws std::invalid_argument if `tokens` is negative or above 2^40, and std::bad_alloc if memory runs out; the
     /// tokens are as they were then.
     void reserve(Index tokens) {
@@ -52,7 +68,8 @@ class MultiHeadCache {
         return total;
     }
 
-    /// `U` of one head, every token so far folded in, `[size, d_head]`; zeros in a cache of standard attention.
+    /// `U` of one head, every token so far folded in, `[size, d_head]`, made of the values after any rotation; zeros in
+    /// a cache of standard attention. Throws std::invalid_argument if there is no such head.
     Matrix<T> lookahead_keys(Index head) const {
         if (head < 0 || head >= heads()) {
             detail::fail("MultiHeadCache::lookahead_keys", "head is ", head, " but must be within [0, ", heads(), ")");
@@ -61,11 +78,12 @@ class MultiHeadCache {
     }
 
   private:
-    friend detail::MultiHeadBase<T>;
+    friend MultiHeadLayer<T>;
 
-    MultiHeadCache(std::vector<detail::HeadState<T>> heads, Index row_numbers)
-        : heads_(std::move(heads)), row_(row_numbers) {}
+    MultiHeadCache(const detail::LayerKind& kind, std::vector<detail::HeadState<T>> heads, Index row_numbers)
+        : kind_(kind), heads_(std::move(heads)), row_(row_numbers) {}
 
+    detail::LayerKind kind_;
     std::vector<detail::HeadState<T>> heads_;
     detail::AlignedBuffer<T> row_;  // scratch for a single token
 };

@@ -10,9 +10,10 @@ inline namespace CASTLE_ABI {
 
 /// CASTLE over a whole sequence (Theorems 1 and 2): writes `O` of eq. 12, `[L, dv]`, to `out`.
 ///
-/// It is `extend` of all `L` tokens onto an empty cache and has the same bits: `O(L^2 d)` time, `O(L d)` memory beside
-/// the input and the output. `out` must not overlap the input. Throws std::invalid_argument if shapes or options do
-/// not fit.
+/// Parallel over tokens, not over threads, unless `options.executor` brings some. It is `extend` of all `L` tokens onto
+/// an empty cache and has the same bits: `O(L^2 d)` time, `O(L d)` memory beside the input and the output. `out` must
+/// not overlap the input. Throws std::invalid_argument if shapes or options do not fit, and std::bad_alloc if memory
+/// runs out.
 template <Scalar T>
 void parallel(const HeadInput<T>& head, std::type_identity_t<MatrixView<T>> out, const Options& options = {}) {
     const HeadShape shape = detail::checked_shape("parallel", head, options);
@@ -27,7 +28,7 @@ void parallel(const HeadInput<T>& head, std::type_identity_t<MatrixView<T>> out,
 
 /// As above; returns the outputs, `[L, dv]`.
 template <Scalar T>
-Matrix<T> parallel(const HeadInput<T>& head, const Options& options = {}) {
+[[nodiscard]] Matrix<T> parallel(const HeadInput<T>& head, const Options& options = {}) {
     Matrix<T> out(head.causal.q.rows(), head.causal.v.cols());
     parallel(head, out, options);
     return out;

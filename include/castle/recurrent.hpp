@@ -15,6 +15,7 @@ inline namespace CASTLE_ABI {
 /// CASTLE as it is defined, one token at a time (eqs. 13 and 5 to 8): writes the outputs, `[L, dv]`, to `out`.
 ///
 /// This is the form to read with the paper open; `O(L^2 d)` time, but none of it tuned. `options.executor` is not used.
+/// `out` must not overlap the input.
 /// Throws std::invalid_argument if shapes or options do not fit.
 template <Scalar T>
 void recurrent(const HeadInput<T>& head, std::type_identity_t<MatrixView<T>> out, const Options& options = {}) {
@@ -47,7 +48,7 @@ void recurrent(const HeadInput<T>& head, std::type_identity_t<MatrixView<T>> out
 
 /// As above; returns the outputs, `[L, dv]`.
 template <Scalar T>
-Matrix<T> recurrent(const HeadInput<T>& head, const Options& options = {}) {
+[[nodiscard]] Matrix<T> recurrent(const HeadInput<T>& head, const Options& options = {}) {
     Matrix<T> out(head.causal.q.rows(), head.causal.v.cols());
     recurrent(head, out, options);
     return out;

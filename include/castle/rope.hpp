@@ -25,6 +25,8 @@ struct Rotary {
     bool lookahead_k = true;
     bool lookahead_v = true;
     double base = 10000.0;
+
+    bool operator==(const Rotary&) const = default;
 };
 
 namespace detail {
@@ -103,6 +105,7 @@ void rotate(X&& x, Index first_position, double base = Rotary{}.base) {
     const MatrixView<T> rows(x);
     detail::check_rotary("rotate", rows.cols(), base);
     detail::check_size("rotate", "first_position", first_position, 0);
+    detail::check_shape("rotate", "", "x", rows, rows.rows(), rows.cols(), [] { return ""; });
     const detail::RotaryTable<T> table(rows.cols(), base);
     detail::AlignedBuffer<T> angles(table.row_size());
     for (Index i = 0; i < rows.rows(); ++i) {

@@ -12,6 +12,7 @@ inline namespace CASTLE_ABI {
 
 /// Sizes and positions. Signed, as in Eigen, so that differences of positions are safe.
 using Index = Eigen::Index;
+static_assert(sizeof(Index) == 8, "castle counts in 64 bits");
 
 /// The scalars that the library computes in.
 template <class T>
@@ -53,7 +54,8 @@ concept ViewableAs = RowMajorMemory<E, T> &&
 ///
 /// Never copies and never owns: what it looks at has to outlive it. It is made from any row-major Eigen object with
 /// memory (a Matrix, a Map, a block of either) or from a pointer; an expression, a column-major matrix or a temporary
-/// that owns its numbers does not compile.
+/// that owns its numbers does not compile. What the compiler cannot see is a block of a temporary, as in
+/// `make_matrix().leftCols(8)`: the view of it dangles.
 template <Scalar T>
 class ConstMatrixView {
   public:
@@ -78,15 +80,19 @@ class ConstMatrixView {
     Index cols() const { return cols_; }
     Index outer_stride() const { return outer_stride_; }
 
-    /// The first number of row `i`.
+    /// The first number of row `i`; not checked.
     const T* row(Index i) const { return data_ + i * outer_stride_; }
 
-    /// The `count` rows from `first` on.
+    /// The `count` rows from `first` on; asserted to be there.
     ConstMatrixView middle_rows(Index first, Index count) const {
+        eigen_assert(first >= 0 && count >= 0 && first + count <= rows_);
         return {data_ + first * outer_stride_, count, cols_, outer_stride_};
     }
-    /// The `count` columns from `first` on.
-    ConstMatrixView middle_cols(Index first, Index count) const { return {data_ + first, rows_, count, outer_stride_}; }
+    /// The `count` columns from `first` on; asserted to be there.
+    ConstMatrixView middle_cols(Index first, Index count) const {
+        eigen_assert(first >= 0 && count >= 0 && first + count <= cols_);
+        return {data_ + first, rows_, count, outer_stride_};
+    }
 
     /// The same view for use in Eigen expressions.
     EigenMap map() const { return EigenMap(data_, rows_, cols_, Eigen::OuterStride<>(outer_stride_)); }
@@ -127,15 +133,19 @@ class MatrixView {
     Index cols() const { return cols_; }
     Index outer_stride() const { return outer_stride_; }
 
-    /// The first number of row `i`.
+    /// The first number of row `i`; not checked.
     T* row(Index i) const { return data_ + i * outer_stride_; }
 
-    /// The `count` rows from `first` on.
+    /// The `count` rows from `first` on; asserted to be there.
     MatrixView middle_rows(Index first, Index count) const {
+        eigen_assert(first >= 0 && count >= 0 && first + count <= rows_);
         return {data_ + first * outer_stride_, count, cols_, outer_stride_};
     }
-    /// The `count` columns from `first` on.
-    MatrixView middle_cols(Index first, Index count) const { return {data_ + first, rows_, count, outer_stride_}; }
+    /// The `count` columns from `first` on; asserted to be there.
+    MatrixView middle_cols(Index first, Index count) const {
+        eigen_assert(first >= 0 && count >= 0 && first + count <= cols_);
+        return {data_ + first, rows_, count, outer_stride_};
+    }
 
     /// The same view for use in Eigen expressions.
     EigenMap map() const { return EigenMap(data_, rows_, cols_, Eigen::OuterStride<>(outer_stride_)); }

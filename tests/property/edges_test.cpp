@@ -82,8 +82,8 @@ void expect_means_of_values(const Matrix<T>& out, const Matrix<T>& values) {
     for (Index t = 0; t < out.rows(); ++t) {
         // As in error_bounds: keys, and steps of a panel each; every weight is positive, so this is relative to the
         // largest of the values.
-        const double slack = 2 * gamma<T>(static_cast<double>(t + 1) + (3 + static_cast<double>(t + 1) / 64) *
-                                                                           (exp_roundings + 1));
+        const double slack =
+            2 * gamma<T>(static_cast<double>(t + 1) + (3 + static_cast<double>(t + 1) / 64) * (exp_roundings + 1));
         for (Index c = 0; c < out.cols(); ++c) {
             const auto seen = values.col(c).head(t + 1);
             const double size = static_cast<double>(seen.cwiseAbs().maxCoeff()) + smallest_normal<T>;
@@ -152,22 +152,31 @@ struct Reach {
 
     bool output(Index row, Index column) const {
         switch (poison.input) {
-            case causal_q: return row == poison.t;
-            case causal_k: return row >= poison.t;
-            case causal_v: return row >= poison.t && column == poison.column;
+            case causal_q:
+                return row == poison.t;
+            case causal_k:
+                return row >= poison.t;
+            case causal_v:
+                return row >= poison.t && column == poison.column;
             // Token t's own gates, which the token after it opens.
-            case lookahead_q: return window > 0 && row > poison.t;
+            case lookahead_q:
+                return window > 0 && row > poison.t;
             // The lookahead keys of the tokens that absorb token t, if there are any.
-            default: return window > 0 && poison.t > 0 && row >= poison.t;
+            default:
+                return window > 0 && poison.t > 0 && row >= poison.t;
         }
     }
     bool lookahead_key(Index s, Index column, Index length) const {
         const bool absorbs = s < poison.t && poison.t - s <= window;
         switch (poison.input) {
-            case lookahead_q: return window > 0 && s == poison.t && s + 1 < length;
-            case lookahead_k: return absorbs;
-            case lookahead_v: return absorbs && column == poison.column;
-            default: return false;
+            case lookahead_q:
+                return window > 0 && s == poison.t && s + 1 < length;
+            case lookahead_k:
+                return absorbs;
+            case lookahead_v:
+                return absorbs && column == poison.column;
+            default:
+                return false;
         }
     }
 };
@@ -242,7 +251,7 @@ TYPED_TEST(Edges, PoisonReachesWhatDependsOnItAndNothingElse) {
 
 TYPED_TEST(Edges, PoisonAroundASpanBoundaryReachesWhatDependsOnItAndNothingElse) {
     using T = TypeParam;
-    check_poison<T>({all_forms<T>().front()}, 22, {.length = 530, .d = 2, .dv = 1}, {0, 510, 511, 512, 513, 529},
+    check_poison<T>({all_forms<T>().front()}, 22, {.length = 516, .d = 2, .dv = 1}, {0, 511, 512},
                     {2, castle::unlimited});
 }
 

@@ -205,8 +205,7 @@ TYPED_TEST(Parallel, CausalAttentionMatchesOracle) {
             const Matrix<T> out = written<T>(sizes.length, sizes.dv, [&](castle::MatrixView<T> view) {
                 castle::causal_attention<T>(head.input().causal, view, {.scale = scale});
             });
-            EXPECT_TRUE(
-                within(out, oracle::causal_attention(in_double.qc, in_double.kc, in_double.vc, scale), bounds));
+            EXPECT_TRUE(within(out, oracle::causal_attention(in_double.qc, in_double.kc, in_double.vc, scale), bounds));
         }
     }
 }

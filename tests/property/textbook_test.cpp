@@ -37,7 +37,8 @@ void for_cases(const Check& check) {
             const oracle::Head<double> in_double = oracle_head(head);
             const oracle::Settings settings = oracle::standard_settings(sizes.d, window);
             const oracle::Result<double> exact = oracle::evaluate(in_double, settings);
-            check(head, exact, error_bounds<T>(in_double, settings, exact), castle::Options{.lookahead_window = window});
+            check(head, exact, error_bounds<T>(in_double, settings, exact),
+                  castle::Options{.lookahead_window = window});
             if (::testing::Test::HasFailure()) return;
         }
     }
@@ -59,8 +60,10 @@ TYPED_TEST(Textbook, DenseMatchesOracleInEveryQuantity) {
                            Part::on_and_below_diagonal));
         EXPECT_TRUE(within(castle::dense::lookahead_scores(head, options), exact.lookahead_scores,
                            bounds.lookahead_scores, Part::on_and_below_diagonal));
-        EXPECT_TRUE(within(castle::dense::scores(head, options), exact.scores, bounds.scores, Part::on_and_below_diagonal));
-        EXPECT_TRUE(within(castle::dense::weights(head, options), exact.weights, bounds.weights, Part::on_and_below_diagonal));
+        EXPECT_TRUE(
+            within(castle::dense::scores(head, options), exact.scores, bounds.scores, Part::on_and_below_diagonal));
+        EXPECT_TRUE(
+            within(castle::dense::weights(head, options), exact.weights, bounds.weights, Part::on_and_below_diagonal));
         EXPECT_TRUE(within(castle::dense::output(head, options), exact.output, bounds.output));
     });
 }

@@ -59,7 +59,16 @@ class Allocations {
         if (p == nullptr) throw std::bad_alloc();
         return p;
     }
+
+    // Where gcc inlines this into a delete expression but not the matching new, it takes the two for a mismatch.
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wmismatched-new-delete"
+#endif
     static void release(void* p) noexcept { std::free(p); }
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic pop
+#endif
 
   private:
     static constexpr long no_failure = -1;

@@ -171,7 +171,8 @@ Head<T> filled_head(Fill fill, Random& random, Sizes sizes) {
         }
     };
     switch (fill) {
-        case Fill::normal: break;
+        case Fill::normal:
+            break;
         case Fill::logits_88:
         case Fill::logits_1000:
             for (Matrix<T>* m : {&h.qc, &h.kc, &h.qu, &h.ku}) aligned(*m, fill == Fill::logits_88 ? 88 : 1000, 0);

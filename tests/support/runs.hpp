@@ -49,7 +49,7 @@ struct Outcome {
 
 template <class T>
 Outcome<T> run_in_chunks(const castle::HeadInput<T>& head, const std::vector<Index>& chunks,
-                     const castle::Options& options = {}) {
+                         const castle::Options& options = {}) {
     castle::UqKvCache<T> cache({.d = head.causal.q.cols(), .dv = head.causal.v.cols()}, options);
     Matrix<T> output = run_extend(cache, head, chunks);
     return {.output = std::move(output), .lookahead_keys = cache.lookahead_keys()};

@@ -74,8 +74,7 @@ oracle::Result<double> error_bounds(const oracle::Head<double>& head, const orac
             products += std::abs(a(i, k) * b(j, k));
             magnitudes += std::abs(a(i, k)) + std::abs(b(j, k));
         }
-        return gamma<T>(n_d + 2) * scale * products +
-               denormal<T> * (n_d + 2) * (1 + scale) * (1 + magnitudes);
+        return gamma<T>(n_d + 2) * scale * products + denormal<T> * (n_d + 2) * (1 + scale) * (1 + magnitudes);
     };
 
     oracle::Result<double> e{.gates = Rows<double>(length, length),
@@ -131,9 +130,8 @@ oracle::Result<double> error_bounds(const oracle::Head<double>& head, const orac
                 own += scale * q * absolute(s, k);
                 q_size += q;
             }
-            e.lookahead_scores(t, s) =
-                inherited + gamma<T>(n_d + absorbed + 3) * own +
-                denormal<T> * (n_d + 2) * (absorbed + 2) * (1 + scale) * (1 + q_size);
+            e.lookahead_scores(t, s) = inherited + gamma<T>(n_d + absorbed + 3) * own +
+                                       denormal<T> * (n_d + 2) * (absorbed + 2) * (1 + scale) * (1 + q_size);
 
             const double silu = oracle::silu(r.lookahead_scores(t, s));
             const double before_subtraction = e.causal_scores(t, s) + silu_slope * e.lookahead_scores(t, s) +
@@ -213,8 +211,8 @@ bool same_bits(T a, T b) {
 template <class T>
 ::testing::AssertionResult same_bits(const Matrix<T>& a, const Matrix<T>& b) {
     if (a.rows() != b.rows() || a.cols() != b.cols()) {
-        return ::testing::AssertionFailure() << "shapes [" << a.rows() << ", " << a.cols() << "] and [" << b.rows()
-                                             << ", " << b.cols() << "]";
+        return ::testing::AssertionFailure()
+               << "shapes [" << a.rows() << ", " << a.cols() << "] and [" << b.rows() << ", " << b.cols() << "]";
     }
     for (Index i = 0; i < a.rows(); ++i) {
         for (Index j = 0; j < a.cols(); ++j) {
@@ -226,24 +224,59 @@ template <class T>
     return ::testing::AssertionSuccess();
 }
 
-/// The error of a whole matrix against the exact one: root mean square and largest.
+/// The error of a whole matrix against the exact one, which has more digits: root mean square and largest.
 struct Error {
-    double rms;
-    double largest;
+    double rms = 0;
+    double largest = 0;
 };
 
-template <class At>
-Error error_against(const Rows<double>& exact, const At& at) {
+template <class E, class At>
+Error error_against(const Rows<E>& exact, const At& at) {
     double squares = 0, most = 0;
     for (Index i = 0; i < exact.rows(); ++i) {
         for (Index j = 0; j < exact.cols(); ++j) {
-            const double difference = std::abs(static_cast<double>(at(i, j)) - exact(i, j));
+            const double difference = static_cast<double>(std::abs(static_cast<E>(at(i, j)) - exact(i, j)));
             squares += difference * difference;
             // Not std::max, which a NaN would pass through unseen.
             if (!(difference <= most)) most = difference;
         }
     }
     return {.rms = std::sqrt(squares / static_cast<double>(exact.rows() * exact.cols())), .largest = most};
+}
+
+/// The library's error is at most this many times that of a plain evaluation of the same formulas in the same
+/// precision, plus what the rounding of the exact result alone may cost: an ulp of the largest number for the largest
+/// error, half an ulp of the root mean square for that of the errors.
+inline constexpr double most_times_plain = 2;
+
+/// Whether that holds. `times_plain`, if given, becomes how many times the plain evaluation's error the library's was,
+/// where it was above the floor.
+template <class E, class T>
+::testing::AssertionResult as_precise_as_plain(const Rows<E>& exact, const Rows<T>& plain, const Matrix<T>& ours,
+                                               Error* times_plain = nullptr) {
+    const Error size = error_against(exact, [](Index, Index) { return 0.0; });
+    const Error floor{.rms = unit_roundoff<T> * size.rms, .largest = 2 * unit_roundoff<T> * size.largest};
+    const Error allowed = error_against(exact, plain);
+    const Error error = error_against(exact, ours);
+    if (times_plain != nullptr) {
+        *times_plain = {.rms = error.rms <= floor.rms ? 0 : error.rms / allowed.rms,
+                        .largest = error.largest <= floor.largest ? 0 : error.largest / allowed.largest};
+    }
+    if (error.rms <= most_times_plain * allowed.rms + floor.rms &&
+        error.largest <= most_times_plain * allowed.largest + floor.largest) {
+        return ::testing::AssertionSuccess();
+    }
+    return ::testing::AssertionFailure() << "error " << error.rms << " rms, " << error.largest
+                                         << " at most; of a plain evaluation " << allowed.rms << " and "
+                                         << allowed.largest;
+}
+
+/// Rotation of `x` with `pair` at a position: the angle is off by a few roundings in double of at most `position`,
+/// cosine and sine round to T, and a product and a multiply-add follow.
+template <class T>
+double rotation_bound(double position, T x, T pair) {
+    const double size = std::abs(static_cast<double>(x)) + std::abs(static_cast<double>(pair));
+    return (gamma<T>(4) + 8 * unit_roundoff<double> * (position + 1)) * size;
 }
 
 }  // namespace support

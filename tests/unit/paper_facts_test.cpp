@@ -89,8 +89,7 @@ TYPED_TEST(PaperFacts, WindowOfZeroIsStandardCausalAttention) {
 TYPED_TEST(PaperFacts, WeightsAreADistributionOverTheTokensSoFar) {
     using T = TypeParam;
     Random random(5);
-    const Matrix<T> p =
-        castle::dense::weights(random_head<T>(random, {.length = 50, .d = 6, .dv = 1}).input());
+    const Matrix<T> p = castle::dense::weights(random_head<T>(random, {.length = 50, .d = 6, .dv = 1}).input());
     for (Index t = 0; t < 50; ++t) {
         double sum = 0;
         for (Index s = 0; s < 50; ++s) {
@@ -102,7 +101,8 @@ TYPED_TEST(PaperFacts, WeightsAreADistributionOverTheTokensSoFar) {
     }
 }
 
-// Two tokens, d = 1, every number written out. All lookahead products are 0, so that the gate is a half: u_1 = v^U_2 / 2.
+// Two tokens, d = 1, every number written out. All lookahead products are 0, so that the gate is a half: u_1 = v^U_2
+// / 2.
 TYPED_TEST(PaperFacts, TwoTokensByHand) {
     using T = TypeParam;
     Head<T> head({.length = 2, .d = 1, .dv = 1});

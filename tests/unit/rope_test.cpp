@@ -10,7 +10,7 @@
 
 #include "support/generators.hpp"
 #include "support/layer_oracle.hpp"
-#include "support/layer_tolerances.hpp"
+#include "support/tolerances.hpp"
 
 namespace {
 

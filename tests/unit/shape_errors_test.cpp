@@ -60,15 +60,17 @@ struct Form {
 const std::vector<Form> forms = {
     {"parallel", false, [](const Input& in, auto out, const castle::Options& o) { castle::parallel(in, out, o); }},
     {"recurrent", false, [](const Input& in, auto out, const castle::Options& o) { castle::recurrent(in, out, o); }},
-    {"dense::gates", false, [](const Input& in, auto, const castle::Options& o) { castle::dense::gates(in, o); }},
+    {"dense::gates", false,
+     [](const Input& in, auto, const castle::Options& o) { return castle::dense::gates(in, o); }},
     {"dense::lookahead_keys", false,
-     [](const Input& in, auto, const castle::Options& o) { castle::dense::lookahead_keys(in, 1, o); }},
+     [](const Input& in, auto, const castle::Options& o) { return castle::dense::lookahead_keys(in, 1, o); }},
     {"dense::causal_scores", false,
-     [](const Input& in, auto, const castle::Options& o) { castle::dense::causal_scores(in, o); }},
-    {"dense", false, [](const Input& in, auto, const castle::Options& o) { castle::dense::lookahead_scores(in, o); }},
-    {"dense", false, [](const Input& in, auto, const castle::Options& o) { castle::dense::scores(in, o); }},
-    {"dense", false, [](const Input& in, auto, const castle::Options& o) { castle::dense::weights(in, o); }},
-    {"dense", false, [](const Input& in, auto, const castle::Options& o) { castle::dense::output(in, o); }},
+     [](const Input& in, auto, const castle::Options& o) { return castle::dense::causal_scores(in, o); }},
+    {"dense", false,
+     [](const Input& in, auto, const castle::Options& o) { return castle::dense::lookahead_scores(in, o); }},
+    {"dense", false, [](const Input& in, auto, const castle::Options& o) { return castle::dense::scores(in, o); }},
+    {"dense", false, [](const Input& in, auto, const castle::Options& o) { return castle::dense::weights(in, o); }},
+    {"dense", false, [](const Input& in, auto, const castle::Options& o) { return castle::dense::output(in, o); }},
     {"extend", true,
      [](const Input& in, auto out, const castle::Options& o) {
          castle::UqKvCache<Scalar> cache(shape, o);
@@ -129,8 +131,8 @@ TEST(ShapeErrors, NameTheInputWithAWrongNumberOfRowsAndBothShapes) {
             Output out;
             // The rows of causal.q are the number of tokens, so that the next input does not fit it.
             const std::string is = shape_text(wrong.rows(), wrong.cols());
-            const std::string sentence = i == causal_q ? misfit(causal_k, shape_text(4, 3), is)
-                                                       : misfit(i, is, shape_text(4, wrong.cols()));
+            const std::string sentence =
+                i == causal_q ? misfit(causal_k, shape_text(4, 3), is) : misfit(i, is, shape_text(4, wrong.cols()));
             expect_sentence([&] { form.run(in, out.memory, {}); }, {"castle::" + form.name, sentence});
         });
 }
@@ -160,10 +162,11 @@ TEST(ShapeErrors, NameTheInputThatIsMissing) {
                      [](const Form& form, std::size_t i, const Input& in, const View&) {
                          Output out;
                          const Index rows = i == causal_q ? 0 : 4;
-                         std::string sentence =
-                             misfit(i, shape_text(0, 0), shape_text(rows, i == causal_v ? 5 : 3));
-                         if (!form.cache && i == causal_q) sentence = "d is 0 but must be at least 1";
-                         if (!form.cache && i == causal_v) sentence = "dv is 0 but must be at least 1";
+                         std::string sentence = misfit(i, shape_text(0, 0), shape_text(rows, i == causal_v ? 5 : 3));
+                         if (!form.cache && i == causal_q)
+                             sentence = "causal.q is [0, 0] but must have at least one column";
+                         if (!form.cache && i == causal_v)
+                             sentence = "causal.v is [0, 0] but must have at least one column";
                          expect_sentence([&] { form.run(in, out.memory, {}); }, {"castle::" + form.name, sentence});
                      });
 }
@@ -208,7 +211,7 @@ TEST(ShapeErrors, DenseLookaheadKeysNameATokenOutsideTheSequence) {
     Random random(4);
     const Head<Scalar> head = random_head<Scalar>(random, sizes);
     for (const Index t : {-1, 5}) {
-        expect_sentence([&] { castle::dense::lookahead_keys(head.input(), t); },
+        expect_sentence([&] { return castle::dense::lookahead_keys(head.input(), t); },
                         {"castle::dense::lookahead_keys", describe("t is ", t), "[0, 4]", shape_text(4, 3)});
     }
 }
@@ -234,7 +237,8 @@ TEST(OptionErrors, OfCachesNameTheSize) {
     using castle::UqKvCache;
     expect_sentence([] { UqKvCache<Scalar>({.d = 0, .dv = 1}); }, {"castle::UqKvCache", "d is 0", "at least 1"});
     expect_sentence([] { UqKvCache<Scalar>({.d = 1, .dv = -2}); }, {"castle::UqKvCache", "dv is -2", "at least 1"});
-    expect_sentence([] { UqKvCache<Scalar>({.d = Index(1) << 40, .dv = 1}); }, {"castle::UqKvCache", "d is 1099511627776"});
+    expect_sentence([] { UqKvCache<Scalar>({.d = Index(1) << 40, .dv = 1}); },
+                    {"castle::UqKvCache", "d is 1099511627776"});
     expect_sentence([] { KvCache<Scalar>({.d = 1, .dv = 0}); }, {"castle::KvCache", "dv is 0", "at least 1"});
     expect_sentence([] { KvCache<Scalar>({.d = 1, .dv = 1}, {.scale = std::nan("")}); },
                     {"castle::KvCache", "options.scale is", "finite"});
@@ -249,11 +253,11 @@ TEST(ShapeErrors, OfCausalAttentionNameTheArgumentAndBothShapes) {
     Random random(6);
     const Head<Scalar> head = random_head<Scalar>(random, sizes);
     const View q = head.qc, k = head.kc, v = head.vc;
-    expect_sentence([&] { castle::causal_attention(q, k.middle_rows(0, 3), v); },
+    expect_sentence([&] { return castle::causal_attention(q, k.middle_rows(0, 3), v); },
                     {"castle::causal_attention: k is " + shape_text(3, 3), "must be " + shape_text(4, 3)});
-    expect_sentence([&] { castle::causal_attention(q, k.middle_cols(0, 2), v); },
+    expect_sentence([&] { return castle::causal_attention(q, k.middle_cols(0, 2), v); },
                     {"castle::causal_attention: k is " + shape_text(4, 2), "must be " + shape_text(4, 3)});
-    expect_sentence([&] { castle::causal_attention(q, k, v.middle_rows(0, 2)); },
+    expect_sentence([&] { return castle::causal_attention(q, k, v.middle_rows(0, 2)); },
                     {"castle::causal_attention: v is " + shape_text(2, 5), "must be " + shape_text(4, 5)});
     Output out(4, 4);
     expect_sentence([&] { castle::causal_attention<Scalar>(head.input().causal, out.memory); },
@@ -265,6 +269,29 @@ TEST(ShapeErrors, OfCausalAttentionNameTheArgumentAndBothShapes) {
     expect_sentence([&] { castle::extend(cache, {.q = q, .k = k, .v = v.middle_cols(0, 1)}); },
                     {"castle::extend: v is " + shape_text(4, 1), "must be " + shape_text(4, 5), "d 3, dv 5"});
     EXPECT_EQ(cache.size(), 0);
+}
+
+// A count of rows below 0 must not take tokens away again.
+TEST(ShapeErrors, RefuseANegativeNumberOfTokens) {
+    Random random(7);
+    const Head<Scalar> head = random_head<Scalar>(random, sizes);
+    castle::UqKvCache<Scalar> cache(shape);
+    castle::extend(cache, head.input());
+    Input in = head.input();
+    for (View* view : views(in)) *view = View(view->data(), -2, view->cols(), view->cols());
+    Output out;
+    const castle::MatrixView<Scalar> negative(out.memory.data(), -2, 5, 5);
+    expect_sentence([&] { castle::extend(cache, in, negative); },
+                    {"castle::extend: head.causal.q is [-2, 3]", "negative"});
+    EXPECT_EQ(cache.size(), 4);
+}
+
+// A scale that is a number in double may be none in float.
+TEST(OptionErrors, NameAScaleThatTheScalarCannotHold) {
+    expect_sentence([] { castle::UqKvCache<float>({.d = 2, .dv = 2}, {.scale = 1e39}); },
+                    {"castle::UqKvCache", "options.scale is 1e+39", "finite"});
+    EXPECT_NO_THROW(castle::UqKvCache<double>({.d = 2, .dv = 2}, {.scale = 1e39}));
+    EXPECT_NO_THROW(castle::UqKvCache<float>({.d = 2, .dv = 2}, {.scale = -1e38}));
 }
 
 TEST(ShapeErrors, LeaveTheCacheAsItWas) {

@@ -146,10 +146,10 @@ TYPED_TEST(Tiles, LoadScaledMultipliesEveryRowWithItsFactor) {
     }
 }
 
-// What the masked members have in common: rows of b that count for some rows and columns of the tile only. `counts(i, k,
-// j)` says so; whatever does not count is NaN in b or, where a row of the tile leaves out a whole row of b, in a.
+// What the masked members have in common: rows of b that count for some rows and columns of the tile only. `counts(i,
+// k, j)` says so; whatever does not count is NaN in b or, where a row of the tile leaves out a whole row of b, in a.
 template <class T, int R, int V, class Counts, class Apply>
-void expect_only_what_counts(Random& random, Index n, const Counts& counts, const Run& run) {
+void expect_only_what_counts(Random& random, Index n, const Counts& counts, const Apply& run) {
     constexpr Index cols = V * detail::Simd<T>::width;
     constexpr T nan = std::numeric_limits<T>::quiet_NaN();
     Matrix<T> start(R, cols), a(R, n), b(n, cols);
@@ -269,8 +269,9 @@ TYPED_TEST(Tiles, MaskedBitsAreThoseOfTheFullProductWhereAllCounts) {
     };
     const Matrix<T> full = product([&](auto& tile) { tile.multiply_add(this->operand(a), b.data(), cols, n); });
     const Matrix<T> masked = product([&](auto& tile) {
-        tile.multiply_add_within(this->operand(a), b.data(), cols, n, 0,
-                                 [](Index) -> detail::ColumnRange { return {.begin = 0, .end = detail::Tile<T, rows, packets>::cols}; });
+        tile.multiply_add_within(this->operand(a), b.data(), cols, n, 0, [](Index) -> detail::ColumnRange {
+            return {.begin = 0, .end = detail::Tile<T, rows, packets>::cols};
+        });
     });
     EXPECT_TRUE(same_bits(full, masked));
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cmath>
+#include <limits>
 #include <string>
 #include <string_view>
 
@@ -22,6 +23,7 @@ void check_shape(std::string_view where, std::string_view group, std::string_vie
     if (m.rows() != rows || m.cols() != cols) {
         fail(where, group, name, " is ", as_shape(m), " but must be ", Shape{rows, cols}, " ", because());
     }
+    if (m.rows() < 0 || m.cols() < 0) fail(where, group, name, " is ", as_shape(m), " but no side may be negative");
     if (m.rows() > 1 && m.outer_stride() < m.cols()) {
         fail(where, group, name, " is ", as_shape(m), " but its rows lie only ", m.outer_stride(),
              " numbers apart, which must be at least ", m.cols());
@@ -46,10 +48,11 @@ inline void check_tokens(std::string_view where, Index tokens) {
     }
 }
 
-inline void check_options(std::string_view where, const Options& options) {
+template <Scalar T>
+void check_options(std::string_view where, const Options& options) {
     check_size(where, "options.lookahead_window", options.lookahead_window, 0);
-    if (options.scale && !std::isfinite(*options.scale)) {
-        fail(where, "options.scale is ", *options.scale, " but must be finite");
+    if (options.scale && !(std::abs(*options.scale) <= static_cast<double>(std::numeric_limits<T>::max()))) {
+        fail(where, "options.scale is ", *options.scale, " but must be finite, also in the scalar of the matrices");
     }
 }
 
@@ -79,7 +82,12 @@ void check_head(std::string_view where, const HeadInput<T>& head, Index rows, He
 
 // A head on its own says its sizes itself: L and d through q, dv through v.
 template <Scalar T>
-HeadShape own_shape(std::string_view where, const Qkv<T>& causal) {
+HeadShape own_shape(std::string_view where, std::string_view group, const Qkv<T>& causal) {
+    const auto check_cols = [&](std::string_view name, ConstMatrixView<T> m) {
+        if (m.cols() < 1) fail(where, group, name, " is ", as_shape(m), " but must have at least one column");
+    };
+    check_cols("q", causal.q);
+    check_cols("v", causal.v);
     const HeadShape shape{.d = causal.q.cols(), .dv = causal.v.cols()};
     check_head_shape(where, shape);
     return shape;
@@ -87,8 +95,8 @@ HeadShape own_shape(std::string_view where, const Qkv<T>& causal) {
 
 template <Scalar T>
 HeadShape checked_shape(std::string_view where, const HeadInput<T>& head, const Options& options) {
-    check_options(where, options);
-    const HeadShape shape = own_shape(where, head.causal);
+    check_options<T>(where, options);
+    const HeadShape shape = own_shape(where, "head.causal.", head.causal);
     check_head(where, head, head.causal.q.rows(), shape, [&] {
         return text("to go with head.causal.q ", as_shape(head.causal.q), " and head.causal.v ",
                     as_shape(head.causal.v));
@@ -98,8 +106,8 @@ HeadShape checked_shape(std::string_view where, const HeadInput<T>& head, const 
 
 template <Scalar T>
 HeadShape checked_shape(std::string_view where, const Qkv<T>& head, const Options& options) {
-    check_options(where, options);
-    const HeadShape shape = own_shape(where, head);
+    check_options<T>(where, options);
+    const HeadShape shape = own_shape(where, "", head);
     check_qkv(where, "", head, head.q.rows(), shape,
               [&] { return text("to go with q ", as_shape(head.q), " and v ", as_shape(head.v)); });
     return shape;

@@ -2,55 +2,21 @@
 #pragma once
 
 #include <algorithm>
+#include <limits>
 #include <utility>
 #include <vector>
 
 #include <castle/detail/aligned_buffer.hpp>
+#include <castle/detail/block_operands.hpp>
 #include <castle/detail/layout.hpp>
 #include <castle/detail/simd.hpp>
+#include <castle/detail/softmax_rows.hpp>
 #include <castle/detail/tile.hpp>
 #include <castle/input.hpp>
 
 namespace castle {
 inline namespace CASTLE_ABI {
 namespace detail {
-
-// The rows of one block as the kernels read them, transposed: row k, column j belongs to token j of the block.
-template <Scalar T>
-class BlockOperands {
-  public:
-    static Index numbers(Index d) { return (3 * d + block_size) * block_size; }
-
-    BlockOperands(T* data, Index d) : data_(data), d_(d) {}
-
-    T* causal_queries() const { return data_; }                          // scale Q^C^T, [d][block]
-    T* lookahead_keys() const { return data_ + d_ * block_size; }        // scale K^U^T, [d][block]
-    T* lookahead_values() const { return data_ + 2 * d_ * block_size; }  // V^U^T, [d][block]
-    T* triangle() const { return data_ + 3 * d_ * block_size; }          // scale Q^C V^U^T, [block][block], tril used
-
-  private:
-    T* data_;
-    Index d_;
-};
-
-// The softmax of some query rows over one span of keys: for each row the largest score, the sum of
-// exp(score - largest), and the sum of exp(score - largest) v.
-template <Scalar T>
-class SoftmaxRows {
-  public:
-    static Index numbers(Index rows, Index dv_padded) { return rows * (dv_padded + 2); }
-
-    SoftmaxRows(T* data, Index rows, Index dv_padded) : data_(data), rows_(rows), dv_padded_(dv_padded) {}
-
-    T* out(Index row) const { return data_ + row * dv_padded_; }
-    T* largest() const { return data_ + rows_ * dv_padded_; }
-    T* sum() const { return largest() + rows_; }
-
-  private:
-    T* data_;
-    Index rows_;
-    Index dv_padded_;
-};
 
 // What one head remembers. Without lookahead (a window of 0) it is the key-value cache of standard attention.
 //
@@ -101,10 +67,14 @@ class HeadState {
         row_scratch_ = std::move(row);
     }
 
-    // As before the first token, with the memory kept.
+    // As before the first token, with the memory kept. Only U has to begin at zero again; the rest is written before it
+    // is read.
     void clear() {
         size_ = 0;
-        for (auto& panel : panels_) std::fill(panel.data(), panel.data() + panel.size(), T(0));
+        if (!has_lookahead()) return;
+        for (Index p = 0; p < Index(panels_.size()); ++p) {
+            std::fill_n(lookahead_keys(p), shape_.d * panel_size, T(0));
+        }
     }
 
     Index bytes() const {
@@ -133,7 +103,7 @@ class HeadState {
     T* row_scratch() { return row_scratch_.data(); }
 
     // The columns of panel p whose lookahead keys absorb token t: s < t <= s + window.
-    ColumnRange absorbing(Index t, Index p) const {
+    ColumnRange absorbing_columns(Index t, Index p) const {
         const Index first = p * panel_size;
         const Index oldest = window_ < t ? t - window_ : 0;
         const Index begin = std::clamp<Index>(oldest - first, 0, panel_size);
@@ -148,7 +118,8 @@ class HeadState {
 
     // Panels that the gates of all blocks of one group can touch together, so that no two of them share a tile.
     Index most_gate_tiles() const {
-        if (window_ >= std::numeric_limits<Index>::max() - 2 * group_size) return window_;
+        constexpr Index every_panel = std::numeric_limits<Index>::max();
+        if (window_ >= every_panel - 2 * group_size) return every_panel;
         return ceil_div(window_ + group_size + block_size, panel_size) + 1;
     }
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <concepts>
+#include <cstdio>
 #include <stdexcept>
 #include <string>
 #include <string_view>
@@ -25,9 +25,12 @@ Shape as_shape(const View& m) {
 }
 
 inline void append(std::string& sentence, std::string_view part) { sentence.append(part); }
-template <class Number>
-requires std::integral<Number> || std::floating_point<Number>
-void append(std::string& sentence, Number part) { sentence.append(std::to_string(part)); }
+inline void append(std::string& sentence, Index part) { sentence.append(std::to_string(part)); }
+inline void append(std::string& sentence, double part) {
+    char digits[32];
+    std::snprintf(digits, sizeof digits, "%g", part);
+    sentence.append(digits);
+}
 inline void append(std::string& sentence, Shape part) {
     sentence.append("[");
     append(sentence, part.rows);

@@ -46,7 +46,7 @@ void fold_block(const HeadState<T>& state, Index origin, Index count, BlockOpera
             tile.load(u + k * panel_size + c, panel_size);
             if (at_edge) {
                 tile.multiply_add_within(values, gates + c, panel_size, count, c,
-                                         [&](Index j) { return state.absorbing(origin + j, p); });
+                                         [&](Index j) { return state.absorbing_columns(origin + j, p); });
             } else {
                 tile.multiply_add(values, gates + c, panel_size, count);
             }
@@ -94,7 +94,8 @@ class PanelSweep {
         return Operand<T>{rows_.operands.causal_queries(), 1, block_size}.rows_from(rows_.first - rows_.origin + i);
     }
 
-    // gates[t, s] = sigmoid(scale k^U_t . q^U_s)
+    // gates[t, s] = sigmoid(scale k^U_t . q^U_s): rows are the absorbed tokens, columns the keys, which is the
+    // transpose of dense::gates.
     void compute_gates() {
         const Index skip = rows_.first - rows_.origin;
         const auto keys = Operand<T>{rows_.operands.lookahead_keys(), 1, block_size}.rows_from(skip);
@@ -124,10 +125,10 @@ class PanelSweep {
                 tile.multiply_add(queries(i), u + c, panel_size, d);
                 const T* gates = gates_ + c;
                 if (at_edge_) {
-                    const auto absorbing = [&](Index j) { return state_.absorbing(rows_.origin + j, p_); };
-                    tile.multiply_add_within(triangle, gates, panel_size, common, c, absorbing);
+                    const auto columns = [&](Index j) { return state_.absorbing_columns(rows_.origin + j, p_); };
+                    tile.multiply_add_within(triangle, gates, panel_size, common, c, columns);
                     tile.multiply_add_triangle_within(triangle.cols_from(common), gates + common * panel_size,
-                                                      panel_size, c, [&](Index j) { return absorbing(common + j); });
+                                                      panel_size, c, [&](Index j) { return columns(common + j); });
                 } else {
                     tile.multiply_add(triangle, gates, panel_size, common);
                     tile.multiply_add_triangle(triangle.cols_from(common), gates + common * panel_size, panel_size,
@@ -208,7 +209,7 @@ class PanelSweep {
     alignas(64) T own_gates_[block_size * panel_size];
     alignas(64) T lookahead_scores_[block_size * panel_size];
     alignas(64) T scores_[block_size * panel_size];
-    alignas(64) T rescale_[block_size];
+    alignas(64) T rescale_[block_size] = {};
 };
 
 }  // namespace detail

@@ -9,9 +9,11 @@
 #include <vector>
 
 #include <castle/detail/checks.hpp>
-#include <castle/detail/extend_heads.hpp>
+#include <castle/detail/extension.hpp>
 #include <castle/detail/packed_matrix.hpp>
+#include <castle/detail/random_weights.hpp>
 #include <castle/multi_head_cache.hpp>
+#include <castle/multi_head_config.hpp>
 #include <castle/multi_head_weights.hpp>
 #include <castle/options.hpp>
 #include <castle/rope.hpp>
@@ -19,16 +21,17 @@
 namespace castle {
 inline namespace CASTLE_ABI {
 
-namespace detail {
-
-// A layer of heads over one attention: projections, rotation, the sweep over all heads, output projection. Standard
-// attention is the same with three projections and a window of 0.
+/// What MultiHeadCastle and MultiHeadCausal have in common (eq. 14): projections, rotation, the sweep over all heads,
+/// output projection. Standard attention has three projections and a lookahead window of 0.
+///
+/// Running a layer does not change it: it may serve several threads at once, with a cache each.
 template <Scalar T>
-class MultiHeadBase {
+class MultiHeadLayer {
   public:
     using value_type = T;
 
     const MultiHeadConfig& config() const { return config_; }
+    const Options& options() const { return options_; }
 
     /// Trained numbers in the layer.
     Index parameters() const { return (projections_ + 1) * width() * config_.d_model; }
@@ -45,7 +48,7 @@ class MultiHeadBase {
     /// Replaces the weights. Throws std::invalid_argument, and changes nothing then, if a shape does not fit.
     void set_weights(const MultiHeadWeights<T>& w) {
         const auto because = [&] {
-            return text("for d_model ", d_model(), " and ", config_.heads, " heads of size ", config_.d_head);
+            return detail::text("for d_model ", d_model(), " and ", config_.heads, " heads of size ", config_.d_head);
         };
         const std::array<const Matrix<T>*, 6> parts{&w.causal.q,    &w.causal.k,    &w.causal.v,
                                                     &w.lookahead.q, &w.lookahead.k, &w.lookahead.v};
@@ -53,22 +56,22 @@ class MultiHeadBase {
                                                         "lookahead.q", "lookahead.k", "lookahead.v"};
         for (std::size_t i = 0; i < 6; ++i) {
             const bool used = Index(i) < projections_;
-            check_shape(where_, "weights.", names[i], ConstMatrixView<T>(*parts[i]), used ? d_model() : 0,
-                        used ? width() : 0, because);
+            detail::check_shape(where_, "weights.", names[i], ConstMatrixView<T>(*parts[i]), used ? d_model() : 0,
+                                used ? width() : 0, because);
         }
-        check_shape(where_, "weights.", "w_out", ConstMatrixView<T>(w.w_out), width(), d_model(), because);
+        detail::check_shape(where_, "weights.", "w_out", ConstMatrixView<T>(w.w_out), width(), d_model(), because);
         for (Index i = 0; i < projections_; ++i) in_.set_cols(i * width(), *parts[std::size_t(i)]);
         out_.set_cols(0, w.w_out);
     }
 
     /// An empty cache for this layer.
     MultiHeadCache<T> make_cache() const {
-        std::vector<HeadState<T>> heads;
+        std::vector<detail::HeadState<T>> heads;
         heads.reserve(std::size_t(config_.heads));
         for (Index h = 0; h < config_.heads; ++h) {
             heads.emplace_back(HeadShape{.d = config_.d_head, .dv = config_.d_head}, scale_, options_.lookahead_window);
         }
-        return {std::move(heads), scratch_numbers(1)};
+        return {kind(), std::move(heads), scratch_numbers(1)};
     }
 
     /// Puts the `m >= 0` tokens `x`, `[m, d_model]`, onto the cache and writes the layer's output for them, eq. 14, to
@@ -82,30 +85,31 @@ class MultiHeadBase {
                 std::type_identity_t<MatrixView<T>> y) const {
         const Index rows = x.rows();
         const auto because = [&] {
-            return text("for ", rows, " tokens (the rows of x ", as_shape(x), ") and a layer of d_model ", d_model());
+            return detail::text("for ", rows, " tokens (the rows of x ", detail::as_shape(x),
+                                ") and a layer of d_model ", d_model());
         };
-        check_shape(where_, "", "x", x, rows, d_model(), because);
-        check_shape(where_, "", "y", y, rows, d_model(), because);
+        detail::check_shape(where_, "", "x", x, rows, d_model(), because);
+        detail::check_shape(where_, "", "y", y, rows, d_model(), because);
         check_cache(cache);
         if (rows == 0) return;
 
-        const auto state = [&](Index h) -> HeadState<T>& { return cache.heads_[std::size_t(h)]; };
-        AlignedBuffer<T> memory;
-        if (rows > 1) memory = AlignedBuffer<T>(scratch_numbers(std::min(rows, group_size)));
-        const Rows scratch(*this, rows > 1 ? memory.data() : cache.row_.data(), std::min(rows, group_size));
-        Extension<T, decltype(state)> extension(config_.heads, rows, state, options_.executor);
-        extension.for_groups([&](const Group& group) {
+        const auto state = [&](Index h) -> detail::HeadState<T>& { return cache.heads_[std::size_t(h)]; };
+        detail::AlignedBuffer<T> memory;
+        if (rows > 1) memory = detail::AlignedBuffer<T>(scratch_numbers(std::min(rows, detail::group_size)));
+        const Rows scratch(*this, rows > 1 ? memory.data() : cache.row_.data(), std::min(rows, detail::group_size));
+        detail::Extension<T, decltype(state)> extension(config_.heads, rows, state, options_.executor);
+        extension.for_groups([&](const detail::Group& group) {
             project(x.middle_rows(group.call_row, group.rows()), group.first, scratch);
-            const Group own{.first = group.first, .end = group.end, .call_row = 0};
+            const detail::Group own{.first = group.first, .end = group.end, .call_row = 0};
             extension.run(
                 own, [&](Index h) { return scratch.input(h); }, [&](Index h) { return scratch.output(h); });
             const ConstMatrixView<T> attended = scratch.attended.middle_rows(0, group.rows());
             const MatrixView<T> out = y.middle_rows(group.call_row, group.rows());
-            run(options_.executor, out_.panels(), [&](Index p) { out_.multiply_panel(attended, p, out); });
+            detail::run(options_.executor, out_.panels(), [&](Index p) { out_.multiply_panel(attended, p, out); });
         });
     }
 
-    /// As above; returns the output, `[m, d_model]`.
+    /// As above, but allocates the output, `[m, d_model]`, and returns it.
     Matrix<T> extend(MultiHeadCache<T>& cache, std::type_identity_t<ConstMatrixView<T>> x) const {
         Matrix<T> y(x.rows(), d_model());
         extend(cache, x, y);
@@ -119,30 +123,31 @@ class MultiHeadBase {
     }
 
     /// As above; returns the output, `[L, d_model]`.
-    Matrix<T> forward(std::type_identity_t<ConstMatrixView<T>> x) const {
+    [[nodiscard]] Matrix<T> forward(std::type_identity_t<ConstMatrixView<T>> x) const {
         Matrix<T> y(x.rows(), d_model());
         forward(x, y);
         return y;
     }
 
   protected:
-    // `projections` is 6, or 3 for standard attention.
-    MultiHeadBase(std::string_view where, Index projections, const MultiHeadConfig& config, Options options)
+    // `projections` is 6, or 3 for standard attention. All weights are 0 at first.
+    MultiHeadLayer(std::string_view where, Index projections, const MultiHeadConfig& config, Options options)
         : where_(where),
           projections_(projections),
           config_(checked(where, config, options)),
           options_(std::move(options)),
-          scale_(static_cast<T>(scale_for(options_, config.d_head))),
+          scale_(static_cast<T>(detail::scale_for(options_, config.d_head))),
           in_(config.d_model, projections * width()),
           out_(width(), config.d_model) {
         if (config_.rotary) table_.emplace(config_.d_head, config_.rotary->base);
-        set_weights(random_weights<T>(config_, projections_));
     }
+
+    void set_random_weights() { set_weights(detail::random_weights<T>(config_, projections_)); }
 
   private:
     // Where the numbers of a group of tokens are between the steps.
     struct Rows {
-        Rows(const MultiHeadBase& layer, T* memory, Index rows)
+        Rows(const MultiHeadLayer& layer, T* memory, Index rows)
             : width(layer.width()),
               d_head(layer.config_.d_head),
               projected(memory, rows, layer.projections_ * width),
@@ -180,34 +185,44 @@ class MultiHeadBase {
 
     static const MultiHeadConfig& checked(std::string_view where, const MultiHeadConfig& config,
                                           const Options& options) {
-        check_size(where, "d_model", config.d_model, 1);
-        check_size(where, "heads", config.heads, 1);
-        check_size(where, "d_head", config.d_head, 1);
+        detail::check_size(where, "d_model", config.d_model, 1);
+        detail::check_size(where, "heads", config.heads, 1);
+        detail::check_size(where, "d_head", config.d_head, 1);
         constexpr Index most = Index(1) << 24;
         if (config.d_model > most || config.heads > most / config.d_head) {
-            fail(where, "d_model is ", config.d_model, " with ", config.heads, " heads of size ", config.d_head,
-                 " but neither d_model nor heads * d_head may exceed ", most);
+            detail::fail(where, "d_model is ", config.d_model, " with ", config.heads, " heads of size ", config.d_head,
+                         " but neither d_model nor heads * d_head may exceed ", most);
         }
-        check_options(where, options);
-        if (config.rotary) check_rotary(where, config.d_head, config.rotary->base);
+        detail::check_options<T>(where, options);
+        if (config.rotary) detail::check_rotary(where, config.d_head, config.rotary->base);
         return config;
     }
 
+    detail::LayerKind kind() const {
+        return {.projections = projections_,
+                .heads = config_.heads,
+                .d_head = config_.d_head,
+                .lookahead_window = options_.lookahead_window,
+                .scale = scale_,
+                .rotary = config_.rotary};
+    }
+
     void check_cache(const MultiHeadCache<T>& cache) const {
-        const auto& head = cache.heads_.front();
-        if (cache.heads() != config_.heads || head.shape().d != config_.d_head) {
-            fail(where_, "cache has ", cache.heads(), " heads of size ", head.shape().d, " but the layer has ",
-                 config_.heads, " heads of size ", config_.d_head);
+        const detail::LayerKind& made_for = cache.kind_;
+        if (made_for.heads != config_.heads || made_for.d_head != config_.d_head) {
+            detail::fail(where_, "cache has ", made_for.heads, " heads of size ", made_for.d_head,
+                         " but the layer has ", config_.heads, " heads of size ", config_.d_head);
         }
-        if (head.window() != options_.lookahead_window || head.scale() != scale_) {
-            fail(where_, "cache belongs to a layer with another lookahead window or scale");
+        if (made_for != kind()) {
+            detail::fail(
+                where_, "cache belongs to a layer with other projections, lookahead window, scale or rotary embedding");
         }
     }
 
     // The projections of x, whose first row is at `position`, rotated where they are to be.
     void project(ConstMatrixView<T> x, Index position, const Rows& scratch) const {
         const MatrixView<T> projected = scratch.projected.middle_rows(0, x.rows());
-        run(options_.executor, in_.panels(), [&](Index p) { in_.multiply_panel(x, p, projected); });
+        detail::run(options_.executor, in_.panels(), [&](Index p) { in_.multiply_panel(x, p, projected); });
         if (!table_) return;
 
         const Rotary& rotary = *config_.rotary;
@@ -224,7 +239,7 @@ class MultiHeadBase {
             }
         };
         const Executor serial;  // a single row is not worth a meeting of threads
-        run(x.rows() == 1 ? serial : options_.executor, config_.heads, rotate_head);
+        detail::run(x.rows() == 1 ? serial : options_.executor, config_.heads, rotate_head);
     }
 
     std::string_view where_;
@@ -232,11 +247,10 @@ class MultiHeadBase {
     MultiHeadConfig config_;
     Options options_;
     T scale_;
-    std::optional<RotaryTable<T>> table_;
-    PackedMatrix<T> in_;   // the projections side by side, [d_model, projections * heads * d_head]
-    PackedMatrix<T> out_;  // [heads * d_head, d_model]
+    std::optional<detail::RotaryTable<T>> table_;
+    detail::PackedMatrix<T> in_;   // the projections side by side, [d_model, projections * heads * d_head]
+    detail::PackedMatrix<T> out_;  // [heads * d_head, d_model]
 };
 
-}  // namespace detail
 }  // namespace CASTLE_ABI
 }  // namespace castle

@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <algorithm>
+
+#include <castle/detail/aligned_buffer.hpp>
+#include <castle/detail/group.hpp>
+#include <castle/detail/group_steps.hpp>
+#include <castle/detail/head_state.hpp>
+#include <castle/executor.hpp>
+#include <castle/input.hpp>
+
+// What is behind every form: new tokens onto the states of some heads.
+namespace castle {
+inline namespace CASTLE_ABI {
+namespace detail {
+
+// One extension of `heads` states of equal size and shape by `rows` tokens each. state(h) gives head h's HeadState&.
+//
+// The constructor gets all memory there is need of and is the only part that throws, having changed nothing then.
+// After it the groups are to be run one by one, in order. One row that fits the states' capacity allocates nothing.
+template <Scalar T, class State>
+class Extension {
+  public:
+    Extension(Index heads, Index rows, const State& state, const Executor& executor)
+        : heads_(heads), state_(state), executor_(executor), before_(state(0).size()), after_(before_ + rows) {
+        for (Index h = 0; h < heads; ++h) state(h).reserve(after_);
+        group_rows_ = std::min(rows, group_size);
+        if (rows > 1) {
+            numbers_ = GroupScratch<T>::numbers(state(0), group_rows_, after_);
+            memory_ = AlignedBuffer<T>(heads * numbers_);
+        }
+    }
+
+    // Calls run_group(group) for every group, then counts the new tokens in.
+    template <class F>
+    void for_groups(const F& run_group) {
+        Index first = before_;
+        while (first < after_) {
+            const Index end = std::min(after_, round_down(first, block_size) + group_size);
+            run_group(Group{.first = first, .end = end, .call_row = first - before_});
+            first = end;
+        }
+        for (Index h = 0; h < heads_; ++h) state_(h).set_size(after_);
+    }
+
+    // input(h) and output(h) give head h's HeadInput and MatrixView; the group's rows begin at group.call_row in both.
+    template <class Input, class Output>
+    void run(const Group& group, const Input& input, const Output& output) {
+        // What is done once a row, and not once a row and key, is not worth a meeting of threads for a single row.
+        const Executor& light = group.rows() == 1 ? serial_ : executor_;
+        detail::run(light, heads_, [&](Index h) { pack_group(state_(h), scratch(h), group, input(h)); });
+        detail::run(executor_, heads_ * group.spans(),
+                    [&](Index i) { sweep_span(state_(i % heads_), scratch(i % heads_), group, i / heads_); });
+        detail::run(light, heads_, [&](Index h) {
+            merge_spans(state_(h), scratch(h), group, output(h));
+            keep_open_block(state_(h), scratch(h), group);
+        });
+    }
+
+  private:
+    GroupScratch<T> scratch(Index h) {
+        return {state_(h), numbers_ == 0 ? nullptr : memory_.data() + h * numbers_, group_rows_};
+    }
+
+    Index heads_;
+    const State& state_;
+    const Executor& executor_;
+    const Executor serial_ = {};
+    Index before_;
+    Index after_;
+    Index group_rows_ = 0;
+    Index numbers_ = 0;  // of scratch, a head
+    AlignedBuffer<T> memory_;
+};
+
+// Extends one state by the tokens of `input`, whose shapes have been checked.
+template <Scalar T>
+void extend_head(HeadState<T>& state, const HeadInput<T>& input, MatrixView<T> out, const Executor& executor) {
+    const Index rows = input.causal.q.rows();
+    if (rows == 0) return;
+    const auto only = [&](Index) -> HeadState<T>& { return state; };
+    Extension<T, decltype(only)> extension(1, rows, only, executor);
+    extension.for_groups([&](const Group& group) {
+        extension.run(
+            group, [&](Index) -> auto& { return input; }, [&](Index) { return out; });
+    });
+}
+
+}  // namespace detail
+}  // namespace CASTLE_ABI
+}  // namespace castle

@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <algorithm>
+#include <limits>
+
+#include <castle/detail/group.hpp>
+#include <castle/detail/packet_math.hpp>
+#include <castle/detail/panel_sweep.hpp>
+#include <castle/detail/tile.hpp>
+#include <castle/input.hpp>
+
+// The four steps that a group of tokens goes through, for one head.
+namespace castle {
+inline namespace CASTLE_ABI {
+namespace detail {
+
+// Copies the tokens' rows to where the kernels read them, and makes each block's triangle.
+template <Scalar T>
+void pack_group(HeadState<T>& state, const GroupScratch<T>& scratch, const Group& group, const HeadInput<T>& input) {
+    const Index d = state.shape().d;
+    const auto transpose = [d](ConstMatrixView<T> from, Index row, Index count, T scale, T* to, Index stride) {
+        for (Index i = 0; i < count; ++i) {
+            const T* x = from.row(row + i);
+            for (Index k = 0; k < d; ++k) to[k * stride + i] = scale * x[k];
+        }
+    };
+    for (Index b = 0; b < group.blocks(); ++b) {
+        const BlockRows<T> rows = scratch.block(group, b);
+        const Index call_row = group.call_row + rows.first - group.first;
+        const Index skip = rows.first - rows.origin;
+        const Index p = rows.first / panel_size;
+        const Index column = rows.first % panel_size;
+
+        transpose(input.causal.k, call_row, rows.count(), T(1), state.causal_keys(p) + column, panel_size);
+        for (Index i = 0; i < rows.count(); ++i) {
+            std::copy_n(input.causal.v.row(call_row + i), state.shape().dv,
+                        state.values(p) + (column + i) * state.dv_padded());
+        }
+        const BlockOperands<T>& block = rows.operands;
+        transpose(input.causal.q, call_row, rows.count(), state.scale(), block.causal_queries() + skip, block_size);
+        if (!state.has_lookahead()) continue;
+
+        transpose(input.lookahead.q, call_row, rows.count(), T(1), state.lookahead_queries(p) + column, panel_size);
+        transpose(input.lookahead.k, call_row, rows.count(), state.scale(), block.lookahead_keys() + skip, block_size);
+        transpose(input.lookahead.v, call_row, rows.count(), T(1), block.lookahead_values() + skip, block_size);
+        multiply<block_size>(rows.count(), d, Operand<T>{block.causal_queries() + skip, 1, block_size},
+                             block.lookahead_values(), block_size, block.triangle() + skip * block_size, block_size);
+    }
+}
+
+// All blocks of the group against one span of keys. Spans share nothing, so they may run at the same time.
+template <Scalar T>
+void sweep_span(HeadState<T>& state, const GroupScratch<T>& scratch, const Group& group, Index span) {
+    const SoftmaxRows<T> softmax = scratch.softmax(span);
+    std::fill_n(softmax.out(0), group.rows() * state.dv_padded(), T(0));
+    std::fill_n(softmax.largest(), group.rows(), -std::numeric_limits<T>::infinity());
+    std::fill_n(softmax.sum(), group.rows(), T(0));
+
+    for (Index b = 0; b < group.blocks(); ++b) {
+        const BlockRows<T> rows = scratch.block(group, b);
+        const Index end = std::min((span + 1) * span_panels, ceil_div(rows.end, panel_size));
+        PanelSweep<T> sweep(state, rows);
+        for (Index p = span * span_panels; p < end; ++p) sweep.run(p, softmax, rows.first - group.first);
+    }
+}
+
+// out = softmax V^C from the spans' parts, in the order of the spans.
+template <Scalar T>
+void merge_spans(const HeadState<T>& state, const GroupScratch<T>& scratch, const Group& group, MatrixView<T> out) {
+    using S = Simd<T>;
+    const Index dv = state.dv_padded();
+    for (Index row = 0; row < group.rows(); ++row) {
+        const Index spans = (group.first + row) / span_size + 1;
+        T largest = scratch.softmax(0).largest()[row];
+        for (Index s = 1; s < spans; ++s) largest = std::max(largest, scratch.softmax(s).largest()[row]);
+        if (largest == -std::numeric_limits<T>::infinity()) largest = T(0);
+
+        T* merged = scratch.softmax(0).out(row);
+        auto sum = S::zero();
+        for (Index s = 0; s < spans; ++s) {
+            const SoftmaxRows<T> part = scratch.softmax(s);
+            const auto factor = exp<T>(S::set(part.largest()[row] - largest));
+            sum = S::fma(factor, S::set(part.sum()[row]), sum);
+            for (Index c = 0; c < dv; c += S::width) {
+                const auto x = S::load(part.out(row) + c);
+                S::store(merged + c, s == 0 ? S::mul(factor, x) : S::fma(factor, x, S::load(merged + c)));
+            }
+        }
+        for (Index c = 0; c < dv; c += S::width) S::store(merged + c, S::div(S::load(merged + c), sum));
+        std::copy_n(merged, state.shape().dv, out.row(group.call_row + row));
+    }
+}
+
+// After the group: its last block becomes the open one. Its gates are in the state already, and only its lookahead
+// values are still needed.
+template <Scalar T>
+void keep_open_block(HeadState<T>& state, const GroupScratch<T>& scratch, const Group& group) {
+    const BlockRows<T> last = scratch.block(group, group.blocks() - 1);
+    if (state.has_lookahead() && group.blocks() > 1 && !last.finishes()) {
+        std::copy_n(last.operands.lookahead_values(), state.shape().d * block_size,
+                    state.open_block().lookahead_values());
+    }
+}
+
+}  // namespace detail
+}  // namespace CASTLE_ABI
+}  // namespace castle

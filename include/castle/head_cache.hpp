@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <string_view>
+#include <utility>
+
+#include <castle/detail/checks.hpp>
+#include <castle/detail/head_state.hpp>
+#include <castle/input.hpp>
+#include <castle/options.hpp>
+#include <castle/types.hpp>
+
+namespace castle {
+inline namespace CASTLE_ABI {
+
+namespace detail {
+struct CacheAccess;
+}
+
+/// What the caches of one head, UqKvCache and KvCache, have in common: everything but what is in them.
+///
+/// A cache moves but does not copy; one that was moved from can only be assigned to or destroyed. It may be used from
+/// any thread, by one at a time.
+template <Scalar T>
+class HeadCache {
+  public:
+    using value_type = T;
+
+    /// Tokens in the cache.
+    Index size() const { return state_.size(); }
+    /// Tokens that there is memory for.
+    Index capacity() const { return state_.capacity(); }
+    HeadShape shape() const { return state_.shape(); }
+
+    /// Makes room for `tokens` tokens in all. Up to there, extending by one token at a time into a view allocates
+    /// nothing. Throws std::invalid_argument if `tokens` is negative or above 2^40, and std::bad_alloc if there is no
+    /// memory for that; nothing has changed then.
+    void reserve(Index tokens) {
+        detail::check_tokens("reserve", tokens);
+        state_.reserve(tokens);
+    }
+
+    /// Forgets every token and keeps the memory. `O(capacity d)` time: `U` begins at zero again.
+    void clear() { state_.clear(); }
+
+    /// Memory that the cache holds, in bytes.
+    Index bytes() const { return state_.bytes(); }
+
+  protected:
+    HeadCache(std::string_view where, HeadShape shape, Options options)
+        : options_(checked(where, shape, std::move(options))),
+          state_(shape, static_cast<T>(detail::scale_for(options_, shape.d)), options_.lookahead_window) {}
+
+    const Options& all_options() const { return options_; }
+    const detail::HeadState<T>& state() const { return state_; }
+
+  private:
+    friend detail::CacheAccess;
+
+    static Options checked(std::string_view where, HeadShape shape, Options options) {
+        detail::check_head_shape(where, shape);
+        detail::check_options<T>(where, options);
+        return options;
+    }
+
+    Options options_;
+    detail::HeadState<T> state_;
+};
+
+namespace detail {
+
+// The way from a cache to its insides, for the functions that work on it.
+struct CacheAccess {
+    template <Scalar T>
+    static HeadState<T>& state(HeadCache<T>& cache) {
+        return cache.state_;
+    }
+    template <Scalar T>
+    static const Executor& executor(const HeadCache<T>& cache) {
+        return cache.options_.executor;
+    }
+};
+
+}  // namespace detail
+}  // namespace CASTLE_ABI
+}  // namespace castle
