@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <atomic>
+#include <stdexcept>
 #include <thread>
 #include <vector>
 
@@ -77,6 +78,14 @@ TEST(Executor, IsAskedByTheBlockedForms) {
     EXPECT_TRUE(same_bits(castle::causal_attention(head.qc, head.kc, head.vc, {.executor = counting}),
                           castle::causal_attention(head.qc, head.kc, head.vc)));
     EXPECT_GT(asked, 0);
+}
+
+// Half of the work would be done, and nobody could tell which half.
+TEST(ExecutorDeathTest, ThatThrowsEndsTheProgram) {
+    Random random(3);
+    const Head<float> head = random_head<float>(random, {.length = 1100, .d = 4, .dv = 4});
+    const castle::Executor throwing = [](Index, castle::Task) { throw std::runtime_error("no threads left"); };
+    EXPECT_DEATH(run_parallel(head.input(), {.executor = throwing}), "");
 }
 
 #ifdef _OPENMP
