@@ -3,6 +3,7 @@
 // One multi-head layer over a real text: CASTLE, CASTLE with a lookahead window, and standard causal attention with as
 // many parameters. Each runs the whole text at once and in pieces, and all ways have to give the same bits.
 #include <algorithm>
+#include <cctype>
 #include <chrono>
 #include <cstdint>
 #include <cstdio>
@@ -181,6 +182,13 @@ bool report_bits(const std::vector<Result>& results) {
     return all_same;
 }
 
+// An argument that is quoted in a message may hold anything.
+std::string one_line(std::string text) {
+    std::replace_if(
+        text.begin(), text.end(), [](unsigned char c) { return std::iscntrl(c) != 0; }, '?');
+    return text;
+}
+
 int run_program(int argc, char** argv) {
     const std::optional<Settings> settings = parse(argc, argv);
     if (!settings) return 0;
@@ -192,7 +200,9 @@ int run_program(int argc, char** argv) {
     const Matrix x = embed(text.bytes, settings->d_model, settings->seed);
     const std::vector<Result> results = run_forms(*settings, x);
     print_table(results, tokens);
-    return report_bits(results) ? 0 : 1;
+    const bool all_same = report_bits(results);
+    if (std::fflush(stdout) != 0) throw BadInput("the table could not be written to the standard output");
+    return all_same ? 0 : 1;
 }
 
 }  // namespace
@@ -201,7 +211,7 @@ int main(int argc, char** argv) {
     try {
         return run_program(argc, argv);
     } catch (const BadInput& bad) {
-        fmt::print(stderr, "text_attention: {}\n", bad.what());
+        fmt::print(stderr, "text_attention: {}\n", one_line(bad.what()));
     } catch (const std::bad_alloc&) {
         fmt::print(stderr, "text_attention: not enough memory for these sizes\n");
     } catch (const std::exception& error) {

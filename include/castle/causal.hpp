@@ -38,20 +38,30 @@ class KvCache : public HeadCache<T> {
         : HeadCache<T>("KvCache", shape, detail::without_lookahead(std::move(options))) {}
 };
 
+namespace detail {
+
+template <Scalar T>
+auto because_of(const KvCache<T>& cache, const Qkv<T>& head) {
+    return [&] {
+        return text("for ", head.q.rows(), " tokens (the rows of q) and a cache of d ", cache.shape().d, ", dv ",
+                    cache.shape().dv);
+    };
+}
+
+template <Scalar T>
+void check_extend(const KvCache<T>& cache, const Qkv<T>& head) {
+    check_qkv("extend", "", head, head.q.rows(), cache.shape(), because_of(cache, head));
+}
+
+}  // namespace detail
+
 /// Puts the `m >= 0` tokens of `head` (`q, k` `[m, d]`, `v` `[m, dv]`) onto the cache and writes
 /// `softmax(scale q_t K^T) V` over the tokens up to each of them to `out`, `[m, dv]`. Promises the same as `extend` of
 /// a UqKvCache.
 template <Scalar T>
 void extend(KvCache<T>& cache, const std::type_identity_t<Qkv<T>>& head, std::type_identity_t<MatrixView<T>> out) {
-    const HeadShape shape = cache.shape();
-    const Index rows = head.q.rows();
-    const auto because = [&] {
-        return detail::text("for ", rows, " tokens (the rows of q ", detail::as_shape(head.q), ") and a cache of d ",
-                            shape.d, ", dv ", shape.dv);
-    };
-    detail::check_qkv("extend", "", head, rows, shape, because);
-    detail::check_shape("extend", "", "out", out, rows, shape.dv, because);
-
+    detail::check_extend(cache, head);
+    detail::check_shape("extend", "", "out", out, head.q.rows(), cache.shape().dv, detail::because_of(cache, head));
     detail::extend_head(detail::CacheAccess::state(cache), HeadInput<T>{.causal = head}, out,
                         detail::CacheAccess::executor(cache));
 }
@@ -59,6 +69,7 @@ void extend(KvCache<T>& cache, const std::type_identity_t<Qkv<T>>& head, std::ty
 /// As above, but allocates the outputs, `[m, dv]`, and returns them.
 template <Scalar T>
 Matrix<T> extend(KvCache<T>& cache, const std::type_identity_t<Qkv<T>>& head) {
+    detail::check_extend(cache, head);
     Matrix<T> out(head.q.rows(), cache.shape().dv);
     extend(cache, head, out);
     return out;
@@ -80,7 +91,8 @@ void causal_attention(const Qkv<T>& head, std::type_identity_t<MatrixView<T>> ou
 /// As above; returns the outputs, `[L, dv]`.
 template <Scalar T>
 [[nodiscard]] Matrix<T> causal_attention(const Qkv<T>& head, const CausalOptions& options = {}) {
-    Matrix<T> out(head.q.rows(), head.v.cols());
+    const HeadShape shape = detail::checked_shape("causal_attention", head, detail::without_lookahead(options));
+    Matrix<T> out(head.q.rows(), shape.dv);
     causal_attention(head, out, options);
     return out;
 }

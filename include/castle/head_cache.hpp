@@ -26,6 +26,12 @@ class HeadCache {
   public:
     using value_type = T;
 
+    HeadCache(const HeadCache&) = delete;
+    HeadCache& operator=(const HeadCache&) = delete;
+    HeadCache(HeadCache&&) = default;
+    HeadCache& operator=(HeadCache&&) = default;
+    ~HeadCache() = default;
+
     /// Tokens in the cache.
     Index size() const { return state_.size(); }
     /// Tokens that there is memory for.
@@ -36,7 +42,7 @@ class HeadCache {
     /// nothing. Throws std::invalid_argument if `tokens` is negative or above 2^40, and std::bad_alloc if there is no
     /// memory for that; nothing has changed then.
     void reserve(Index tokens) {
-        detail::check_tokens("reserve", tokens);
+        detail::check_tokens("reserve", "tokens", tokens);
         state_.reserve(tokens);
     }
 

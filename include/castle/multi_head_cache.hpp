@@ -52,7 +52,7 @@ class MultiHeadCache {
     /// Throws std::invalid_argument if `tokens` is negative or above 2^40, and std::bad_alloc if memory runs out; the
     /// tokens are as they were then.
     void reserve(Index tokens) {
-        detail::check_tokens("MultiHeadCache::reserve", tokens);
+        detail::check_tokens("reserve", "tokens", tokens);
         for (auto& head : heads_) head.reserve(tokens);
     }
 

@@ -64,7 +64,8 @@ class MultiHeadLayer {
         out_.set_cols(0, w.w_out);
     }
 
-    /// An empty cache for this layer.
+    /// An empty cache for this layer. Layers of the same kind and sizes make caches that cannot be told apart: take
+    /// care not to swap those of two layers of a stack.
     MultiHeadCache<T> make_cache() const {
         std::vector<detail::HeadState<T>> heads;
         heads.reserve(std::size_t(config_.heads));
@@ -80,16 +81,12 @@ class MultiHeadLayer {
     /// cache's capacity. `y` must not overlap `x`.
     ///
     /// Throws std::invalid_argument if a shape does not fit or the cache belongs to a layer of another kind, and
-    /// std::bad_alloc if memory runs out; the cache is as it was then.
+    /// std::bad_alloc if memory runs out; the tokens in the cache are as they were then.
     void extend(MultiHeadCache<T>& cache, std::type_identity_t<ConstMatrixView<T>> x,
                 std::type_identity_t<MatrixView<T>> y) const {
         const Index rows = x.rows();
-        const auto because = [&] {
-            return detail::text("for ", rows, " tokens (the rows of x ", detail::as_shape(x),
-                                ") and a layer of d_model ", d_model());
-        };
-        detail::check_shape(where_, "", "x", x, rows, d_model(), because);
-        detail::check_shape(where_, "", "y", y, rows, d_model(), because);
+        check_tokens("x", x, rows);
+        check_tokens("y", y, rows);
         check_cache(cache);
         if (rows == 0) return;
 
@@ -111,6 +108,7 @@ class MultiHeadLayer {
 
     /// As above, but allocates the output, `[m, d_model]`, and returns it.
     Matrix<T> extend(MultiHeadCache<T>& cache, std::type_identity_t<ConstMatrixView<T>> x) const {
+        check_tokens("x", x, x.rows());
         Matrix<T> y(x.rows(), d_model());
         extend(cache, x, y);
         return y;
@@ -124,6 +122,7 @@ class MultiHeadLayer {
 
     /// As above; returns the output, `[L, d_model]`.
     [[nodiscard]] Matrix<T> forward(std::type_identity_t<ConstMatrixView<T>> x) const {
+        check_tokens("x", x, x.rows());
         Matrix<T> y(x.rows(), d_model());
         forward(x, y);
         return y;
@@ -194,8 +193,20 @@ class MultiHeadLayer {
                          " but neither d_model nor heads * d_head may exceed ", most);
         }
         detail::check_options<T>(where, options);
-        if (config.rotary) detail::check_rotary(where, config.d_head, config.rotary->base);
+        if (config.rotary) {
+            if (config.d_head % 2 != 0) {
+                detail::fail(where, "d_head is ", config.d_head, " but must be even for rotary embedding");
+            }
+            detail::check_rotary_base(where, config.rotary->base);
+        }
         return config;
+    }
+
+    template <class View>
+    void check_tokens(std::string_view name, const View& m, Index rows) const {
+        detail::check_shape(where_, "", name, m, rows, d_model(), [&] {
+            return detail::text("for ", rows, " tokens (the rows of x) and a layer of d_model ", d_model());
+        });
     }
 
     detail::LayerKind kind() const {
@@ -208,6 +219,7 @@ class MultiHeadLayer {
     }
 
     void check_cache(const MultiHeadCache<T>& cache) const {
+        eigen_assert(!cache.heads_.empty() && "a cache that was moved from");
         const detail::LayerKind& made_for = cache.kind_;
         if (made_for.heads != config_.heads || made_for.d_head != config_.d_head) {
             detail::fail(where_, "cache has ", made_for.heads, " heads of size ", made_for.d_head,

@@ -29,7 +29,8 @@ void parallel(const HeadInput<T>& head, std::type_identity_t<MatrixView<T>> out,
 /// As above; returns the outputs, `[L, dv]`.
 template <Scalar T>
 [[nodiscard]] Matrix<T> parallel(const HeadInput<T>& head, const Options& options = {}) {
-    Matrix<T> out(head.causal.q.rows(), head.causal.v.cols());
+    const HeadShape shape = detail::checked_shape("parallel", head, options);
+    Matrix<T> out(head.causal.q.rows(), shape.dv);
     parallel(head, out, options);
     return out;
 }

@@ -49,7 +49,8 @@ void recurrent(const HeadInput<T>& head, std::type_identity_t<MatrixView<T>> out
 /// As above; returns the outputs, `[L, dv]`.
 template <Scalar T>
 [[nodiscard]] Matrix<T> recurrent(const HeadInput<T>& head, const Options& options = {}) {
-    Matrix<T> out(head.causal.q.rows(), head.causal.v.cols());
+    const HeadShape shape = detail::checked_shape("recurrent", head, options);
+    Matrix<T> out(head.causal.q.rows(), shape.dv);
     recurrent(head, out, options);
     return out;
 }

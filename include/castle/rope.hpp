@@ -86,10 +86,9 @@ class RotaryTable {
     std::vector<double> frequencies_;
 };
 
-inline void check_rotary(std::string_view where, Index d, double base) {
-    if (d % 2 != 0) fail(where, "d is ", d, " but must be even for rotary embedding");
-    if (!(base > 0) || !std::isfinite(base)) {
-        fail(where, "the base of the rotary embedding is ", base, " but must be positive and finite");
+inline void check_rotary_base(std::string_view where, double base) {
+    if (!(base >= 1) || !std::isfinite(base)) {
+        fail(where, "the base of the rotary embedding is ", base, " but must be at least 1 and finite");
     }
 }
 
@@ -98,13 +97,17 @@ inline void check_rotary(std::string_view where, Index d, double base) {
 /// Rotary position embedding in place: row `i` of `x`, `[m, d]`, is at position `first_position + i`, and its numbers
 /// `k` and `k + d / 2` are turned as a pair by the angle `position base^(-2 k / d)`.
 ///
-/// Throws std::invalid_argument if `d` is odd, the position negative or the base not positive and finite.
+/// Throws std::invalid_argument if `d` is odd, the position
+/// negative or above 2^40, or the base below 1 or not finite.
 template <class X, Scalar T = typename std::remove_cvref_t<X>::value_type>
 requires std::convertible_to<X&&, MatrixView<T>>
 void rotate(X&& x, Index first_position, double base = Rotary{}.base) {
     const MatrixView<T> rows(x);
-    detail::check_rotary("rotate", rows.cols(), base);
-    detail::check_size("rotate", "first_position", first_position, 0);
+    if (rows.cols() % 2 != 0) {
+        detail::fail("rotate", "x is ", detail::as_shape(rows), " but must have an even number of columns");
+    }
+    detail::check_rotary_base("rotate", base);
+    detail::check_tokens("rotate", "first_position", first_position);
     detail::check_shape("rotate", "", "x", rows, rows.rows(), rows.cols(), [] { return ""; });
     const detail::RotaryTable<T> table(rows.cols(), base);
     detail::AlignedBuffer<T> angles(table.row_size());

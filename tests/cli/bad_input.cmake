@@ -41,3 +41,16 @@ expect_refusal("--size" --size 3)
 expect_refusal("surplus" surplus)
 expect_refusal("--file" --file "${text}" --file "${text}")
 expect_refusal("rotary" --file "${text}" --rotary=7)
+
+# A message is one line whatever the argument that it quotes.
+expect_refusal("--length" --file "${text}" --length "4\n5")
+expect_refusal("cannot open|no such|does not exist|No such" --file "${FOLDER}/a\nb")
+
+# A table that nobody gets is no success.
+if(EXISTS /dev/full)
+    execute_process(COMMAND "${PROGRAM}" --file "${text}" --heads 4 --d_model 4 --d_head 2 OUTPUT_FILE /dev/full
+                    RESULT_VARIABLE code ERROR_VARIABLE message)
+    if(NOT code EQUAL 2 OR NOT message MATCHES "could not be written")
+        message(FATAL_ERROR "a full disk gave exit code ${code} and \"${message}\"")
+    endif()
+endif()

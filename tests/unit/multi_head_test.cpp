@@ -226,10 +226,13 @@ TEST(MultiHeadErrors, NameTheArgumentAndBothShapes) {
     Layer layer({.d_model = 12, .heads = 2, .d_head = 4});
     const Matrix<float> narrow = Matrix<float>::Zero(5, 11);
     EXPECT_EQ(message([&] { return layer.forward(narrow); }),
-              "castle::MultiHeadCastle: x is [5, 11] but must be [5, 12] for 5 tokens (the rows of x [5, 11]) and a "
-              "layer of d_model 12");
+              "castle::MultiHeadCastle: x is [5, 11] but must be [5, 12] for 5 tokens (the rows of x) and a layer of "
+              "d_model 12");
     const Matrix<float> x = Matrix<float>::Zero(5, 12);
     Matrix<float> y(4, 12);
+    const castle::ConstMatrixView<float> negative(x.data(), -1, 12), endless(x.data(), Index(1) << 61, 11);
+    EXPECT_NE(message([&] { return layer.forward(negative); }).find("x is [-1, 12]"), std::string::npos);
+    EXPECT_NE(message([&] { return layer.forward(endless); }).find("but must be"), std::string::npos);
     EXPECT_NE(message([&] { layer.forward(x, y); }).find("y is [4, 12] but must be [5, 12]"), std::string::npos);
 
     EXPECT_NE(message([] { Layer({.d_model = 0, .heads = 2, .d_head = 4}); }).find("d_model is 0"), std::string::npos);

@@ -93,8 +93,10 @@ TEST(RopeErrors, NameWhatIsWrong) {
         }
         return "did not throw";
     };
-    EXPECT_EQ(message(7, 0, 10000), "castle::rotate: d is 7 but must be even for rotary embedding");
+    EXPECT_EQ(message(7, 0, 10000), "castle::rotate: x is [2, 7] but must have an even number of columns");
     EXPECT_EQ(message(8, -1, 10000), "castle::rotate: first_position is -1 but must be at least 0");
+    EXPECT_NE(message(8, castle::unlimited, 10000).find("first_position"), std::string::npos);
+    EXPECT_NE(message(8, 0, 5e-324).find("base"), std::string::npos);
     EXPECT_NE(message(8, 0, 0).find("base"), std::string::npos);
     EXPECT_NE(message(8, 0, std::numeric_limits<double>::infinity()).find("base"), std::string::npos);
     EXPECT_NE(message(8, 0, std::nan("")).find("base"), std::string::npos);

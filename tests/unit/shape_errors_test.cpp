@@ -283,6 +283,12 @@ TEST(ShapeErrors, RefuseANegativeNumberOfTokens) {
     const castle::MatrixView<Scalar> negative(out.memory.data(), -2, 5, 5);
     expect_sentence([&] { castle::extend(cache, in, negative); },
                     {"castle::extend: head.causal.q is [-2, 3]", "negative"});
+    // Also where the output would be allocated.
+    expect_sentence([&] { castle::extend(cache, in); }, {"castle::extend: head.causal.q is [-2, 3]", "negative"});
+    expect_sentence([&] { return castle::parallel(in); }, {"castle::parallel: head.causal.q is [-2, 3]", "negative"});
+    expect_sentence([&] { return castle::recurrent(in); }, {"castle::recurrent: head.causal.q is [-2, 3]", "negative"});
+    expect_sentence([&] { return castle::causal_attention(in.causal); },
+                    {"castle::causal_attention: q is [-2, 3]", "negative"});
     EXPECT_EQ(cache.size(), 4);
 }
 

@@ -39,13 +39,11 @@ inline void check_size(std::string_view where, std::string_view name, Index valu
     }
 }
 
-// How many tokens there is to be room for, far from where sizes would overflow.
-inline void check_tokens(std::string_view where, Index tokens) {
+// A number of tokens, or a position, that is far from where sizes would overflow.
+inline void check_tokens(std::string_view where, std::string_view name, Index tokens) {
     constexpr Index most = Index(1) << 40;
-    check_size(where, "tokens", tokens, 0);
-    if (tokens > most) {
-        fail(where, "tokens is ", tokens, " but must not exceed ", most);
-    }
+    check_size(where, name, tokens, 0);
+    if (tokens > most) fail(where, name, " is ", tokens, " but must not exceed ", most);
 }
 
 template <Scalar T>
