@@ -138,7 +138,7 @@ TYPED_TEST(MultiHead, IsMadeOfItsPartsToTheBit) {
     Matrix<T> attended(x.rows(), config.heads * config.d_head);
     for (Index h = 0; h < config.heads; ++h) {
         const auto part = [&](std::size_t i) { return projected[i].middleCols(h * config.d_head, config.d_head); };
-        for (const std::size_t i : {0, 1, 3, 4, 5}) castle::rotate(part(i), 0);
+        for (const std::size_t i : std::array<std::size_t, 5>{0, 1, 3, 4, 5}) castle::rotate(part(i), 0);
         castle::parallel(castle::HeadInput<T>{.causal = {.q = part(0), .k = part(1), .v = part(2)},
                                               .lookahead = {.q = part(3), .k = part(4), .v = part(5)}},
                          attended.middleCols(h * config.d_head, config.d_head), options);
