@@ -81,9 +81,7 @@ Matrix<T> extend(KvCache<T>& cache, const std::type_identity_t<Qkv<T>>& head) {
 template <Scalar T>
 void causal_attention(const Qkv<T>& head, std::type_identity_t<MatrixView<T>> out, const CausalOptions& options = {}) {
     const HeadShape shape = detail::checked_shape("causal_attention", head, detail::without_lookahead(options));
-    detail::check_shape("causal_attention", "", "out", out, head.q.rows(), shape.dv, [&] {
-        return detail::text("to go with q ", detail::as_shape(head.q), " and v ", detail::as_shape(head.v));
-    });
+    detail::check_shape("causal_attention", "", "out", out, head.q.rows(), shape.dv, detail::because_of(head));
     KvCache<T> cache(shape, options);
     extend(cache, head, out);
 }

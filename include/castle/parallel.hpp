@@ -18,10 +18,7 @@ template <Scalar T>
 void parallel(const HeadInput<T>& head, std::type_identity_t<MatrixView<T>> out, const Options& options = {}) {
     const HeadShape shape = detail::checked_shape("parallel", head, options);
     const Index rows = head.causal.q.rows();
-    detail::check_shape("parallel", "", "out", out, rows, shape.dv, [&] {
-        return detail::text("to go with head.causal.q ", detail::as_shape(head.causal.q), " and head.causal.v ",
-                            detail::as_shape(head.causal.v));
-    });
+    detail::check_shape("parallel", "", "out", out, rows, shape.dv, detail::because_of(head));
     UqKvCache<T> cache(shape, options);
     extend(cache, head, out);
 }

@@ -21,10 +21,7 @@ template <Scalar T>
 void recurrent(const HeadInput<T>& head, std::type_identity_t<MatrixView<T>> out, const Options& options = {}) {
     const HeadShape shape = detail::checked_shape("recurrent", head, options);
     const Index length = head.causal.q.rows();
-    detail::check_shape("recurrent", "", "out", out, length, shape.dv, [&] {
-        return detail::text("to go with head.causal.q ", detail::as_shape(head.causal.q), " and head.causal.v ",
-                            detail::as_shape(head.causal.v));
-    });
+    detail::check_shape("recurrent", "", "out", out, length, shape.dv, detail::because_of(head));
     using Column = Eigen::Matrix<T, Eigen::Dynamic, 1>;
     const auto qc = head.causal.q.map(), kc = head.causal.k.map(), vc = head.causal.v.map();
     const auto qu = head.lookahead.q.map(), ku = head.lookahead.k.map(), vu = head.lookahead.v.map();

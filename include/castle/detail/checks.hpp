@@ -91,14 +91,24 @@ HeadShape own_shape(std::string_view where, std::string_view group, const Qkv<T>
     return shape;
 }
 
+// What the shapes of a head on its own are held against.
+template <Scalar T>
+auto because_of(const HeadInput<T>& head) {
+    return [&] {
+        return text("to go with head.causal.q ", as_shape(head.causal.q), " and head.causal.v ",
+                    as_shape(head.causal.v));
+    };
+}
+template <Scalar T>
+auto because_of(const Qkv<T>& head) {
+    return [&] { return text("to go with q ", as_shape(head.q), " and v ", as_shape(head.v)); };
+}
+
 template <Scalar T>
 HeadShape checked_shape(std::string_view where, const HeadInput<T>& head, const Options& options) {
     check_options<T>(where, options);
     const HeadShape shape = own_shape(where, "head.causal.", head.causal);
-    check_head(where, head, head.causal.q.rows(), shape, [&] {
-        return text("to go with head.causal.q ", as_shape(head.causal.q), " and head.causal.v ",
-                    as_shape(head.causal.v));
-    });
+    check_head(where, head, head.causal.q.rows(), shape, because_of(head));
     return shape;
 }
 
@@ -106,8 +116,7 @@ template <Scalar T>
 HeadShape checked_shape(std::string_view where, const Qkv<T>& head, const Options& options) {
     check_options<T>(where, options);
     const HeadShape shape = own_shape(where, "", head);
-    check_qkv(where, "", head, head.q.rows(), shape,
-              [&] { return text("to go with q ", as_shape(head.q), " and v ", as_shape(head.v)); });
+    check_qkv(where, "", head, head.q.rows(), shape, because_of(head));
     return shape;
 }
 
