@@ -15,13 +15,21 @@
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #endif
 
+// Stands after the parameters of a lambda, where no standard attribute may.
+#if defined(__GNUC__)
+#define CASTLE_INLINE_LAMBDA __attribute__((always_inline))
+#else
+#define CASTLE_INLINE_LAMBDA
+#endif
+
 // The one file that knows the vector layer: thin names over Eigen's packet primitives, so that one source runs on
 // SSE, AVX, AVX-512 and NEON, and on plain scalars where Eigen's vectorisation is off.
 namespace castle {
 inline namespace CASTLE_ABI {
 namespace detail {
 
-// Calls f(0), ..., f(N - 1) with constants, in this order; what makes arrays of packets live in registers.
+// Calls f(0), ..., f(N - 1) with constants, in this order; what makes arrays of packets live in registers. gcc decides
+// where they live before it looks into an ordinary lambda, so f has to be a CASTLE_INLINE_LAMBDA where it has packets.
 template <int N, class F>
 EIGEN_ALWAYS_INLINE void unroll(const F& f) {
     if constexpr (N > 0) {
@@ -43,6 +51,16 @@ struct Simd {
     static EIGEN_ALWAYS_INLINE void store(T* p, Packet a) { Eigen::internal::pstoreu(p, a); }
     static EIGEN_ALWAYS_INLINE Packet set(T a) { return Eigen::internal::pset1<Packet>(a); }
     static EIGEN_ALWAYS_INLINE Packet zero() { return set(T(0)); }
+    // a, which the compiler must hold in a register from here on: given to several operations, a load that is folded
+    // into each of them costs more than the one that it saves.
+    static EIGEN_ALWAYS_INLINE Packet in_register(Packet a) {
+#if defined(__GNUC__) && EIGEN_ARCH_i386_OR_x86_64
+        __asm__("" : "+v"(a));
+#elif defined(__GNUC__) && EIGEN_ARCH_ARM64
+        __asm__("" : "+w"(a));
+#endif
+        return a;
+    }
     // first, first + 1, ...
     static EIGEN_ALWAYS_INLINE Packet iota(T first) { return Eigen::internal::plset<Packet>(first); }
 

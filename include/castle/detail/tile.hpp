@@ -37,27 +37,30 @@ class Tile {
     static constexpr Index cols = V * S::width;
 
     EIGEN_ALWAYS_INLINE void set_zero() {
-        each([&](auto i, auto v) { acc_[i][v] = S::zero(); });
+        each([&](auto i, auto v) CASTLE_INLINE_LAMBDA { acc_[i][v] = S::zero(); });
     }
     EIGEN_ALWAYS_INLINE void load(const T* c, Index stride) {
-        each([&](auto i, auto v) { acc_[i][v] = S::load(c + i * stride + v * S::width); });
+        each([&](auto i, auto v) CASTLE_INLINE_LAMBDA { acc_[i][v] = S::load(c + i * stride + v * S::width); });
     }
     // Loads with every row i multiplied by factor[i].
     EIGEN_ALWAYS_INLINE void load_scaled(const T* c, Index stride, const T* factor) {
-        each([&](auto i, auto v) { acc_[i][v] = S::mul(S::load(c + i * stride + v * S::width), S::set(factor[i])); });
+        each([&](auto i, auto v) CASTLE_INLINE_LAMBDA {
+            acc_[i][v] = S::mul(S::load(c + i * stride + v * S::width), S::set(factor[i]));
+        });
     }
     EIGEN_ALWAYS_INLINE void store(T* c, Index stride) const {
-        each([&](auto i, auto v) { S::store(c + i * stride + v * S::width, acc_[i][v]); });
+        each([&](auto i, auto v) CASTLE_INLINE_LAMBDA { S::store(c + i * stride + v * S::width, acc_[i][v]); });
     }
 
     // tile += a b for the n rows of b.
     EIGEN_ALWAYS_INLINE void multiply_add(Operand<T> a, const T* b, Index stride, Index n) {
         for (Index k = 0; k < n; ++k) {
             Packet row[V];
-            unroll<V>([&](auto v) { row[v] = S::load(b + k * stride + v * S::width); });
-            unroll<R>([&](auto i) {
+            unroll<V>([&](auto v)
+                          CASTLE_INLINE_LAMBDA { row[v] = S::in_register(S::load(b + k * stride + v * S::width)); });
+            unroll<R>([&](auto i) CASTLE_INLINE_LAMBDA {
                 const Packet x = S::set(a.data[i * a.row + k * a.col]);
-                unroll<V>([&](auto v) { acc_[i][v] = S::fma(x, row[v], acc_[i][v]); });
+                unroll<V>([&](auto v) CASTLE_INLINE_LAMBDA { acc_[i][v] = S::fma(x, row[v], acc_[i][v]); });
             });
         }
     }
@@ -65,14 +68,14 @@ class Tile {
     // The strictly lower triangle that remains where row i of the tile takes i rows of b more than row 0 does:
     // tile[i] += sum_{k < i} a(i, k) b[k], but only the first n rows of b exist.
     EIGEN_ALWAYS_INLINE void multiply_add_triangle(Operand<T> a, const T* b, Index stride, Index n) {
-        unroll<R - 1>([&](auto k) {
+        unroll<R - 1>([&](auto k) CASTLE_INLINE_LAMBDA {
             if (k < n) {
                 Packet row[V];
-                unroll<V>([&](auto v) { row[v] = S::load(b + k * stride + v * S::width); });
-                unroll<R>([&](auto i) {
+                unroll<V>([&](auto v) CASTLE_INLINE_LAMBDA { row[v] = S::load(b + k * stride + v * S::width); });
+                unroll<R>([&](auto i) CASTLE_INLINE_LAMBDA {
                     if constexpr (i > k) {
                         const Packet x = S::set(a.data[i * a.row + k * a.col]);
-                        unroll<V>([&](auto v) { acc_[i][v] = S::fma(x, row[v], acc_[i][v]); });
+                        unroll<V>([&](auto v) CASTLE_INLINE_LAMBDA { acc_[i][v] = S::fma(x, row[v], acc_[i][v]); });
                     }
                 });
             }
@@ -90,13 +93,13 @@ class Tile {
     template <class Range>
     EIGEN_ALWAYS_INLINE void multiply_add_triangle_within(Operand<T> a, const T* b, Index stride, Index first_col,
                                                           const Range& range) {
-        unroll<R - 1>([&](auto k) { masked_step<k + 1>(a, b, stride, k, first_col, range(k)); });
+        unroll<R - 1>([&](auto k) CASTLE_INLINE_LAMBDA { masked_step<k + 1>(a, b, stride, k, first_col, range(k)); });
     }
 
   private:
     template <class F>
     static EIGEN_ALWAYS_INLINE void each(const F& f) {
-        unroll<R>([&](auto i) { unroll<V>([&](auto v) { f(i, v); }); });
+        unroll<R>([&](auto i) CASTLE_INLINE_LAMBDA { unroll<V>([&](auto v) CASTLE_INLINE_LAMBDA { f(i, v); }); });
     }
 
     template <int FirstRow>
@@ -106,16 +109,17 @@ class Tile {
         const Packet end = S::set(static_cast<T>(range.end - first_col));
         Packet row[V];
         Packet inside[V];
-        unroll<V>([&](auto v) {
+        unroll<V>([&](auto v) CASTLE_INLINE_LAMBDA {
             const Packet column = S::iota(T(v * S::width));
             inside[v] = S::both(S::less(begin, column), S::less(column, end));
             row[v] = S::load(b + k * stride + v * S::width);
         });
-        unroll<R>([&](auto i) {
+        unroll<R>([&](auto i) CASTLE_INLINE_LAMBDA {
             if constexpr (i >= FirstRow) {
                 const Packet x = S::set(a.data[i * a.row + k * a.col]);
-                unroll<V>(
-                    [&](auto v) { acc_[i][v] = S::select(inside[v], S::fma(x, row[v], acc_[i][v]), acc_[i][v]); });
+                unroll<V>([&](auto v) CASTLE_INLINE_LAMBDA {
+                    acc_[i][v] = S::select(inside[v], S::fma(x, row[v], acc_[i][v]), acc_[i][v]);
+                });
             }
         });
     }
