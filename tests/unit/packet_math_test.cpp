@@ -41,8 +41,8 @@ class PacketMath : public ::testing::Test {
         x.resize(size);
         return x;
     }
-    static std::vector<T> exp(const std::vector<T>& x) {
-        return map(x, [](auto p) { return detail::exp<T>(p); });
+    static std::vector<T> exp_nonpositive(const std::vector<T>& x) {
+        return map(x, [](auto p) { return detail::exp_nonpositive<T>(p); });
     }
     static std::vector<T> sigmoid(const std::vector<T>& x) {
         return map(x, [](auto p) { return detail::sigmoid<T>(p); });
@@ -50,7 +50,7 @@ class PacketMath : public ::testing::Test {
     static std::vector<T> silu(const std::vector<T>& x) {
         return map(x, [](auto p) { return detail::silu<T>(p); });
     }
-    static T exp1(T x) { return exp({x}).front(); }
+    static T exp_nonpositive1(T x) { return exp_nonpositive({x}).front(); }
     static T sigmoid1(T x) { return sigmoid({x}).front(); }
     static T silu1(T x) { return silu({x}).front(); }
 
@@ -82,41 +82,28 @@ class PacketMath : public ::testing::Test {
         return x;
     }
 
-    // Below, exp is 0: the logarithm of the smallest normal number.
+    // Where exp leaves the normal numbers.
     static T lowest() { return static_cast<T>(std::log(Wide(Limits::min()))); }
-    // From here on exp may be infinity: for a float where x / ln 2 rounds to 128, for a double where the result
-    // itself overflows.
-    static T overflow() {
-        return static_cast<T>(std::log(Wide(2)) * (std::same_as<T, float> ? Wide(127.5) : Wide(1024)));
-    }
-    // The rounding of the constants above.
-    static bool near(T x, T end) { return std::abs(x - end) <= 2 * Limits::epsilon() * std::abs(end); }
+    static T overflow() { return static_cast<T>(std::log(Wide(Limits::max()))); }
 };
 
 using Scalars = ::testing::Types<float, double>;
 TYPED_TEST_SUITE(PacketMath, Scalars);
 
-TYPED_TEST(PacketMath, ExpIsWithinOneAndAHalfUlp) {
+TYPED_TEST(PacketMath, ExpIsWithinOneAndAHalfUlpDownToTheNormalNumbers) {
     using T = TypeParam;
-    const std::vector<T> x = this->sweep();
-    const std::vector<T> y = this->exp(x);
+    std::vector<T> x = this->sweep();
+    std::erase_if(x, [](T number) { return number > 0; });
+    const std::vector<T> y = this->exp_nonpositive(x);
     Wide worst = 0;
     for (std::size_t i = 0; i < x.size(); ++i) {
         const Wide exact = std::exp(Wide(x[i]));
-        if (this->near(x[i], this->lowest())) {
-            ASSERT_TRUE(y[i] == 0 || std::abs(y[i] - exact) <= exp_ulps * this->ulp(exact)) << x[i];
-        } else if (x[i] < this->lowest()) {
-            ASSERT_EQ(y[i], T(0)) << "of " << x[i];
-        } else if (x[i] < this->overflow() && !this->near(x[i], this->overflow())) {
+        if (exact < smallest_normal<T>) {
+            ASSERT_TRUE(y[i] >= 0 && y[i] <= smallest_normal<T>) << "of " << x[i] << " is " << y[i];
+        } else {
             const Wide error = std::abs(y[i] - exact) / this->ulp(exact);
             ASSERT_TRUE(error <= exp_ulps) << "of " << x[i] << " is " << y[i] << ", off by " << error << " ulp";
             worst = std::max(worst, error);
-        } else if (x[i] > this->overflow() + T(0.5)) {
-            ASSERT_EQ(y[i], std::numeric_limits<T>::infinity()) << "of " << x[i];
-        } else {
-            ASSERT_TRUE(y[i] == std::numeric_limits<T>::infinity() ||
-                        std::abs(y[i] - exact) <= exp_ulps * this->ulp(exact))
-                << "of " << x[i] << " is " << y[i];
         }
     }
     this->RecordProperty("ulp", std::to_string(static_cast<double>(worst)));
@@ -150,12 +137,10 @@ TYPED_TEST(PacketMath, SiluIsWithinItsRoundings) {
 TYPED_TEST(PacketMath, EndsAreExact) {
     using T = TypeParam;
     constexpr T infinity = std::numeric_limits<T>::infinity();
-    EXPECT_EQ(this->exp1(T(0)), T(1));
-    EXPECT_EQ(this->exp1(-T(0)), T(1));
-    EXPECT_EQ(this->exp1(infinity), infinity);
-    EXPECT_EQ(this->exp1(std::numeric_limits<T>::max()), infinity);
-    EXPECT_TRUE(same_bits(this->exp1(-infinity), T(0)));
-    EXPECT_TRUE(same_bits(this->exp1(std::numeric_limits<T>::lowest()), T(0)));
+    EXPECT_EQ(this->exp_nonpositive1(T(0)), T(1));
+    EXPECT_EQ(this->exp_nonpositive1(-T(0)), T(1));
+    EXPECT_TRUE(same_bits(this->exp_nonpositive1(-infinity), T(0)));
+    EXPECT_TRUE(same_bits(this->exp_nonpositive1(std::numeric_limits<T>::lowest()), T(0)));
 
     EXPECT_EQ(this->sigmoid1(T(0)), T(0.5));
     EXPECT_EQ(this->sigmoid1(infinity), T(1));
@@ -167,16 +152,18 @@ TYPED_TEST(PacketMath, EndsAreExact) {
     EXPECT_EQ(this->silu1(std::numeric_limits<T>::max()), std::numeric_limits<T>::max());
 }
 
-TYPED_TEST(PacketMath, SubnormalResultsOfExpAreZero) {
+TYPED_TEST(PacketMath, ExpIsZeroWhereNoSubnormalNumberIsNear) {
     using T = TypeParam;
-    const T below = this->lowest() - 4 * std::numeric_limits<T>::epsilon() * std::abs(this->lowest());
-    for (T x = below; x > 2 * this->lowest(); x -= T(0.37)) ASSERT_TRUE(same_bits(this->exp1(x), T(0))) << "of " << x;
+    const T below = static_cast<T>(std::log(Wide(std::numeric_limits<T>::denorm_min()))) - 1;
+    for (T x = below; x > 2 * below; x -= T(0.37)) {
+        ASSERT_TRUE(same_bits(this->exp_nonpositive1(x), T(0))) << "of " << x;
+    }
 }
 
 TYPED_TEST(PacketMath, NanStaysNan) {
     using T = TypeParam;
     for (const T nan : {std::numeric_limits<T>::quiet_NaN(), -std::numeric_limits<T>::quiet_NaN(), sentinel<T>()}) {
-        EXPECT_TRUE(std::isnan(this->exp1(nan)));
+        EXPECT_TRUE(std::isnan(this->exp_nonpositive1(nan)));
         EXPECT_TRUE(std::isnan(this->sigmoid1(nan)));
         EXPECT_TRUE(std::isnan(this->silu1(nan)));
     }
@@ -193,7 +180,9 @@ TYPED_TEST(PacketMath, LanesDoNotDependOnEachOther) {
         for (T& lane : lanes) lane = random.pick(rest);
         const auto place = static_cast<std::size_t>(random.integer(0, width - 1));
         lanes[place] = x;
-        ASSERT_TRUE(same_bits(this->exp(lanes)[place], this->exp1(x))) << "of " << x;
+        if (x <= 0) {
+            ASSERT_TRUE(same_bits(this->exp_nonpositive(lanes)[place], this->exp_nonpositive1(x))) << "of " << x;
+        }
         ASSERT_TRUE(same_bits(this->sigmoid(lanes)[place], this->sigmoid1(x))) << "of " << x;
         ASSERT_TRUE(same_bits(this->silu(lanes)[place], this->silu1(x))) << "of " << x;
     }

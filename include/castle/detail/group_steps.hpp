@@ -80,7 +80,7 @@ void merge_spans(const HeadState<T>& state, const GroupScratch<T>& scratch, cons
         auto sum = S::zero();
         for (Index s = 0; s < spans; ++s) {
             const SoftmaxRows<T> part = scratch.softmax(s);
-            const auto factor = exp<T>(S::set(part.largest()[row] - largest));
+            const auto factor = exp_nonpositive<T>(S::set(part.largest()[row] - largest));
             sum = S::fma(factor, S::set(part.sum()[row]), sum);
             for (Index c = 0; c < dv; c += S::width) {
                 const auto x = S::load(part.out(row) + c);

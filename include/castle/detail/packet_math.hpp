@@ -3,7 +3,6 @@
 
 #include <cstddef>
 #include <iterator>
-#include <limits>
 
 #include <castle/detail/simd.hpp>
 
@@ -14,13 +13,15 @@ namespace detail {
 // exp for packets: with n = round(x / ln 2) and r = x - n ln 2, so that |r| <= ln(2) / 2, e^x = 2^n e^r and
 // e^r = 1 + r + r^2 q(r). The coefficients of q, highest first, interpolate (e^r - 1 - r) / r^2 at the Chebyshev nodes
 // of that interval; the relative error of e^r that they leave is given beside them.
+//
+// Sums and products bring NaN through; where a bound is put on x, it stands second, so that max and min do too.
 template <Scalar T>
 struct ExpConstants;
 
 template <>
 struct ExpConstants<float> {
-    static constexpr float lowest = -87.336540f;  // ln of the smallest normal number; below, the result is 0
-    static constexpr float highest = 88.722839f;  // ln of the largest number
+    static constexpr float lowest = -88.0f;       // n is -127 and 2^n, as it is made here, 0
+    static constexpr float highest = 88.722839f;  // ln of the largest number; n is 128 and 2^n infinite
     static constexpr float log2_e = 1.44269504088896341f;
     static constexpr float ln2_high = 0.693145751953125f;  // 15 significant bits: n * ln2_high is exact
     static constexpr float ln2_low = 1.42860682030941723e-6f;
@@ -32,7 +33,7 @@ struct ExpConstants<float> {
 
 template <>
 struct ExpConstants<double> {
-    static constexpr double lowest = -708.39641853226408;
+    static constexpr double lowest = -746.0;  // n is -1076 and 2^n 0
     static constexpr double highest = 709.78271289338397;
     static constexpr double log2_e = 1.44269504088896341;
     static constexpr double ln2_high = 0.693147180369123816490;  // 32 significant bits
@@ -46,50 +47,72 @@ struct ExpConstants<double> {
     };
 };
 
-// e^x, within 1.5 ulp where the result is normal; 0 where it would be subnormal or smaller, infinity
-// from 88.4 (float) on, NaN for NaN.
+// e^x, or e^-x where Sign is -1, is significand * power, for x (-x) between the two ends.
 template <Scalar T>
-EIGEN_ALWAYS_INLINE typename Simd<T>::Packet exp(typename Simd<T>::Packet x) {
+struct Exponential {
+    typename Simd<T>::Packet significand;
+    typename Simd<T>::Packet power;
+};
+
+template <Scalar T, int Sign = 1>
+EIGEN_ALWAYS_INLINE Exponential<T> exponential(typename Simd<T>::Packet x) {
     using S = Simd<T>;
     using C = ExpConstants<T>;
-    // Only n is clamped: a NaN, which the clamp may swallow, stays in r.
-    const auto clamped = S::min(S::max(x, S::set(C::lowest)), S::set(C::highest));
+    constexpr T sign = Sign;
 
     typename S::Packet n, power;
     if constexpr (S::has_exponent_shift) {
-        const auto biased = S::fma(clamped, S::set(C::log2_e), S::set(C::rounder + C::exponent_bias));
+        const auto biased = S::fma(x, S::set(sign * C::log2_e), S::set(C::rounder + C::exponent_bias));
         n = S::sub(biased, S::set(C::rounder + C::exponent_bias));
         power = S::shift_into_exponent(biased);
     } else {
-        n = S::sub(S::fma(clamped, S::set(C::log2_e), S::set(C::rounder)), S::set(C::rounder));
+        n = S::sub(S::fma(x, S::set(sign * C::log2_e), S::set(C::rounder)), S::set(C::rounder));
+        power = S::power_of_two(n);
     }
-    const auto r = S::fma(n, S::set(-C::ln2_low), S::fma(n, S::set(-C::ln2_high), x));
-
-    auto q = S::set(C::q[0]);
-    for (std::size_t i = 1; i < std::size(C::q); ++i) q = S::fma(q, r, S::set(C::q[i]));
-    const auto e_r = S::add(S::set(1), S::fma(S::mul(r, r), q, r));
-
-    typename S::Packet result;
-    if constexpr (S::has_exponent_shift) {
-        result = S::mul(e_r, power);
-    } else {
-        result = S::scale_by_power_of_two(e_r, n);
-    }
-    return S::select(S::less(x, S::set(C::lowest)), S::zero(), result);
+    // sign r, and so every other coefficient changes its sign with it.
+    const auto r = S::fma(n, S::set(-sign * C::ln2_low), S::fma(n, S::set(-sign * C::ln2_high), x));
+    constexpr int terms = int(std::size(C::q));
+    auto e_r = S::set(terms % 2 == 0 ? sign * C::q[0] : C::q[0]);
+    unroll<terms - 1>([&](auto i) CASTLE_INLINE_LAMBDA {
+        constexpr int degree = terms - i;
+        e_r = S::fma(e_r, r, S::set(degree % 2 == 0 ? C::q[i + 1] : sign * C::q[i + 1]));
+    });
+    e_r = S::fma(e_r, r, S::set(sign));
+    e_r = S::fma(e_r, r, S::set(1));
+    return {e_r, power};
 }
 
-// 1 / (1 + e^-x): exp overflows to infinity on purpose where the result is 0.
+// e^x for x <= 0, within 1.5 ulp where the result is normal, and 0 where it is much below the smallest normal number;
+// NaN for NaN.
+template <Scalar T>
+EIGEN_ALWAYS_INLINE typename Simd<T>::Packet exp_nonpositive(typename Simd<T>::Packet x) {
+    using S = Simd<T>;
+    const auto e = exponential<T>(S::max(x, S::set(ExpConstants<T>::lowest)));
+    return S::mul(e.significand, e.power);
+}
+
+// numerator / (1 + e^-x) for x >= -highest, where the exponential overflows to infinity on purpose.
+template <Scalar T>
+EIGEN_ALWAYS_INLINE typename Simd<T>::Packet times_sigmoid(typename Simd<T>::Packet numerator,
+                                                           typename Simd<T>::Packet x) {
+    using S = Simd<T>;
+    const auto e = exponential<T, -1>(S::min(x, S::set(-ExpConstants<T>::lowest)));
+    return S::div(numerator, S::fma(e.significand, e.power, S::set(1)));
+}
+
+// 1 / (1 + e^-x)
 template <Scalar T>
 EIGEN_ALWAYS_INLINE typename Simd<T>::Packet sigmoid(typename Simd<T>::Packet x) {
     using S = Simd<T>;
-    return S::div(S::set(1), S::add(S::set(1), exp<T>(S::negate(x))));
+    return times_sigmoid<T>(S::set(1), S::max(x, S::set(-ExpConstants<T>::highest)));
 }
 
 // x sigmoid(x); an infinitely negative x gives -0 as it should, and not the NaN of infinity / infinity.
 template <Scalar T>
 EIGEN_ALWAYS_INLINE typename Simd<T>::Packet silu(typename Simd<T>::Packet x) {
     using S = Simd<T>;
-    return S::div(S::max(x, S::set(std::numeric_limits<T>::lowest())), S::add(S::set(1), exp<T>(S::negate(x))));
+    const auto bounded = S::max(x, S::set(-ExpConstants<T>::highest));
+    return times_sigmoid<T>(bounded, bounded);
 }
 
 }  // namespace detail

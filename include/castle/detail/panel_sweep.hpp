@@ -167,12 +167,12 @@ class PanelSweep {
             base[i] = row_largest == minus_infinity ? T(0) : row_largest;
             rescale_[i] -= base[i];
         }
-        for (Index i = 0; i < rows_.count(); i += S::width) S::store(rescale_ + i, exp<T>(S::load(rescale_ + i)));
+        for (Index i = 0; i < rows_.count(); i += S::width) S::store(rescale_ + i, exp_nonpositive<T>(S::load(rescale_ + i)));
         for (Index i = 0; i < rows_.count(); ++i) {
             T* weight = scores_ + i * panel_size;
             Packet sum = S::zero();
             for (Index c = 0; c < panel_size; c += S::width) {
-                const Packet w = exp<T>(S::sub(S::load(weight + c), S::set(base[i])));
+                const Packet w = exp_nonpositive<T>(S::sub(S::load(weight + c), S::set(base[i])));
                 sum = S::add(sum, w);
                 S::store(weight + c, w);
             }

@@ -94,10 +94,8 @@ struct Simd {
     static EIGEN_ALWAYS_INLINE T largest(Packet a) { return Eigen::internal::predux_max(a); }
     static EIGEN_ALWAYS_INLINE T first(Packet a) { return Eigen::internal::pfirst(a); }
 
-    // a * 2^n for whole n within the exponents of T.
-    static EIGEN_ALWAYS_INLINE Packet scale_by_power_of_two(Packet a, Packet n) {
-        return Eigen::internal::pldexp(a, n);
-    }
+    // 2^n for whole n; 0 or infinity where that is no number.
+    static EIGEN_ALWAYS_INLINE Packet power_of_two(Packet n) { return Eigen::internal::pldexp(set(1), n); }
 
     // 2^(low bits of k) as the exponent field of a float: what is left of k after a shift by 23 bits.
     static constexpr bool has_exponent_shift = std::same_as<T, float> && requires {
