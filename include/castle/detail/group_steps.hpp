@@ -8,6 +8,7 @@
 #include <castle/detail/packet_math.hpp>
 #include <castle/detail/panel_sweep.hpp>
 #include <castle/detail/tile.hpp>
+#include <castle/detail/transpose.hpp>
 #include <castle/input.hpp>
 
 // The four steps that a group of tokens goes through, for one head.
@@ -19,12 +20,6 @@ namespace detail {
 template <Scalar T>
 void pack_group(HeadState<T>& state, const GroupScratch<T>& scratch, const Group& group, const HeadInput<T>& input) {
     const Index d = state.shape().d;
-    const auto transpose = [d](ConstMatrixView<T> from, Index row, Index count, T scale, T* to, Index stride) {
-        for (Index i = 0; i < count; ++i) {
-            const T* x = from.row(row + i);
-            for (Index k = 0; k < d; ++k) to[k * stride + i] = scale * x[k];
-        }
-    };
     for (Index b = 0; b < group.blocks(); ++b) {
         const BlockRows<T> rows = scratch.block(group, b);
         const Index call_row = group.call_row + rows.first - group.first;

@@ -167,7 +167,8 @@ class PanelSweep {
             base[i] = row_largest == minus_infinity ? T(0) : row_largest;
             rescale_[i] -= base[i];
         }
-        for (Index i = 0; i < rows_.count(); i += S::width) S::store(rescale_ + i, exp_nonpositive<T>(S::load(rescale_ + i)));
+        for (Index i = 0; i < rows_.count(); i += S::width)
+            S::store(rescale_ + i, exp_nonpositive<T>(S::load(rescale_ + i)));
         for (Index i = 0; i < rows_.count(); ++i) {
             T* weight = scores_ + i * panel_size;
             Packet sum = S::zero();

@@ -90,6 +90,12 @@ struct Simd {
         return Eigen::internal::pselect(mask, yes, no);
     }
 
+    // As many packets as a packet has numbers.
+    using Square = Eigen::internal::PacketBlock<Packet, width>;
+    static EIGEN_ALWAYS_INLINE void transpose(Square& a) {
+        if constexpr (width > 1) Eigen::internal::ptranspose(a);
+    }
+
     static EIGEN_ALWAYS_INLINE T sum(Packet a) { return Eigen::internal::predux(a); }
     static EIGEN_ALWAYS_INLINE T largest(Packet a) { return Eigen::internal::predux_max(a); }
     static EIGEN_ALWAYS_INLINE T first(Packet a) { return Eigen::internal::pfirst(a); }
