@@ -48,10 +48,7 @@ void pack_group(HeadState<T>& state, const GroupScratch<T>& scratch, const Group
 template <Scalar T>
 void sweep_span(HeadState<T>& state, const GroupScratch<T>& scratch, const Group& group, Index span) {
     const SoftmaxRows<T> softmax = scratch.softmax(span);
-    std::fill_n(softmax.out(0), group.rows() * state.dv_padded(), T(0));
-    std::fill_n(softmax.largest(), group.rows(), -std::numeric_limits<T>::infinity());
-    std::fill_n(softmax.sum(), group.rows(), T(0));
-
+    softmax.clear(group.rows());
     for (Index b = 0; b < group.blocks(); ++b) {
         const BlockRows<T> rows = scratch.block(group, b);
         const Index end = std::min((span + 1) * span_panels, ceil_div(rows.end, panel_size));
@@ -76,13 +73,14 @@ void merge_spans(const HeadState<T>& state, const GroupScratch<T>& scratch, cons
         for (Index s = 0; s < spans; ++s) {
             const SoftmaxRows<T> part = scratch.softmax(s);
             const auto factor = exp_nonpositive<T>(S::set(part.largest()[row] - largest));
-            sum = S::fma(factor, S::set(part.sum()[row]), sum);
+            sum = S::fma(factor, S::load(part.sum(row)), sum);
             for (Index c = 0; c < dv; c += S::width) {
                 const auto x = S::load(part.out(row) + c);
                 S::store(merged + c, s == 0 ? S::mul(factor, x) : S::fma(factor, x, S::load(merged + c)));
             }
         }
-        for (Index c = 0; c < dv; c += S::width) S::store(merged + c, S::div(S::load(merged + c), sum));
+        const auto total = S::set(S::sum(sum));
+        for (Index c = 0; c < dv; c += S::width) S::store(merged + c, S::div(S::load(merged + c), total));
         std::copy_n(merged, state.shape().dv, out.row(group.call_row + row));
     }
 }

@@ -11,7 +11,6 @@
 #include <castle/detail/layout.hpp>
 #include <castle/detail/simd.hpp>
 #include <castle/detail/softmax_rows.hpp>
-#include <castle/detail/tile.hpp>
 #include <castle/input.hpp>
 
 namespace castle {
@@ -101,14 +100,6 @@ class HeadState {
 
     // Scratch for extending by one row.
     T* row_scratch() { return row_scratch_.data(); }
-
-    // The columns of panel p whose lookahead keys absorb token t: s < t <= s + window.
-    ColumnRange absorbing_columns(Index t, Index p) const {
-        const Index first = p * panel_size;
-        const Index oldest = window_ < t ? t - window_ : 0;
-        const Index begin = std::clamp<Index>(oldest - first, 0, panel_size);
-        return {begin, std::clamp<Index>(t - first, begin, panel_size)};
-    }
 
   private:
     Index panel_numbers() const {

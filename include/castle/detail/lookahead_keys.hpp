@@ -22,13 +22,11 @@ Matrix<T> lookahead_keys(const HeadState<T>& state) {
     if (!state.has_lookahead()) return u;
 
     const Index origin = round_down(size, block_size);
+    const AbsorbedTokens open(state.window(), origin, size);
     AlignedBuffer<T> panel(d * panel_size);
     for (Index p = 0; p * panel_size < size; ++p) {
         std::copy_n(state.lookahead_keys(p), panel.size(), panel.data());
-        if (absorbs(state, origin, size, p)) {
-            constexpr bool at_edge = true;  // right everywhere, if not fast
-            fold_block(state, origin, size - origin, state.open_block(), state.gates(p), p, at_edge, panel.data());
-        }
+        fold_block(state, open, size - origin, state.open_block(), state.gates(p), p, panel.data());
         const Index first = p * panel_size;
         const Index rows = std::min(panel_size, size - first);
         u.middleRows(first, rows) = Eigen::Map<const Matrix<T>>(panel.data(), d, panel_size).leftCols(rows).transpose();

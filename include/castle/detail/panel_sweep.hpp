@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <limits>
 
+#include <castle/detail/absorption.hpp>
 #include <castle/detail/head_state.hpp>
 #include <castle/detail/layout.hpp>
 #include <castle/detail/packet_math.hpp>
@@ -28,29 +29,26 @@ struct BlockRows {
     bool is_split() const { return first > origin || !finishes(); }
 };
 
-// Whether some key of panel p absorbs some token of the rows [origin, end) of a block.
+// u[d][panel_size] += sum_j gates[j, :] v^U_j over the `tokens` of the block, `count` of them, in their order.
 template <Scalar T>
-bool absorbs(const HeadState<T>& state, Index origin, Index end, Index p) {
-    const Index first_key = p * panel_size;
-    return origin < end && first_key < end - 1 && first_key + panel_size - 1 >= origin - state.window();
-}
-
-// u[d][panel_size] += sum_j gates[j, :] v^U_j over the first `count` tokens of the block, in their order.
-template <Scalar T>
-void fold_block(const HeadState<T>& state, Index origin, Index count, BlockOperands<T> block, const T* gates, Index p,
-                bool at_edge, T* u) {
-    for_row_tiles(state.shape().d, [&](auto height, Index k) {
-        for_column_tiles<T, panel_size>([&](auto packets, Index c) {
+void fold_block(const HeadState<T>& state, const AbsorbedTokens& tokens, Index count, BlockOperands<T> block,
+                const T* gates, Index p, T* u) {
+    tokens.for_column_ranges(p, panel_size, [&](auto columns, Index first, Absorbed absorbed) {
+        if (absorbed == Absorbed::none) return;
+        for_row_tiles(state.shape().d, [&](auto height, Index k) {
             const auto values = Operand<T>{block.lookahead_values(), block_size, 1}.rows_from(k);
-            Tile<T, height, packets> tile;
-            tile.load(u + k * panel_size + c, panel_size);
-            if (at_edge) {
-                tile.multiply_add_within(values, gates + c, panel_size, count, c,
-                                         [&](Index j) { return state.absorbing_columns(origin + j, p); });
-            } else {
-                tile.multiply_add(values, gates + c, panel_size, count);
-            }
-            tile.store(u + k * panel_size + c, panel_size);
+            for_column_tiles<T, columns>([&](auto packets, Index column) {
+                const Index c = first + column;
+                Tile<T, height, packets> tile;
+                tile.load(u + k * panel_size + c, panel_size);
+                if (absorbed == Absorbed::all) {
+                    tile.multiply_add(values, gates + c, panel_size, count);
+                } else if constexpr (columns == block_size) {  // a whole panel is of one kind
+                    tile.multiply_add_within(values, gates + c, panel_size, count, c,
+                                             [&](Index j) { return tokens.columns(j, p); });
+                }
+                tile.store(u + k * panel_size + c, panel_size);
+            });
         });
     });
 }
@@ -61,7 +59,8 @@ class PanelSweep {
     using Packet = typename S::Packet;
 
   public:
-    PanelSweep(HeadState<T>& state, const BlockRows<T>& rows) : state_(state), rows_(rows) {}
+    PanelSweep(HeadState<T>& state, const BlockRows<T>& rows)
+        : state_(state), rows_(rows), tokens_(state.window(), rows.origin, rows.end) {}
 
     // Takes panel p into the rows' softmax, whose row `softmax_row` is token rows.first, and folds the block into the
     // panel's lookahead keys if this call finishes it. Panels may come in any order across threads, but for one block
@@ -69,22 +68,22 @@ class PanelSweep {
     void run(Index p, SoftmaxRows<T> softmax, Index softmax_row) {
         p_ = p;
         first_key_ = p * panel_size;
-        const Index last_key = first_key_ + panel_size - 1;
-        const bool lookahead = state_.has_lookahead() && absorbs(state_, rows_.origin, rows_.end, p);
-        // Away from the edges every token of the block is absorbed by every key of the panel.
-        at_edge_ = !(last_key < rows_.origin && first_key_ >= rows_.end - 1 - state_.window());
+        columns_ = std::min(round_up(rows_.end - first_key_, block_size), panel_size);
+        const bool absorbed = tokens_.by_keys(first_key_, panel_size) != Absorbed::none;
 
-        if (lookahead) {
+        if (absorbed) {
             gates_ = rows_.is_split() ? state_.gates(p) : own_gates_;
             compute_gates();
         }
-        if (state_.has_lookahead()) compute_lookahead_scores(lookahead);
-        multiply<panel_size>(rows_.count(), state_.shape().d, queries(0), state_.causal_keys(p), panel_size, scores_,
-                             panel_size);
-        compute_weights(softmax, softmax_row);
+        if (state_.has_lookahead()) compute_lookahead_scores();
+        if (columns_ == panel_size) {
+            compute_weights<panel_size>(softmax, softmax_row);
+        } else {
+            compute_weights<block_size>(softmax, softmax_row);
+        }
         accumulate_values(softmax, softmax_row);
-        if (lookahead && rows_.finishes()) {
-            fold_block(state_, rows_.origin, block_size, rows_.operands, gates_, p, at_edge_, state_.lookahead_keys(p));
+        if (absorbed && rows_.finishes()) {
+            fold_block(state_, tokens_, block_size, rows_.operands, gates_, p, state_.lookahead_keys(p));
         }
     }
 
@@ -94,69 +93,92 @@ class PanelSweep {
         return Operand<T>{rows_.operands.causal_queries(), 1, block_size}.rows_from(rows_.first - rows_.origin + i);
     }
 
+    Operand<T> triangle(Index i) const {
+        return Operand<T>{rows_.operands.triangle(), block_size, 1}.rows_from(rows_.first - rows_.origin + i);
+    }
+
     // gates[t, s] = sigmoid(scale k^U_t . q^U_s): rows are the absorbed tokens, columns the keys, which is the
     // transpose of dense::gates.
     void compute_gates() {
         const Index skip = rows_.first - rows_.origin;
         const auto keys = Operand<T>{rows_.operands.lookahead_keys(), 1, block_size}.rows_from(skip);
-        T* gates = gates_ + skip * panel_size;
-        multiply<panel_size>(rows_.count(), state_.shape().d, keys, state_.lookahead_queries(p_), panel_size, gates,
-                             panel_size);
-        for (Index i = 0; i < rows_.count() * panel_size; i += S::width) {
-            S::store(gates + i, sigmoid<T>(S::load(gates + i)));
-        }
+        tokens_.for_column_ranges(p_, columns_, [&](auto columns, Index first, Absorbed absorbed) {
+            if (absorbed == Absorbed::none) return;
+            T* gates = gates_ + skip * panel_size + first;
+            multiply<columns>(rows_.count(), state_.shape().d, keys, state_.lookahead_queries(p_) + first, panel_size,
+                              gates, panel_size);
+            for (Index i = 0; i < rows_.count(); ++i) {
+                for (Index c = 0; c < columns; c += S::width) {
+                    T* gate = gates + i * panel_size + c;
+                    S::store(gate, sigmoid<T>(S::load(gate)));
+                }
+            }
+        });
     }
 
     // s^U[t, s] = scale q^C_t . U_s + sum_{j <= t} triangle[t, j] gates[j, s]
-    void compute_lookahead_scores(bool with_open_block) {
-        const T* u = state_.lookahead_keys(p_);
-        const Index d = state_.shape().d;
-        if (!with_open_block) {
-            multiply<panel_size>(rows_.count(), d, queries(0), u, panel_size, lookahead_scores_, panel_size);
-            return;
-        }
-        for_row_tiles(rows_.count(), [&](auto height, Index i) {
-            const Index row = rows_.first - rows_.origin + i;
-            const auto triangle = Operand<T>{rows_.operands.triangle(), block_size, 1}.rows_from(row);
-            const Index common = row + 1;  // every row of the tile takes these tokens of the block
-            for_column_tiles<T, panel_size>([&](auto packets, Index c) {
-                Tile<T, height, packets> tile;
-                tile.set_zero();
-                tile.multiply_add(queries(i), u + c, panel_size, d);
-                const T* gates = gates_ + c;
-                if (at_edge_) {
-                    const auto columns = [&](Index j) { return state_.absorbing_columns(rows_.origin + j, p_); };
-                    tile.multiply_add_within(triangle, gates, panel_size, common, c, columns);
-                    tile.multiply_add_triangle_within(triangle.cols_from(common), gates + common * panel_size,
-                                                      panel_size, c, [&](Index j) { return columns(common + j); });
-                } else {
-                    tile.multiply_add(triangle, gates, panel_size, common);
-                    tile.multiply_add_triangle(triangle.cols_from(common), gates + common * panel_size, panel_size,
-                                               block_size);
-                }
-                tile.store(lookahead_scores_ + i * panel_size + c, panel_size);
+    void compute_lookahead_scores() {
+        tokens_.for_column_ranges(p_, columns_, [&](auto columns, Index first, Absorbed absorbed) {
+            for_row_tiles(rows_.count(), [&](auto height, Index i) {
+                for_column_tiles<T, columns>([&](auto packets, Index column) {
+                    const Index c = first + column;
+                    Tile<T, height, packets> tile;
+                    tile.set_zero();
+                    tile.multiply_add(queries(i), state_.lookahead_keys(p_) + c, panel_size, state_.shape().d);
+                    if (absorbed == Absorbed::all) {
+                        add_open_block(tile, i, c);
+                    } else if constexpr (columns == block_size) {  // a whole panel is of one kind
+                        if (absorbed == Absorbed::some) add_open_block_within(tile, i, c);
+                    }
+                    tile.store(lookahead_scores_ + i * panel_size + c, panel_size);
+                });
             });
         });
+    }
+
+    // The part of s^U that the block's own tokens have, for the tile of rows from i and columns from c, every
+    // one of which takes the block's tokens up to that of row i.
+    template <int R, int V>
+    EIGEN_ALWAYS_INLINE void add_open_block(Tile<T, R, V>& tile, Index i, Index c) const {
+        const Index common = rows_.first - rows_.origin + i + 1;
+        const T* gates = gates_ + c;
+        tile.multiply_add(triangle(i), gates, panel_size, common);
+        tile.multiply_add_triangle(triangle(i).cols_from(common), gates + common * panel_size, panel_size, block_size);
+    }
+    // The same where only some keys absorb only some tokens.
+    template <int R, int V>
+    EIGEN_ALWAYS_INLINE void add_open_block_within(Tile<T, R, V>& tile, Index i, Index c) const {
+        const Index common = rows_.first - rows_.origin + i + 1;
+        const T* gates = gates_ + c;
+        const auto columns = [&](Index j) { return tokens_.columns(j, p_); };
+        tile.multiply_add_within(triangle(i), gates, panel_size, common, c, columns);
+        tile.multiply_add_triangle_within(triangle(i).cols_from(common), gates + common * panel_size, panel_size, c,
+                                          [&](Index j) { return columns(common + j); });
     }
 
     // Keys of the panel that the i-th new row sees.
     Index visible(Index i) const { return std::min(rows_.first + i - first_key_ + 1, panel_size); }
 
     // score = s^C - SiLU(s^U), excluded above the diagonal; then weights = exp(score - largest) in place of the scores,
-    // and what the rows have so far is to be multiplied with rescale_.
+    // and what the rows have so far is to be multiplied with rescale_. Of the panel only the first Cols keys are seen.
+    template <Index Cols>
     void compute_weights(SoftmaxRows<T> softmax, Index softmax_row) {
         constexpr T minus_infinity = -std::numeric_limits<T>::infinity();
+        multiply<Cols>(rows_.count(), state_.shape().d, queries(0), state_.causal_keys(p_), panel_size, scores_,
+                       panel_size);
         T base[block_size];
         for (Index i = 0; i < rows_.count(); ++i) {
             T* score = scores_ + i * panel_size;
-            const Packet end = S::set(static_cast<T>(visible(i)));
             Packet largest = S::set(softmax.largest()[softmax_row + i]);
-            for (Index c = 0; c < panel_size; c += S::width) {
+            for (Index c = 0; c < Cols; c += S::width) {
                 Packet x = S::load(score + c);
                 if (state_.has_lookahead()) {
                     x = S::sub(x, silu<T>(S::load(lookahead_scores_ + i * panel_size + c)));
                 }
-                x = S::select(S::less(S::iota(static_cast<T>(c)), end), x, S::set(minus_infinity));
+                if (visible(i) < Cols) {
+                    const Packet end = S::set(static_cast<T>(visible(i)));
+                    x = S::select(S::less(S::iota(static_cast<T>(c)), end), x, S::set(minus_infinity));
+                }
                 largest = S::max(x, largest);
                 S::store(score + c, x);
             }
@@ -167,18 +189,19 @@ class PanelSweep {
             base[i] = row_largest == minus_infinity ? T(0) : row_largest;
             rescale_[i] -= base[i];
         }
-        for (Index i = 0; i < rows_.count(); i += S::width)
+        for (Index i = 0; i < rows_.count(); i += S::width) {
             S::store(rescale_ + i, exp_nonpositive<T>(S::load(rescale_ + i)));
+        }
         for (Index i = 0; i < rows_.count(); ++i) {
             T* weight = scores_ + i * panel_size;
-            Packet sum = S::zero();
-            for (Index c = 0; c < panel_size; c += S::width) {
+            T* row_sum = softmax.sum(softmax_row + i);
+            Packet sum = S::mul(S::load(row_sum), S::set(rescale_[i]));
+            for (Index c = 0; c < Cols; c += S::width) {
                 const Packet w = exp_nonpositive<T>(S::sub(S::load(weight + c), S::set(base[i])));
                 sum = S::add(sum, w);
                 S::store(weight + c, w);
             }
-            T& row_sum = softmax.sum()[softmax_row + i];
-            row_sum = S::first(S::fma(S::set(row_sum), S::set(rescale_[i]), S::set(S::sum(sum))));
+            S::store(row_sum, sum);
         }
     }
 
@@ -194,8 +217,7 @@ class PanelSweep {
                 Tile<T, height, packets> tile;
                 tile.load_scaled(out + c, dv, rescale_ + i);
                 tile.multiply_add(weights, values + c, dv, common);
-                tile.multiply_add_triangle(weights.cols_from(common), values + common * dv + c, dv,
-                                           panel_size - common);
+                tile.multiply_add_triangle(weights.cols_from(common), values + common * dv + c, dv, columns_ - common);
                 tile.store(out + c, dv);
             });
         });
@@ -203,9 +225,10 @@ class PanelSweep {
 
     HeadState<T>& state_;
     const BlockRows<T>& rows_;
+    AbsorbedTokens tokens_;
     Index p_ = 0;
     Index first_key_ = 0;
-    bool at_edge_ = false;
+    Index columns_ = 0;  // of the panel that some row sees, in whole blocks
     T* gates_ = nullptr;
     alignas(64) T own_gates_[block_size * panel_size];
     alignas(64) T lookahead_scores_[block_size * panel_size];

@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <algorithm>
+#include <limits>
+
+#include <castle/detail/simd.hpp>
 #include <castle/types.hpp>
 
 namespace castle {
@@ -8,17 +12,26 @@ inline namespace CASTLE_ABI {
 namespace detail {
 
 // The softmax of some query rows over one span of keys: for each row the largest score, the sum of
-// exp(score - largest), and the sum of exp(score - largest) v.
+// exp(score - largest) in parts, one a lane of a packet, and the sum of exp(score - largest) v.
 template <Scalar T>
 class SoftmaxRows {
   public:
-    static Index numbers(Index rows, Index dv_padded) { return rows * (dv_padded + 2); }
+    static constexpr Index lanes = Simd<T>::width;
+
+    static Index numbers(Index rows, Index dv_padded) { return rows * (dv_padded + lanes + 1); }
 
     SoftmaxRows(T* data, Index rows, Index dv_padded) : data_(data), rows_(rows), dv_padded_(dv_padded) {}
 
     T* out(Index row) const { return data_ + row * dv_padded_; }
-    T* largest() const { return data_ + rows_ * dv_padded_; }
-    T* sum() const { return largest() + rows_; }
+    T* sum(Index row) const { return data_ + rows_ * dv_padded_ + row * lanes; }
+    T* largest() const { return data_ + rows_ * (dv_padded_ + lanes); }
+
+    // As before the first key, for the first `count` rows.
+    void clear(Index count) const {
+        std::fill_n(out(0), count * dv_padded_, T(0));
+        std::fill_n(sum(0), count * lanes, T(0));
+        std::fill_n(largest(), count, -std::numeric_limits<T>::infinity());
+    }
 
   private:
     T* data_;
