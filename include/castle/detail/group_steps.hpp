@@ -52,8 +52,7 @@ void sweep_span(HeadState<T>& state, const GroupScratch<T>& scratch, const Group
     for (Index b = 0; b < group.blocks(); ++b) {
         const BlockRows<T> rows = scratch.block(group, b);
         const Index end = std::min((span + 1) * span_panels, ceil_div(rows.end, panel_size));
-        PanelSweep<T> sweep(state, rows);
-        for (Index p = span * span_panels; p < end; ++p) sweep.run(p, softmax, rows.first - group.first);
+        PanelSweep<T>(state, rows).run(span * span_panels, end, softmax, rows.first - group.first);
     }
 }
 

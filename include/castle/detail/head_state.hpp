@@ -47,9 +47,13 @@ class HeadState {
         const Index panels = ceil_div(tokens, panel_size);
         const Index old_panels = Index(panels_.size());
         if (panels <= old_panels) return;
-        std::vector<AlignedBuffer<T>> fresh;
+        std::vector<AlignedBuffer<T>> fresh, fresh_queries;
         fresh.reserve(std::size_t(panels - old_panels));
         for (Index p = old_panels; p < panels; ++p) fresh.emplace_back(panel_numbers());
+        if (has_lookahead()) {
+            fresh_queries.reserve(std::size_t(panels - old_panels));
+            for (Index p = old_panels; p < panels; ++p) fresh_queries.emplace_back(shape_.d * panel_size);
+        }
 
         const Index old_tiles = Index(gate_tiles_.size());
         const Index tiles = has_lookahead() ? std::min(panels, most_gate_tiles()) : 0;
@@ -59,9 +63,11 @@ class HeadState {
 
         AlignedBuffer<T> row(row_scratch_numbers(panels));
         grow(panels_, panels);
+        if (has_lookahead()) grow(query_panels_, panels);
         grow(gate_tiles_, tiles);
         // Nothing throws from here on.
         for (auto& panel : fresh) panels_.push_back(std::move(panel));
+        for (auto& panel : fresh_queries) query_panels_.push_back(std::move(panel));
         for (auto& tile : fresh_tiles) gate_tiles_.push_back(std::move(tile));
         row_scratch_ = std::move(row);
     }
@@ -79,15 +85,16 @@ class HeadState {
     Index bytes() const {
         Index numbers = open_block_.size() + row_scratch_.size();
         for (const auto& panel : panels_) numbers += panel.size();
+        for (const auto& panel : query_panels_) numbers += panel.size();
         for (const auto& tile : gate_tiles_) numbers += tile.size();
         return numbers * Index(sizeof(T));
     }
 
     // Panel p, [d][panel_size] each; the values [panel_size][dv_padded].
-    T* causal_keys(Index p) { return panels_[std::size_t(p)].data(); }
+    T* lookahead_queries(Index p) { return query_panels_[std::size_t(p)].data(); }
+    T* lookahead_keys(Index p) { return panels_[std::size_t(p)].data(); }
+    T* causal_keys(Index p) { return lookahead_keys(p) + (has_lookahead() ? shape_.d * panel_size : 0); }
     T* values(Index p) { return causal_keys(p) + shape_.d * panel_size; }
-    T* lookahead_queries(Index p) { return values(p) + dv_padded_ * panel_size; }
-    T* lookahead_keys(Index p) { return lookahead_queries(p) + shape_.d * panel_size; }
     const T* lookahead_keys(Index p) const { return const_cast<HeadState*>(this)->lookahead_keys(p); }
 
     // The gates of the open block's rows against panel p, [block_size][panel_size]. Tiles go round: a window keeps
@@ -104,7 +111,7 @@ class HeadState {
   private:
     Index panel_numbers() const {
         const Index causal = (shape_.d + dv_padded_) * panel_size;
-        return has_lookahead() ? causal + 2 * shape_.d * panel_size : causal;
+        return has_lookahead() ? causal + shape_.d * panel_size : causal;
     }
 
     // Panels that the gates of all blocks of one group can touch together, so that no two of them share a tile.
@@ -128,7 +135,8 @@ class HeadState {
     T scale_;
     Index window_;
     Index size_ = 0;
-    std::vector<AlignedBuffer<T>> panels_;
+    std::vector<AlignedBuffer<T>> panels_;        // U, K^C, V^C, in the order in which a step of decoding reads them
+    std::vector<AlignedBuffer<T>> query_panels_;  // Q^U, which only panels within the window are asked for
     std::vector<AlignedBuffer<T>> gate_tiles_;
     AlignedBuffer<T> open_block_;
     AlignedBuffer<T> row_scratch_;

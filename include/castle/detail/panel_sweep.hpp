@@ -62,32 +62,44 @@ class PanelSweep {
     PanelSweep(HeadState<T>& state, const BlockRows<T>& rows)
         : state_(state), rows_(rows), tokens_(state.window(), rows.origin, rows.end) {}
 
-    // Takes panel p into the rows' softmax, whose row `softmax_row` is token rows.first, and folds the block into the
-    // panel's lookahead keys if this call finishes it. Panels may come in any order across threads, but for one block
-    // and one softmax in ascending order.
-    void run(Index p, SoftmaxRows<T> softmax, Index softmax_row) {
-        p_ = p;
-        first_key_ = p * panel_size;
-        columns_ = std::min(round_up(rows_.end - first_key_, block_size), panel_size);
-        const bool absorbed = tokens_.by_keys(first_key_, panel_size) != Absorbed::none;
-
-        if (absorbed) {
-            gates_ = rows_.is_split() ? state_.gates(p) : own_gates_;
-            compute_gates();
+    // Takes panels [begin, end) into the rows' softmax, whose row `softmax_row` is token rows.first, and folds the
+    // block into their lookahead keys if this call finishes it. Panels may come in any order across threads, but for
+    // one block and one softmax in ascending order.
+    void run(Index begin, Index end, SoftmaxRows<T> softmax, Index softmax_row) {
+        // Gates that outlive the call are all made first: when few rows make reading memory the limit, it is read in
+        // one long stream after the other.
+        const bool gates_first = rows_.is_split();
+        if (gates_first) {
+            for (Index p = begin; p < end; ++p) {
+                turn_to(p);
+                if (absorbed_) compute_gates();
+            }
         }
-        if (state_.has_lookahead()) compute_lookahead_scores();
-        if (columns_ == panel_size) {
-            compute_weights<panel_size>(softmax, softmax_row);
-        } else {
-            compute_weights<block_size>(softmax, softmax_row);
-        }
-        accumulate_values(softmax, softmax_row);
-        if (absorbed && rows_.finishes()) {
-            fold_block(state_, tokens_, block_size, rows_.operands, gates_, p, state_.lookahead_keys(p));
+        for (Index p = begin; p < end; ++p) {
+            turn_to(p);
+            if (absorbed_ && !gates_first) compute_gates();
+            if (state_.has_lookahead()) compute_lookahead_scores();
+            if (columns_ == panel_size) {
+                compute_weights<panel_size>(softmax, softmax_row);
+            } else {
+                compute_weights<block_size>(softmax, softmax_row);
+            }
+            accumulate_values(softmax, softmax_row);
+            if (absorbed_ && rows_.finishes()) {
+                fold_block(state_, tokens_, block_size, rows_.operands, gates_, p, state_.lookahead_keys(p));
+            }
         }
     }
 
   private:
+    void turn_to(Index p) {
+        p_ = p;
+        first_key_ = p * panel_size;
+        columns_ = std::min(round_up(rows_.end - first_key_, block_size), panel_size);
+        absorbed_ = tokens_.by_keys(first_key_, panel_size) != Absorbed::none;
+        if (absorbed_) gates_ = rows_.is_split() ? state_.gates(p) : own_gates_;
+    }
+
     // scale Q^C of the new rows from the i-th on.
     Operand<T> queries(Index i) const {
         return Operand<T>{rows_.operands.causal_queries(), 1, block_size}.rows_from(rows_.first - rows_.origin + i);
@@ -108,10 +120,9 @@ class PanelSweep {
             multiply<columns>(rows_.count(), state_.shape().d, keys, state_.lookahead_queries(p_) + first, panel_size,
                               gates, panel_size);
             for (Index i = 0; i < rows_.count(); ++i) {
-                for (Index c = 0; c < columns; c += S::width) {
-                    T* gate = gates + i * panel_size + c;
-                    S::store(gate, sigmoid<T>(S::load(gate)));
-                }
+                T* gate = gates + i * panel_size;
+                for_packets<columns>([&](Index c)
+                                         CASTLE_INLINE_LAMBDA { S::store(gate + c, sigmoid<T>(S::load(gate + c))); });
             }
         });
     }
@@ -169,20 +180,16 @@ class PanelSweep {
         T base[block_size];
         for (Index i = 0; i < rows_.count(); ++i) {
             T* score = scores_ + i * panel_size;
-            Packet largest = S::set(softmax.largest()[softmax_row + i]);
-            for (Index c = 0; c < Cols; c += S::width) {
-                Packet x = S::load(score + c);
-                if (state_.has_lookahead()) {
-                    x = S::sub(x, silu<T>(S::load(lookahead_scores_ + i * panel_size + c)));
-                }
-                if (visible(i) < Cols) {
-                    const Packet end = S::set(static_cast<T>(visible(i)));
-                    x = S::select(S::less(S::iota(static_cast<T>(c)), end), x, S::set(minus_infinity));
-                }
-                largest = S::max(x, largest);
-                S::store(score + c, x);
+            if (state_.has_lookahead()) {
+                const T* lookahead = lookahead_scores_ + i * panel_size;
+                for_packets<Cols>([&](Index c) CASTLE_INLINE_LAMBDA {
+                    S::store(score + c, S::sub(S::load(score + c), silu<T>(S::load(lookahead + c))));
+                });
             }
+            std::fill(score + std::min(visible(i), Cols), score + Cols, minus_infinity);
             T& row_largest = softmax.largest()[softmax_row + i];
+            Packet largest = S::set(row_largest);
+            for_packets<Cols>([&](Index c) CASTLE_INLINE_LAMBDA { largest = S::max(S::load(score + c), largest); });
             rescale_[i] = row_largest;
             row_largest = S::largest(largest);
             // Where no score is finite yet, any finite base gives the weights 0 that belong there.
@@ -196,12 +203,21 @@ class PanelSweep {
             T* weight = scores_ + i * panel_size;
             T* row_sum = softmax.sum(softmax_row + i);
             Packet sum = S::mul(S::load(row_sum), S::set(rescale_[i]));
-            for (Index c = 0; c < Cols; c += S::width) {
+            for_packets<Cols>([&](Index c) CASTLE_INLINE_LAMBDA {
                 const Packet w = exp_nonpositive<T>(S::sub(S::load(weight + c), S::set(base[i])));
                 sum = S::add(sum, w);
                 S::store(weight + c, w);
-            }
+            });
             S::store(row_sum, sum);
+        }
+    }
+
+    // Calls f with the first column of every packet of a row, in order, several of them within one step of a loop.
+    template <Index Cols, class F>
+    static EIGEN_ALWAYS_INLINE void for_packets(const F& f) {
+        constexpr int together = int(std::min<Index>(4, Cols / S::width));
+        for (Index c = 0; c < Cols; c += together * S::width) {
+            unroll<together>([&](auto i) CASTLE_INLINE_LAMBDA { f(c + i * S::width); });
         }
     }
 
@@ -229,6 +245,7 @@ class PanelSweep {
     Index p_ = 0;
     Index first_key_ = 0;
     Index columns_ = 0;  // of the panel that some row sees, in whole blocks
+    bool absorbed_ = false;
     T* gates_ = nullptr;
     alignas(64) T own_gates_[block_size * panel_size];
     alignas(64) T lookahead_scores_[block_size * panel_size];
