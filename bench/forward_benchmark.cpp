@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// How fast is each form over a whole sequence, one head on one thread? FLOP/s are useful ones, see support.hpp;
-// bytes/s are those that no form can avoid: every projection read once and the output written once.
+// How fast is each form over a whole sequence, one head on one thread? FLOP/s are useful ones, see support.hpp.
 #include <castle/causal.hpp>
 #include <castle/dense.hpp>
 #include <castle/parallel.hpp>
@@ -15,7 +14,7 @@ using castle_bench::Index;
 using castle_bench::Matrix;
 
 template <class Form>
-void forward(benchmark::State& state, const Form& form, Index projections, double flops) {
+void forward(benchmark::State& state, const Form& form, double flops) {
     const Index length = state.range(0), d = state.range(1);
     const castle_bench::RandomHead head(length, d);
     Matrix out(length, d);
@@ -25,7 +24,6 @@ void forward(benchmark::State& state, const Form& form, Index projections, doubl
         benchmark::ClobberMemory();
     }
     castle_bench::count_flops(state, flops);
-    castle_bench::count_bytes(state, castle_bench::number((projections + 1) * length * d) * sizeof(float));
 }
 
 void parallel(benchmark::State& state, Index window) {
@@ -34,18 +32,18 @@ void parallel(benchmark::State& state, Index window) {
         [&](const castle::HeadInput<float>& head, Matrix& out) {
             castle::parallel(head, out, {.lookahead_window = window});
         },
-        6, castle_bench::castle_flops(state.range(0), state.range(1), window));
+        castle_bench::castle_flops(state.range(0), state.range(1), window));
 }
 
 void causal_attention(benchmark::State& state) {
     forward(
-        state, [](const castle::HeadInput<float>& head, Matrix& out) { castle::causal_attention(head.causal, out); }, 3,
+        state, [](const castle::HeadInput<float>& head, Matrix& out) { castle::causal_attention(head.causal, out); },
         castle_bench::causal_flops(state.range(0), state.range(1)));
 }
 
 void recurrent(benchmark::State& state) {
     forward(
-        state, [](const castle::HeadInput<float>& head, Matrix& out) { castle::recurrent(head, out); }, 6,
+        state, [](const castle::HeadInput<float>& head, Matrix& out) { castle::recurrent(head, out); },
         castle_bench::castle_flops(state.range(0), state.range(1), castle::unlimited));
 }
 
@@ -53,21 +51,21 @@ void recurrent(benchmark::State& state) {
 void dense(benchmark::State& state) {
     Eigen::setNbThreads(1);  // where there is OpenMP, Eigen would take all of them
     forward(
-        state, [](const castle::HeadInput<float>& head, Matrix& out) { out = castle::dense::output(head); }, 6,
+        state, [](const castle::HeadInput<float>& head, Matrix& out) { out = castle::dense::output(head); },
         castle_bench::castle_flops(state.range(0), state.range(1), castle::unlimited));
 }
 
 void over(benchmark::internal::Benchmark* benchmark, const std::vector<Index>& lengths) {
-    benchmark->ArgNames({"L", "d"})->ArgsProduct({lengths, {64, 128}})->UseRealTime()->Unit(benchmark::kMillisecond);
+    benchmark->ArgNames({"L", "d"})->ArgsProduct({lengths, {64, 128}})->Unit(benchmark::kMillisecond);
+    castle_bench::report_best(benchmark);
 }
-void long_lengths(benchmark::internal::Benchmark* benchmark) { over(benchmark, {128, 512, 2048, 8192}); }
-void middle_lengths(benchmark::internal::Benchmark* benchmark) { over(benchmark, {128, 512, 2048}); }
-void short_lengths(benchmark::internal::Benchmark* benchmark) { over(benchmark, {128, 512}); }
+void all_lengths(benchmark::internal::Benchmark* benchmark) { over(benchmark, {512, 2048, 4096}); }
+void short_lengths(benchmark::internal::Benchmark* benchmark) { over(benchmark, {512}); }
 
-BENCHMARK_CAPTURE(parallel, no_window, castle::unlimited)->Apply(long_lengths);
-BENCHMARK_CAPTURE(parallel, window_128, 128)->Apply(long_lengths);
-BENCHMARK(causal_attention)->Apply(long_lengths);
-BENCHMARK(recurrent)->Apply(middle_lengths);
+BENCHMARK_CAPTURE(parallel, no_window, castle::unlimited)->Apply(all_lengths);
+BENCHMARK_CAPTURE(parallel, window_128, 128)->Apply(all_lengths);
+BENCHMARK(causal_attention)->Apply(all_lengths);
+BENCHMARK(recurrent)->Apply(short_lengths);
 BENCHMARK(dense)->Apply(short_lengths);
 
 }  // namespace

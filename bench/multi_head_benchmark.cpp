@@ -53,7 +53,8 @@ void forward(benchmark::State& state, const Layer& layer, double attention_flops
         benchmark::ClobberMemory();
     }
     count_tokens(state, length);
-    castle_bench::count_flops(state, attention_flops + 2 * castle_bench::number(length * layer.parameters()));
+    castle_bench::count_flops(state, attention_flops + 2 * castle_bench::number(length * layer.parameters()),
+                              state.range(1));
 }
 
 // One token onto a cache of about t: the cache runs from t - t / 16 to t + t / 16 and is filled anew then, which is not
@@ -105,16 +106,12 @@ std::vector<Index> threads() {
 }
 
 void forward_sizes(benchmark::internal::Benchmark* benchmark) {
-    benchmark->ArgNames({"L", "threads"})
-        ->ArgsProduct({{512, 2048}, threads()})
-        ->UseRealTime()
-        ->Unit(benchmark::kMillisecond);
+    benchmark->ArgNames({"L", "threads"})->ArgsProduct({{512, 2048}, threads()})->Unit(benchmark::kMillisecond);
+    castle_bench::report_best(benchmark);
 }
 void decoding_sizes(benchmark::internal::Benchmark* benchmark) {
-    benchmark->ArgNames({"t", "threads"})
-        ->ArgsProduct({{2048}, threads()})
-        ->UseRealTime()
-        ->Unit(benchmark::kMicrosecond);
+    benchmark->ArgNames({"t", "threads"})->ArgsProduct({{2048}, threads()})->Unit(benchmark::kMicrosecond);
+    castle_bench::report_best(benchmark);
 }
 
 BENCHMARK_CAPTURE(castle_forward, no_window, castle::unlimited)->Apply(forward_sizes);

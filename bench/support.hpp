@@ -2,21 +2,29 @@
 #pragma once
 
 #include <algorithm>
+#include <random>
+#include <vector>
 
 #include <benchmark/benchmark.h>
 #include <castle/input.hpp>
 #include <castle/options.hpp>
 
-// What the benchmarks share: random input, and how useful work is counted.
+#include "machine.hpp"
+
+// What the benchmarks share: random input, how useful work is counted, and against what.
 namespace castle_bench {
 
 using castle::Index;
 using Matrix = castle::Matrix<float>;
 
-/// Random projections of one head, with numbers between -1 and 1.
+/// Random projections of one head, normally distributed.
 class RandomHead {
   public:
-    RandomHead(Index length, Index d) : numbers_(Matrix::Random(length, 6 * d)), d_(d) {}
+    RandomHead(Index length, Index d) : numbers_(length, 6 * d), d_(d) {
+        std::mt19937 generator(1);
+        std::normal_distribution<float> normal;
+        for (Index i = 0; i < numbers_.size(); ++i) numbers_.data()[i] = normal(generator);
+    }
 
     castle::HeadInput<float> input() const {
         const auto part = [&](Index i) { return numbers_.middleCols(i * d_, d_); };
@@ -48,15 +56,27 @@ inline double castle_flops(Index length, Index d, Index window) {
 /// The same of standard causal attention, q.k and the output: 2 L^2 d.
 inline double causal_flops(Index length, Index d) { return 2 * number(length) * number(length) * number(d); }
 
-/// Useful operations a second, from those of one iteration.
-inline void count_flops(benchmark::State& state, double flops) {
-    state.counters["FLOP/s"] = benchmark::Counter(flops, benchmark::Counter::kIsIterationInvariantRate);
+/// Useful operations a second, from those of one iteration, and the fraction that they are of `threads` cores' peak.
+inline void count_flops(benchmark::State& state, double flops, Index threads = 1) {
+    constexpr auto rate = benchmark::Counter::kIsIterationInvariantRate;
+    state.counters["FLOP/s"] = benchmark::Counter(flops, rate);
+    state.counters["of_peak"] = benchmark::Counter(flops / (peak() * number(threads)), rate);
 }
 
-/// Bytes a second, from those of one iteration, or of an average one.
+/// Bytes a second, from those of one iteration, or of an average one, and the fraction of one core's bandwidth.
 inline void count_bytes(benchmark::State& state, double bytes) {
-    state.counters["bytes/s"] =
-        benchmark::Counter(bytes, benchmark::Counter::kIsIterationInvariantRate, benchmark::Counter::OneK::kIs1024);
+    constexpr auto rate = benchmark::Counter::kIsIterationInvariantRate;
+    state.counters["bytes/s"] = benchmark::Counter(bytes, rate, benchmark::Counter::OneK::kIs1024);
+    state.counters["of_bandwidth"] = benchmark::Counter(bytes / bandwidth(), rate);
+}
+
+/// Has the best of all repetitions reported beside their mean: on a machine that others use as well, it is what
+/// disturbs the least. Times as their minimum, rates as their maximum.
+inline void report_best(benchmark::internal::Benchmark* benchmark) {
+    benchmark
+        ->ComputeStatistics("min", [](const std::vector<double>& v) { return *std::min_element(v.begin(), v.end()); })
+        ->ComputeStatistics("max", [](const std::vector<double>& v) { return *std::max_element(v.begin(), v.end()); })
+        ->UseRealTime();
 }
 
 }  // namespace castle_bench
