@@ -38,7 +38,7 @@ TEST(Views, LookAtAMatrix) {
 }
 
 TEST(Views, LookAtAFixedSizeMatrix) {
-    Eigen::Matrix<float, 2, 3, Eigen::RowMajor> m;
+    Eigen::Matrix<float, 2, 3, Eigen::RowMajor> m = Eigen::Matrix<float, 2, 3, Eigen::RowMajor>::Zero();
     expect_view(m, m.data(), 2, 3, 3);
 }
 
