@@ -52,12 +52,16 @@ TYPED_TEST(Tiles, RowTilesCoverEveryRowOnceInNearlyEqualHeights) {
 
 TYPED_TEST(Tiles, ColumnTilesCoverEveryPacketOnce) {
     constexpr Index width = detail::Simd<TypeParam>::width;
-    for (Index packets = 0; packets <= 20; ++packets) {
+    for (Index packets = 0; packets <= 40; ++packets) {
         Index next = 0;
-        detail::for_column_tiles<TypeParam>(packets * width, [&](auto count, Index first) {
+        const auto cover = [&](auto count, Index first) {
             EXPECT_EQ(first, next);
             next += count * width;
-        });
+        };
+        detail::for_column_tiles<TypeParam>(packets * width, cover);
+        EXPECT_EQ(next, packets * width);
+        next = 0;
+        detail::for_column_tiles<TypeParam, detail::widest_tile<TypeParam, 1>>(packets * width, cover);
         EXPECT_EQ(next, packets * width);
     }
 }

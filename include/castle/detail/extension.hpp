@@ -50,8 +50,14 @@ class Extension {
         // What is done once a row, and not once a row and key, is not worth a meeting of threads for a single row.
         const Executor& light = group.rows() == 1 ? serial_ : executor_;
         detail::run(light, heads_, [&](Index h) { pack_group(state_(h), scratch(h), group, input(h)); });
-        detail::run(executor_, heads_ * group.spans(),
-                    [&](Index i) { sweep_span(state_(i % heads_), scratch(i % heads_), group, i / heads_); });
+        const auto for_spans = [&](const auto& f) {
+            detail::run(executor_, heads_ * group.spans(), [&](Index i) {
+                const Index h = i / group.spans();
+                f(state_(h), scratch(h), group, i % group.spans());
+            });
+        };
+        if (state_(0).has_lookahead() && group.is_part_of_block()) for_spans(sweep_gates<T>);
+        for_spans(sweep_span<T>);
         detail::run(light, heads_, [&](Index h) {
             merge_spans(state_(h), scratch(h), group, output(h));
             keep_open_block(state_(h), scratch(h), group);

@@ -24,6 +24,8 @@ struct Group {
     Index blocks() const { return ceil_div(end - origin(), block_size); }
     Index rows() const { return end - first; }
     Index spans() const { return ceil_div(end, span_size); }
+    // Whether there is but one block, and not all of it.
+    bool is_part_of_block() const { return blocks() == 1 && rows() < block_size; }
 };
 
 // What one head needs while a group is under way: the operands of the blocks after the open one, and a softmax for

@@ -44,16 +44,33 @@ void pack_group(HeadState<T>& state, const GroupScratch<T>& scratch, const Group
     }
 }
 
+// Calls f(rows, begin, end) for every block of the group and its panels [begin, end) of a span.
+template <Scalar T, class F>
+void for_blocks(const GroupScratch<T>& scratch, const Group& group, Index span, const F& f) {
+    for (Index b = 0; b < group.blocks(); ++b) {
+        const BlockRows<T> rows = scratch.block(group, b);
+        f(rows, span * span_panels, std::min((span + 1) * span_panels, ceil_div(rows.end, panel_size)));
+    }
+}
+
+// Ahead of sweep_span, for a group that is part of a block: its gates against one span of keys. Rows are few then, and
+// reading memory is the limit, which goes fastest in one long stream after the other: Q^U first, then all the rest.
+template <Scalar T>
+void sweep_gates(HeadState<T>& state, const GroupScratch<T>& scratch, const Group& group, Index span) {
+    for_blocks(scratch, group, span, [&](const BlockRows<T>& rows, Index begin, Index end) {
+        PanelSweep<T>(state, rows).make_gates(begin, end);
+    });
+}
+
 // All blocks of the group against one span of keys. Spans share nothing, so they may run at the same time.
 template <Scalar T>
 void sweep_span(HeadState<T>& state, const GroupScratch<T>& scratch, const Group& group, Index span) {
     const SoftmaxRows<T> softmax = scratch.softmax(span);
     softmax.clear(group.rows());
-    for (Index b = 0; b < group.blocks(); ++b) {
-        const BlockRows<T> rows = scratch.block(group, b);
-        const Index end = std::min((span + 1) * span_panels, ceil_div(rows.end, panel_size));
-        PanelSweep<T>(state, rows).run(span * span_panels, end, softmax, rows.first - group.first);
-    }
+    const bool has_gates = group.is_part_of_block();
+    for_blocks(scratch, group, span, [&](const BlockRows<T>& rows, Index begin, Index end) {
+        PanelSweep<T>(state, rows).run(begin, end, has_gates, softmax, rows.first - group.first);
+    });
 }
 
 // out = softmax V^C from the spans' parts, in the order of the spans.

@@ -62,22 +62,21 @@ class PanelSweep {
     PanelSweep(HeadState<T>& state, const BlockRows<T>& rows)
         : state_(state), rows_(rows), tokens_(state.window(), rows.origin, rows.end) {}
 
-    // Takes panels [begin, end) into the rows' softmax, whose row `softmax_row` is token rows.first, and folds the
-    // block into their lookahead keys if this call finishes it. Panels may come in any order across threads, but for
-    // one block and one softmax in ascending order.
-    void run(Index begin, Index end, SoftmaxRows<T> softmax, Index softmax_row) {
-        // Gates that outlive the call are all made first: when few rows make reading memory the limit, it is read in
-        // one long stream after the other.
-        const bool gates_first = rows_.is_split();
-        if (gates_first) {
-            for (Index p = begin; p < end; ++p) {
-                turn_to(p);
-                if (absorbed_) compute_gates();
-            }
-        }
+    // The gates of panels [begin, end).
+    void make_gates(Index begin, Index end) {
         for (Index p = begin; p < end; ++p) {
             turn_to(p);
-            if (absorbed_ && !gates_first) compute_gates();
+            if (absorbed_) compute_gates();
+        }
+    }
+
+    // Takes panels [begin, end) into the rows' softmax, whose row `softmax_row` is token rows.first, and folds the
+    // block into their lookahead keys if this call finishes it. Panels may come in any order across threads, but for
+    // one block and one softmax in ascending order. The gates may have been made before, in the state.
+    void run(Index begin, Index end, bool has_gates, SoftmaxRows<T> softmax, Index softmax_row) {
+        for (Index p = begin; p < end; ++p) {
+            turn_to(p);
+            if (absorbed_ && !has_gates) compute_gates();
             if (state_.has_lookahead()) compute_lookahead_scores();
             if (columns_ == panel_size) {
                 compute_weights<panel_size>(softmax, softmax_row);
@@ -229,7 +228,7 @@ class PanelSweep {
             const auto weights = Operand<T>{scores_, panel_size, 1}.rows_from(i);
             const Index common = visible(i);
             T* out = softmax.out(softmax_row + i);
-            for_column_tiles<T>(dv, [&](auto packets, Index c) {
+            for_column_tiles<T, widest_tile<T, height>>(dv, [&](auto packets, Index c) {
                 Tile<T, height, packets> tile;
                 tile.load_scaled(out + c, dv, rescale_ + i);
                 tile.multiply_add(weights, values + c, dv, common);

@@ -132,6 +132,10 @@ inline constexpr int tile_rows = 6;
 template <Scalar T>
 inline constexpr int tile_packets = Simd<T>::registers >= 32 ? 4 : 2;
 
+// For a single row the tile may be wider: it then reads wide rows of b in one go, as memory likes it.
+template <Scalar T, int R>
+inline constexpr int widest_tile = R == 1 ? 2 * tile_packets<T> : tile_packets<T>;
+
 // Calls f(rows, first) for tiles of nearly equal height, at most tile_rows, that cover rows [0, n); the height comes
 // as a constant.
 template <class F>
@@ -152,14 +156,13 @@ EIGEN_ALWAYS_INLINE void for_row_tiles(Index n, const F& f) {
     }
 }
 
-// Calls f(packets, first) for tiles that cover columns [0, n), n a multiple of the packet width; the number of packets
-// comes as a constant.
-template <Scalar T, class F>
-EIGEN_ALWAYS_INLINE void for_column_tiles(Index n, const F& f) {
-    constexpr Index wide = tile_packets<T> * Simd<T>::width;
-    Index first = 0;
-    for (; first + wide <= n; first += wide) f(std::integral_constant<int, tile_packets<T>>{}, first);
-    for (; first < n; first += Simd<T>::width) f(std::integral_constant<int, 1>{}, first);
+// Calls f(packets, first) for tiles that cover columns [first, n), a multiple of the packet width, from the left: as
+// many as there are of `Packets` packets, then narrower ones. The number of packets comes as a constant.
+template <Scalar T, int Packets = tile_packets<T>, class F>
+EIGEN_ALWAYS_INLINE void for_column_tiles(Index n, const F& f, Index first = 0) {
+    constexpr Index wide = Packets * Simd<T>::width;
+    for (; first + wide <= n; first += wide) f(std::integral_constant<int, Packets>{}, first);
+    if constexpr (Packets > 1) for_column_tiles<T, (Packets > tile_packets<T> ? tile_packets<T> : 1)>(n, f, first);
 }
 
 // The same for a number of columns that is known, and a multiple of the tile's width.
