@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstddef>
+#include <limits>
 #include <vector>
 
 #include <benchmark/benchmark.h>
@@ -16,16 +17,18 @@ namespace {
 using S = castle::detail::Simd<float>;
 using castle::detail::unroll;
 
-// The least time of several goes.
+// The least time of the goes that fit into some seconds: long enough for a moment in which nobody else has the core.
 template <class F>
-double seconds(int goes, const F& f) {
+double least_seconds(const F& f) {
     using Clock = std::chrono::steady_clock;
-    double least = 0;
-    for (int i = 0; i < goes; ++i) {
-        const auto start = Clock::now();
+    const auto since = [](Clock::time_point start) {
+        return std::chrono::duration<double>(Clock::now() - start).count();
+    };
+    double least = std::numeric_limits<double>::infinity();
+    for (const auto start = Clock::now(); since(start) < 1.5;) {
+        const auto go = Clock::now();
         f();
-        const double passed = std::chrono::duration<double>(Clock::now() - start).count();
-        least = i == 0 ? passed : std::min(least, passed);
+        least = std::min(least, since(go));
     }
     return least;
 }
@@ -35,7 +38,7 @@ double measured_peak() {
     constexpr int steps = 500'000;
     float one = 1;
     benchmark::DoNotOptimize(one);  // unknown to the compiler, which would do the sums itself
-    const double least = seconds(50, [one] {
+    const double least = least_seconds([one] {
         S::Packet sums[chains];
         unroll<chains>([&](auto i) CASTLE_INLINE_LAMBDA { sums[i] = S::zero(); });
         const auto factor = S::set(one), addend = S::set(one);
@@ -54,7 +57,7 @@ double measured_bandwidth() {
     constexpr std::size_t numbers = std::size_t(512) << 18;  // 512 MiB
     constexpr int streams = 8;
     const std::vector<float> array(numbers, 1.0F);
-    const double least = seconds(10, [&array] {
+    const double least = least_seconds([&array] {
         S::Packet sums[streams];
         unroll<streams>([&](auto i) CASTLE_INLINE_LAMBDA { sums[i] = S::zero(); });
         for (std::size_t at = 0; at < numbers; at += streams * S::width) {
