@@ -44,12 +44,16 @@ void pack_group(HeadState<T>& state, const GroupScratch<T>& scratch, const Group
     }
 }
 
-// Calls f(rows, begin, end) for every block of the group and its panels [begin, end) of a span.
+// Calls f(panel, rows) for the panels of a span and the group's blocks that see them. All blocks take one panel before
+// the next: a panel is large, and then has to come from far away only once.
 template <Scalar T, class F>
-void for_blocks(const GroupScratch<T>& scratch, const Group& group, Index span, const F& f) {
-    for (Index b = 0; b < group.blocks(); ++b) {
-        const BlockRows<T> rows = scratch.block(group, b);
-        f(rows, span * span_panels, std::min((span + 1) * span_panels, ceil_div(rows.end, panel_size)));
+void for_panels(const GroupScratch<T>& scratch, const Group& group, Index span, const F& f) {
+    const Index end = std::min((span + 1) * span_panels, ceil_div(group.end, panel_size));
+    for (Index p = span * span_panels; p < end; ++p) {
+        for (Index b = 0; b < group.blocks(); ++b) {
+            const BlockRows<T> rows = scratch.block(group, b);
+            if (p * panel_size < rows.end) f(p, rows);
+        }
     }
 }
 
@@ -57,9 +61,8 @@ void for_blocks(const GroupScratch<T>& scratch, const Group& group, Index span, 
 // reading memory is the limit, which goes fastest in one long stream after the other: Q^U first, then all the rest.
 template <Scalar T>
 void sweep_gates(HeadState<T>& state, const GroupScratch<T>& scratch, const Group& group, Index span) {
-    for_blocks(scratch, group, span, [&](const BlockRows<T>& rows, Index begin, Index end) {
-        PanelSweep<T>(state, rows).make_gates(begin, end);
-    });
+    for_panels(scratch, group, span,
+               [&](Index p, const BlockRows<T>& rows) { PanelSweep<T>(state, rows, p).make_gates(); });
 }
 
 // All blocks of the group against one span of keys. Spans share nothing, so they may run at the same time.
@@ -68,8 +71,8 @@ void sweep_span(HeadState<T>& state, const GroupScratch<T>& scratch, const Group
     const SoftmaxRows<T> softmax = scratch.softmax(span);
     softmax.clear(group.rows());
     const bool has_gates = group.is_part_of_block();
-    for_blocks(scratch, group, span, [&](const BlockRows<T>& rows, Index begin, Index end) {
-        PanelSweep<T>(state, rows).run(begin, end, has_gates, softmax, rows.first - group.first);
+    for_panels(scratch, group, span, [&](Index p, const BlockRows<T>& rows) {
+        PanelSweep<T>(state, rows, p).run(has_gates, softmax, rows.first - group.first);
     });
 }
 

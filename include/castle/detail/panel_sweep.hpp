@@ -59,46 +59,39 @@ class PanelSweep {
     using Packet = typename S::Packet;
 
   public:
-    PanelSweep(HeadState<T>& state, const BlockRows<T>& rows)
-        : state_(state), rows_(rows), tokens_(state.window(), rows.origin, rows.end) {}
+    PanelSweep(HeadState<T>& state, const BlockRows<T>& rows, Index p)
+        : state_(state),
+          rows_(rows),
+          tokens_(state.window(), rows.origin, rows.end),
+          p_(p),
+          first_key_(p * panel_size),
+          columns_(std::min(round_up(rows.end - first_key_, block_size), panel_size)),
+          absorbed_(tokens_.by_keys(first_key_, panel_size) != Absorbed::none),
+          gates_(absorbed_ && rows.is_split() ? state.gates(p) : own_gates_) {}
 
-    // The gates of panels [begin, end).
-    void make_gates(Index begin, Index end) {
-        for (Index p = begin; p < end; ++p) {
-            turn_to(p);
-            if (absorbed_) compute_gates();
-        }
+    void make_gates() {
+        if (absorbed_) compute_gates();
     }
 
-    // Takes panels [begin, end) into the rows' softmax, whose row `softmax_row` is token rows.first, and folds the
-    // block into their lookahead keys if this call finishes it. Panels may come in any order across threads, but for
-    // one block and one softmax in ascending order. The gates may have been made before, in the state.
-    void run(Index begin, Index end, bool has_gates, SoftmaxRows<T> softmax, Index softmax_row) {
-        for (Index p = begin; p < end; ++p) {
-            turn_to(p);
-            if (absorbed_ && !has_gates) compute_gates();
-            if (state_.has_lookahead()) compute_lookahead_scores();
-            if (columns_ == panel_size) {
-                compute_weights<panel_size>(softmax, softmax_row);
-            } else {
-                compute_weights<block_size>(softmax, softmax_row);
-            }
-            accumulate_values(softmax, softmax_row);
-            if (absorbed_ && rows_.finishes()) {
-                fold_block(state_, tokens_, block_size, rows_.operands, gates_, p, state_.lookahead_keys(p));
-            }
+    // Takes the panel into the rows' softmax, whose row `softmax_row` is token rows.first, and folds the block into the
+    // panel's lookahead keys if this call finishes it. Panels may come in any order across threads, but for one block
+    // and one softmax in ascending order, and so may blocks, but for one panel in ascending order. The gates may have
+    // been made before, in the state.
+    void run(bool has_gates, SoftmaxRows<T> softmax, Index softmax_row) {
+        if (!has_gates) make_gates();
+        if (state_.has_lookahead()) compute_lookahead_scores();
+        if (columns_ == panel_size) {
+            compute_weights<panel_size>(softmax, softmax_row);
+        } else {
+            compute_weights<block_size>(softmax, softmax_row);
+        }
+        accumulate_values(softmax, softmax_row);
+        if (absorbed_ && rows_.finishes()) {
+            fold_block(state_, tokens_, block_size, rows_.operands, gates_, p_, state_.lookahead_keys(p_));
         }
     }
 
   private:
-    void turn_to(Index p) {
-        p_ = p;
-        first_key_ = p * panel_size;
-        columns_ = std::min(round_up(rows_.end - first_key_, block_size), panel_size);
-        absorbed_ = tokens_.by_keys(first_key_, panel_size) != Absorbed::none;
-        if (absorbed_) gates_ = rows_.is_split() ? state_.gates(p) : own_gates_;
-    }
-
     // scale Q^C of the new rows from the i-th on.
     Operand<T> queries(Index i) const {
         return Operand<T>{rows_.operands.causal_queries(), 1, block_size}.rows_from(rows_.first - rows_.origin + i);
@@ -241,11 +234,11 @@ class PanelSweep {
     HeadState<T>& state_;
     const BlockRows<T>& rows_;
     AbsorbedTokens tokens_;
-    Index p_ = 0;
-    Index first_key_ = 0;
-    Index columns_ = 0;  // of the panel that some row sees, in whole blocks
-    bool absorbed_ = false;
-    T* gates_ = nullptr;
+    Index p_;
+    Index first_key_;
+    Index columns_;  // of the panel that some row sees, in whole blocks
+    bool absorbed_;
+    T* gates_;
     alignas(64) T own_gates_[block_size * panel_size];
     alignas(64) T lookahead_scores_[block_size * panel_size];
     alignas(64) T scores_[block_size * panel_size];
