@@ -143,7 +143,7 @@ TYPED_TEST(MultiHeadBits, AnAllocationThatFailsLeavesTheCacheAsItWas) {
             ASSERT_EQ(cache.size(), 45);
         }
     }
-    EXPECT_GT(failures, 10);
+    EXPECT_GE(failures, 3) << "one a head at least";
     EXPECT_TRUE(support::same_bits(y, whole));
 }
 
