@@ -49,18 +49,19 @@ class Extension {
     void run(const Group& group, const Input& input, const Output& output) {
         // What is done once a row, and not once a row and key, is not worth a meeting of threads for a single row.
         const Executor& light = group.rows() == 1 ? serial_ : executor_;
-        detail::run(light, heads_, [&](Index h) { pack_group(state_(h), scratch(h), group, input(h)); });
-        const auto for_spans = [&](const auto& f) {
-            detail::run(executor_, heads_ * group.spans(), [&](Index i) {
-                const Index h = i / group.spans();
-                f(state_(h), scratch(h), group, i % group.spans());
-            });
+        const auto for_parts = [&](const Executor& executor, Index parts, const auto& f) {
+            detail::run(executor, heads_ * parts, [&](Index i) { f(i / parts, i % parts); });
         };
+        const auto for_spans = [&](const auto& step) {
+            for_parts(executor_, group.spans(), [&](Index h, Index span) { step(state_(h), scratch(h), group, span); });
+        };
+        for_parts(light, group.blocks(),
+                  [&](Index h, Index b) { pack_block(state_(h), scratch(h), group, b, input(h)); });
         if (state_(0).has_lookahead() && group.is_part_of_block()) for_spans(sweep_gates<T>);
         for_spans(sweep_span<T>);
-        detail::run(light, heads_, [&](Index h) {
-            merge_spans(state_(h), scratch(h), group, output(h));
-            keep_open_block(state_(h), scratch(h), group);
+        for_parts(light, group.blocks(), [&](Index h, Index b) {
+            merge_spans(state_(h), scratch(h), group, b, output(h));
+            if (b == group.blocks() - 1) keep_open_block(state_(h), scratch(h), group);
         });
     }
 

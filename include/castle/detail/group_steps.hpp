@@ -16,32 +16,31 @@ namespace castle {
 inline namespace CASTLE_ABI {
 namespace detail {
 
-// Copies the tokens' rows to where the kernels read them, and makes each block's triangle.
+// Copies the rows of the group's block b to where the kernels read them, and makes the block's triangle.
 template <Scalar T>
-void pack_group(HeadState<T>& state, const GroupScratch<T>& scratch, const Group& group, const HeadInput<T>& input) {
+void pack_block(HeadState<T>& state, const GroupScratch<T>& scratch, const Group& group, Index b,
+                const HeadInput<T>& input) {
     const Index d = state.shape().d;
-    for (Index b = 0; b < group.blocks(); ++b) {
-        const BlockRows<T> rows = scratch.block(group, b);
-        const Index call_row = group.call_row + rows.first - group.first;
-        const Index skip = rows.first - rows.origin;
-        const Index p = rows.first / panel_size;
-        const Index column = rows.first % panel_size;
+    const BlockRows<T> rows = scratch.block(group, b);
+    const Index call_row = group.call_row + rows.first - group.first;
+    const Index skip = rows.first - rows.origin;
+    const Index p = rows.first / panel_size;
+    const Index column = rows.first % panel_size;
 
-        transpose(input.causal.k, call_row, rows.count(), T(1), state.causal_keys(p) + column, panel_size);
-        for (Index i = 0; i < rows.count(); ++i) {
-            std::copy_n(input.causal.v.row(call_row + i), state.shape().dv,
-                        state.values(p) + (column + i) * state.dv_padded());
-        }
-        const BlockOperands<T>& block = rows.operands;
-        transpose(input.causal.q, call_row, rows.count(), state.scale(), block.causal_queries() + skip, block_size);
-        if (!state.has_lookahead()) continue;
-
-        transpose(input.lookahead.q, call_row, rows.count(), T(1), state.lookahead_queries(p) + column, panel_size);
-        transpose(input.lookahead.k, call_row, rows.count(), state.scale(), block.lookahead_keys() + skip, block_size);
-        transpose(input.lookahead.v, call_row, rows.count(), T(1), block.lookahead_values() + skip, block_size);
-        multiply<block_size>(rows.count(), d, Operand<T>{block.causal_queries() + skip, 1, block_size},
-                             block.lookahead_values(), block_size, block.triangle() + skip * block_size, block_size);
+    transpose(input.causal.k, call_row, rows.count(), T(1), state.causal_keys(p) + column, panel_size);
+    for (Index i = 0; i < rows.count(); ++i) {
+        std::copy_n(input.causal.v.row(call_row + i), state.shape().dv,
+                    state.values(p) + (column + i) * state.dv_padded());
     }
+    const BlockOperands<T>& block = rows.operands;
+    transpose(input.causal.q, call_row, rows.count(), state.scale(), block.causal_queries() + skip, block_size);
+    if (!state.has_lookahead()) return;
+
+    transpose(input.lookahead.q, call_row, rows.count(), T(1), state.lookahead_queries(p) + column, panel_size);
+    transpose(input.lookahead.k, call_row, rows.count(), state.scale(), block.lookahead_keys() + skip, block_size);
+    transpose(input.lookahead.v, call_row, rows.count(), T(1), block.lookahead_values() + skip, block_size);
+    multiply<block_size>(rows.count(), d, Operand<T>{block.causal_queries() + skip, 1, block_size},
+                         block.lookahead_values(), block_size, block.triangle() + skip * block_size, block_size);
 }
 
 // Calls f(panel, rows) for the panels of a span and the group's blocks that see them. All blocks take one panel before
@@ -76,12 +75,14 @@ void sweep_span(HeadState<T>& state, const GroupScratch<T>& scratch, const Group
     });
 }
 
-// out = softmax V^C from the spans' parts, in the order of the spans.
+// out = softmax V^C for the rows of the group's block b, from the spans' parts, in the order of the spans.
 template <Scalar T>
-void merge_spans(const HeadState<T>& state, const GroupScratch<T>& scratch, const Group& group, MatrixView<T> out) {
+void merge_spans(const HeadState<T>& state, const GroupScratch<T>& scratch, const Group& group, Index b,
+                 MatrixView<T> out) {
     using S = Simd<T>;
     const Index dv = state.dv_padded();
-    for (Index row = 0; row < group.rows(); ++row) {
+    const BlockRows<T> rows = scratch.block(group, b);
+    for (Index row = rows.first - group.first; row < rows.end - group.first; ++row) {
         const Index spans = (group.first + row) / span_size + 1;
         T largest = scratch.softmax(0).largest()[row];
         for (Index s = 1; s < spans; ++s) largest = std::max(largest, scratch.softmax(s).largest()[row]);
