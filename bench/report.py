@@ -204,7 +204,7 @@ def write_performance(r):
         f"- Peak of one core: {context['peak of one core, GFLOP/s']} GFLOP/s in float, by a loop of fused multiply-adds between registers. "
         f"Bandwidth of one core: {context['bandwidth of one core, GB/s']} GB/s, reading an array of 512 MiB. Every program measures both for itself; fractions are of its own.",
         f"- Compiler: {compiler()}, -O3 -march=native, float, one thread unless it says otherwise.",
-        "- Inputs are normally distributed, dv = d. Each figure is the best of 7 repetitions that ran in random order with those of the same program.",
+        "- Inputs are normally distributed, dv = d. Each figure is the best of 7 repetitions (21 where threads are compared) that ran in random order with those of the same program.",
         "- Useful work is what the method cannot avoid: per head `5 L^2 d` operations for CASTLE, `3 L^2 d + 2 (2 L W - W^2) d` with a window, `2 L^2 d` for standard attention. Exponentials, packing, masks and the triangle are overhead.",
     )
 
