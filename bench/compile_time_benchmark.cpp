@@ -11,10 +11,10 @@
 namespace {
 
 void compile(benchmark::State& state, const std::string& source) {
-    const std::filesystem::path file = std::filesystem::temp_directory_path() / "castle_compile_time.cpp";
+    const std::filesystem::path file = std::filesystem::path(CASTLE_BUILD) / "compile_time.cpp";
     std::ofstream(file) << source;
-    const std::string command = std::string("\"") + CASTLE_COMPILER + "\" -std=c++20 -O2 -c -I \"" + CASTLE_INCLUDE +
-                                "\" -I \"" + EIGEN_INCLUDE + "\" -o /dev/null \"" + file.string() + "\"";
+    const std::string command = std::string("CPATH=\"") + CASTLE_INCLUDE_PATH + "\" \"" + CASTLE_COMPILER +
+                                "\" -std=c++20 -O2 -c -o /dev/null \"" + file.string() + "\"";
     for (auto _ : state) {
         if (std::system(command.c_str()) != 0) {
             state.SkipWithError("the compiler failed");

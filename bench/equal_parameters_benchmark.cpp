@@ -19,7 +19,7 @@ using castle_bench::Matrix;
 constexpr Index castle_heads = 8;
 constexpr Index causal_heads = 14;
 
-// One sequence through `heads` heads; each has numbers of its own to read and write.
+// One sequence through `heads` heads: the same input to each, and an output of its own.
 template <class Form>
 void forward(benchmark::State& state, Index heads, const Form& form, double flops) {
     const Index length = state.range(0), d = state.range(1);

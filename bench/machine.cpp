@@ -3,13 +3,11 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cstddef>
 #include <limits>
-#include <vector>
 
 #include <benchmark/benchmark.h>
+#include <castle/detail/aligned_buffer.hpp>
 #include <castle/detail/simd.hpp>
-#include <castle/detail/tile.hpp>
 
 namespace castle_bench {
 namespace {
@@ -17,15 +15,15 @@ namespace {
 using S = castle::detail::Simd<float>;
 using castle::detail::unroll;
 
-// The least time of the goes that fit into some seconds: long enough for a moment in which nobody else has the core.
+// The least time of the goes that fit into `seconds`.
 template <class F>
-double least_seconds(const F& f) {
+double least_seconds(double seconds, const F& f) {
     using Clock = std::chrono::steady_clock;
     const auto since = [](Clock::time_point start) {
         return std::chrono::duration<double>(Clock::now() - start).count();
     };
     double least = std::numeric_limits<double>::infinity();
-    for (const auto start = Clock::now(); since(start) < 1.5;) {
+    for (const auto start = Clock::now(); since(start) < seconds;) {
         const auto go = Clock::now();
         f();
         least = std::min(least, since(go));
@@ -34,42 +32,24 @@ double least_seconds(const F& f) {
 }
 
 double measured_peak() {
-    constexpr int chains = castle::detail::tile_rows * castle::detail::tile_packets<float>;
+    // One register is factor and addend, and one is left to spare.
+    constexpr int chains = S::registers - 2;
     constexpr int steps = 500'000;
     float one = 1;
     benchmark::DoNotOptimize(one);  // unknown to the compiler, which would do the sums itself
-    const double least = least_seconds([one] {
+    const double least = least_seconds(1.5, [one] {
         S::Packet sums[chains];
         unroll<chains>([&](auto i) CASTLE_INLINE_LAMBDA { sums[i] = S::zero(); });
-        const auto factor = S::set(one), addend = S::set(one);
+        const auto factor = S::set(one);
         for (int step = 0; step < steps; ++step) {
             unroll<chains>([&](auto i)
-                               CASTLE_INLINE_LAMBDA { sums[i] = S::in_register(S::fma(sums[i], factor, addend)); });
+                               CASTLE_INLINE_LAMBDA { sums[i] = S::in_register(S::fma(sums[i], factor, factor)); });
         }
         float total = 0;
         unroll<chains>([&](auto i) CASTLE_INLINE_LAMBDA { total += S::sum(sums[i]); });
         benchmark::DoNotOptimize(total);
     });
     return 2.0 * chains * S::width * steps / least;
-}
-
-double measured_bandwidth() {
-    constexpr std::size_t numbers = std::size_t(512) << 18;  // 512 MiB
-    constexpr int streams = 8;
-    const std::vector<float> array(numbers, 1.0F);
-    const double least = least_seconds([&array] {
-        S::Packet sums[streams];
-        unroll<streams>([&](auto i) CASTLE_INLINE_LAMBDA { sums[i] = S::zero(); });
-        for (std::size_t at = 0; at < numbers; at += streams * S::width) {
-            const float* next = array.data() + at;
-            unroll<streams>([&](auto i)
-                                CASTLE_INLINE_LAMBDA { sums[i] = S::add(sums[i], S::load(next + i * S::width)); });
-        }
-        float total = 0;
-        unroll<streams>([&](auto i) CASTLE_INLINE_LAMBDA { total += S::sum(sums[i]); });
-        benchmark::DoNotOptimize(total);
-    });
-    return numbers * sizeof(float) / least;
 }
 
 }  // namespace
@@ -80,8 +60,22 @@ double peak() {
 }
 
 double bandwidth() {
-    static const double measured = measured_bandwidth();
-    return measured;
+    constexpr castle::Index numbers = castle::Index(512) << 18;  // 512 MiB
+    constexpr int streams = 8;
+    static const castle::detail::AlignedBuffer<float> array(numbers);
+    const double least = least_seconds(0.2, [] {
+        S::Packet sums[streams];
+        unroll<streams>([&](auto i) CASTLE_INLINE_LAMBDA { sums[i] = S::zero(); });
+        for (castle::Index at = 0; at < numbers; at += streams * S::width) {
+            const float* next = array.data() + at;
+            unroll<streams>([&](auto i)
+                                CASTLE_INLINE_LAMBDA { sums[i] = S::add(sums[i], S::load(next + i * S::width)); });
+        }
+        float total = 0;
+        unroll<streams>([&](auto i) CASTLE_INLINE_LAMBDA { total += S::sum(sums[i]); });
+        benchmark::DoNotOptimize(total);
+    });
+    return static_cast<double>(numbers) * sizeof(float) / least;
 }
 
 }  // namespace castle_bench

@@ -5,11 +5,12 @@
 namespace castle_bench {
 
 /// Floating-point operations a second of one core: fused multiply-adds (two operations each, where the instruction set
-/// of this build has them) of packets of float between registers, as many chains at once as a register tile has.
-/// Measured at the first call.
+/// of this build has them) of packets of float between registers, as many chains at once as there are registers.
+/// Measured at the first call, for long enough to meet with a moment in which nobody else has the core.
 double peak();
 
-/// Bytes a second that one core reads from an array larger than the last cache. Measured at the first call.
+/// Bytes a second that one core reads now from an array larger than the last cache, in memory of the same kind as the
+/// caches'. It changes with what else uses the machine's memory, and so is measured at every call, briefly.
 double bandwidth();
 
 }  // namespace castle_bench

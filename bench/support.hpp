@@ -6,6 +6,7 @@
 #include <vector>
 
 #include <benchmark/benchmark.h>
+#include <castle/executor.hpp>
 #include <castle/input.hpp>
 #include <castle/options.hpp>
 
@@ -63,11 +64,22 @@ inline void count_flops(benchmark::State& state, double flops, Index threads = 1
     state.counters["of_peak"] = benchmark::Counter(flops / (peak() * number(threads)), rate);
 }
 
-/// Bytes a second, from those of one iteration, or of an average one, and the fraction of one core's bandwidth.
-inline void count_bytes(benchmark::State& state, double bytes) {
+/// Bytes a second, from those of one iteration, or of an average one, and the fraction of one core's bandwidth, which
+/// was measured just before.
+inline void count_bytes(benchmark::State& state, double bytes, double bandwidth) {
     constexpr auto rate = benchmark::Counter::kIsIterationInvariantRate;
     state.counters["bytes/s"] = benchmark::Counter(bytes, rate, benchmark::Counter::OneK::kIs1024);
-    state.counters["of_bandwidth"] = benchmark::Counter(bytes / bandwidth(), rate);
+    state.counters["bandwidth"] =
+        benchmark::Counter(bandwidth, benchmark::Counter::kDefaults, benchmark::Counter::OneK::kIs1024);
+    state.counters["of_bandwidth"] = benchmark::Counter(bytes / bandwidth, rate);
+}
+
+/// `threads` threads, or the calling one alone.
+inline castle::Executor executor([[maybe_unused]] Index threads) {
+#ifdef _OPENMP
+    if (threads > 1) return castle::openmp_executor(static_cast<int>(threads));
+#endif
+    return {};
 }
 
 /// Has the best of all repetitions reported beside their mean: on a machine that others use as well, it is what

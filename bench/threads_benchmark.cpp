@@ -4,7 +4,7 @@
 // cores in use.
 #include <vector>
 
-#include <castle/executor.hpp>
+#include <castle/detail/extension.hpp>
 #include <castle/parallel.hpp>
 
 #include "support.hpp"
@@ -18,20 +18,24 @@ using castle_bench::Matrix;
 
 constexpr Index d = 64;
 
-castle::Executor executor(Index threads) {
-    return threads > 1 ? castle::openmp_executor(static_cast<int>(threads)) : castle::Executor{};
-}
-
-// Heads are independent: a thread takes one after the other.
+// Heads and their spans of keys are shared out together, as in a layer.
 void many_heads(benchmark::State& state) {
     const Index heads = 8, length = state.range(0), threads = state.range(1);
     const castle_bench::RandomHead head(length, d);
+    const castle::HeadInput<float> input = head.input();
     std::vector<Matrix> out(static_cast<std::size_t>(heads), Matrix(length, d));
-    const castle::Executor run = threads > 1 ? executor(threads) : [](Index n, castle::Task task) {
-        for (Index i = 0; i < n; ++i) task(i);
-    };
+    std::vector<castle::detail::HeadState<float>> states;
+    for (Index h = 0; h < heads; ++h) states.emplace_back(castle::HeadShape{d, d}, 0.125F, castle::unlimited);
+    const auto head_state = [&](Index h) -> auto& { return states[static_cast<std::size_t>(h)]; };
+    const castle::Executor executor = castle_bench::executor(threads);
     for (auto _ : state) {
-        run(heads, [&](Index h) { castle::parallel(head.input(), out[static_cast<std::size_t>(h)]); });
+        for (auto& one : states) one.clear();
+        castle::detail::Extension<float, decltype(head_state)> extension(heads, length, head_state, executor);
+        extension.for_groups([&](const castle::detail::Group& group) {
+            extension.run(
+                group, [&](Index) -> auto& { return input; },
+                [&](Index h) { return castle::MatrixView<float>(out[static_cast<std::size_t>(h)]); });
+        });
         benchmark::ClobberMemory();
     }
     castle_bench::count_flops(state, castle_bench::number(heads) * castle_bench::castle_flops(length, d, length),
@@ -44,7 +48,7 @@ void one_head(benchmark::State& state) {
     const castle_bench::RandomHead head(length, d);
     Matrix out(length, d);
     for (auto _ : state) {
-        castle::parallel(head.input(), out, {.executor = executor(threads)});
+        castle::parallel(head.input(), out, {.executor = castle_bench::executor(threads)});
         benchmark::ClobberMemory();
     }
     castle_bench::count_flops(state, castle_bench::castle_flops(length, d, length), threads);

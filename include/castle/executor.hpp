@@ -63,6 +63,12 @@ void run(const Executor& executor, Index n, const F& piece) noexcept {
     }
 }
 
+// For what is done once a row, and not once a row and key: with a single row it is not worth a meeting of threads.
+inline const Executor& executor_for_rows(const Executor& executor, Index rows) {
+    static const Executor serial;
+    return rows == 1 ? serial : executor;
+}
+
 }  // namespace detail
 }  // namespace CASTLE_ABI
 }  // namespace castle

@@ -250,8 +250,7 @@ class MultiHeadLayer {
                 }
             }
         };
-        const Executor serial;  // a single row is not worth a meeting of threads
-        detail::run(x.rows() == 1 ? serial : options_.executor, config_.heads, rotate_head);
+        detail::run(detail::executor_for_rows(options_.executor, x.rows()), config_.heads, rotate_head);
     }
 
     std::string_view where_;

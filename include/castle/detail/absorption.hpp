@@ -13,7 +13,7 @@ namespace castle {
 inline namespace CASTLE_ABI {
 namespace detail {
 
-// How many of some keys absorb how many of some tokens.
+// Which pairs of a range of keys and a range of tokens there are where the key absorbs the token.
 enum class Absorbed { none, some, all };
 
 // The tokens [origin, end) of one block, to be absorbed.

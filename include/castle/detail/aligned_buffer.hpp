@@ -17,6 +17,9 @@ namespace castle {
 inline namespace CASTLE_ABI {
 namespace detail {
 
+// In bytes.
+inline constexpr Index cache_line = 64;
+
 // Asks the system for huge pages behind [memory, memory + bytes) where whole ones fit, as a wish that it may ignore.
 inline void prefer_huge_pages([[maybe_unused]] void* memory, [[maybe_unused]] std::size_t bytes) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
@@ -45,16 +48,16 @@ class AlignedBuffer {
     Index size() const { return size_; }
 
   private:
-    static constexpr std::align_val_t cache_line{64};
+    static constexpr std::align_val_t alignment{std::size_t(cache_line)};
 
     struct Free {
-        void operator()(T* p) const { ::operator delete(p, cache_line); }
+        void operator()(T* p) const { ::operator delete(p, alignment); }
     };
 
     static T* allocate(Index size) {
         if (size > std::numeric_limits<Index>::max() / Index(sizeof(T))) throw std::bad_array_new_length();
         const std::size_t bytes = static_cast<std::size_t>(size) * sizeof(T);
-        void* memory = ::operator new(bytes, cache_line);
+        void* memory = ::operator new(bytes, alignment);
         prefer_huge_pages(memory, bytes);
         return static_cast<T*>(memory);
     }

@@ -8,11 +8,12 @@ namespace castle {
 inline namespace CASTLE_ABI {
 namespace detail {
 
-// The rows of one block as the kernels read them, transposed: row k, column j belongs to token j of the block.
+// The rows of one block as the kernels read them, transposed: row k, column j belongs to token j of the block. Without
+// lookahead there are only the queries.
 template <Scalar T>
 class BlockOperands {
   public:
-    static Index numbers(Index d) { return (3 * d + block_size) * block_size; }
+    static Index numbers(Index d, bool has_lookahead) { return (has_lookahead ? 3 * d + block_size : d) * block_size; }
 
     BlockOperands(T* data, Index d) : data_(data), d_(d) {}
 

@@ -17,7 +17,8 @@ namespace detail {
 
 // One extension of `heads` states of equal size and shape by `rows` tokens each. state(h) gives head h's HeadState&.
 //
-// The constructor gets all memory there is need of and is the only part that throws, having changed nothing then.
+// The constructor gets all memory there is need of and is the only part that throws; no token has changed then, though
+// some states may have more capacity.
 // After it the groups are to be run one by one, in order. One row that fits the states' capacity allocates nothing.
 template <Scalar T, class State>
 class Extension {
@@ -47,8 +48,7 @@ class Extension {
     // input(h) and output(h) give head h's HeadInput and MatrixView; the group's rows begin at group.call_row in both.
     template <class Input, class Output>
     void run(const Group& group, const Input& input, const Output& output) {
-        // What is done once a row, and not once a row and key, is not worth a meeting of threads for a single row.
-        const Executor& light = group.rows() == 1 ? serial_ : executor_;
+        const Executor& light = executor_for_rows(executor_, group.rows());
         const auto for_parts = [&](const Executor& executor, Index parts, const auto& f) {
             detail::run(executor, heads_ * parts, [&](Index i) { f(i / parts, i % parts); });
         };
@@ -73,7 +73,6 @@ class Extension {
     Index heads_;
     const State& state_;
     const Executor& executor_;
-    const Executor serial_ = {};
     Index before_;
     Index after_;
     Index group_rows_ = 0;

@@ -34,7 +34,7 @@ template <Scalar T>
 class GroupScratch {
   public:
     static Index numbers(const HeadState<T>& state, Index rows, Index tokens) {
-        return (group_blocks - 1) * BlockOperands<T>::numbers(state.shape().d) +
+        return (group_blocks - 1) * operand_numbers(state) +
                ceil_div(tokens, span_size) * SoftmaxRows<T>::numbers(rows, state.dv_padded());
     }
 
@@ -42,8 +42,7 @@ class GroupScratch {
     GroupScratch(HeadState<T>& state, T* memory, Index rows)
         : state_(state),
           operands_(memory),
-          softmax_(memory != nullptr ? memory + (group_blocks - 1) * BlockOperands<T>::numbers(state.shape().d)
-                                     : state.row_scratch()),
+          softmax_(memory != nullptr ? memory + (group_blocks - 1) * operand_numbers(state) : state.row_scratch()),
           rows_(rows) {}
 
     BlockRows<T> block(const Group& group, Index i) const {
@@ -52,8 +51,8 @@ class GroupScratch {
         return {.origin = origin,
                 .first = std::max(origin, group.first),
                 .end = std::min(origin + block_size, group.end),
-                .operands = i == 0 ? state_.open_block()
-                                   : BlockOperands<T>(operands_ + (i - 1) * BlockOperands<T>::numbers(d), d)};
+                .operands =
+                    i == 0 ? state_.open_block() : BlockOperands<T>(operands_ + (i - 1) * operand_numbers(state_), d)};
     }
 
     SoftmaxRows<T> softmax(Index span) const {
@@ -62,6 +61,10 @@ class GroupScratch {
     }
 
   private:
+    static Index operand_numbers(const HeadState<T>& state) {
+        return BlockOperands<T>::numbers(state.shape().d, state.has_lookahead());
+    }
+
     HeadState<T>& state_;
     T* operands_;
     T* softmax_;

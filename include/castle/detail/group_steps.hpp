@@ -11,7 +11,7 @@
 #include <castle/detail/transpose.hpp>
 #include <castle/input.hpp>
 
-// The four steps that a group of tokens goes through, for one head.
+// The steps that a group of tokens goes through, for one head.
 namespace castle {
 inline namespace CASTLE_ABI {
 namespace detail {

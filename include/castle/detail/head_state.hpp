@@ -20,7 +20,8 @@ namespace detail {
 // What one head remembers. Without lookahead (a window of 0) it is the key-value cache of standard attention.
 //
 // Keys live in panels, transposed, [d][panel_size]; values as they are, [panel_size][dv_padded]. A panel never moves
-// once it is there. U has every finished block folded in; of the open block it keeps the operands and the gates.
+// once it is there. U has every finished block folded in; of the open block there are the gates, the lookahead values,
+// and, while its group runs, the other operands.
 template <Scalar T>
 class HeadState {
   public:
@@ -32,7 +33,7 @@ class HeadState {
           panels_(((has_lookahead() ? 2 : 1) * shape.d + dv_padded_) * panel_size),
           query_panels_(shape.d * panel_size),
           gate_tiles_(block_size * panel_size),
-          open_block_(BlockOperands<T>::numbers(shape.d)) {}
+          open_block_(BlockOperands<T>::numbers(shape.d, has_lookahead())) {}
 
     HeadShape shape() const { return shape_; }
     Index dv_padded() const { return dv_padded_; }
@@ -97,11 +98,12 @@ class HeadState {
     T* row_scratch() { return row_scratch_.data(); }
 
   private:
-    // Panels that the gates of all blocks of one group can touch together, so that no two of them share a tile.
+    // Panels that the gates of all blocks of one group can touch together, so that no two of them share a tile: keys
+    // from a window before the group's first token to its last, which need not begin with a panel.
     Index most_gate_tiles() const {
         constexpr Index every_panel = std::numeric_limits<Index>::max();
         if (window_ >= every_panel - 2 * group_size) return every_panel;
-        return ceil_div(window_ + group_size + block_size, panel_size) + 1;
+        return ceil_div(window_ + group_size, panel_size) + 1;
     }
 
     Index row_scratch_numbers(Index panels) const {

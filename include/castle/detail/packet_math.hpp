@@ -82,8 +82,8 @@ EIGEN_ALWAYS_INLINE Exponential<T> exponential(typename Simd<T>::Packet x) {
     return {e_r, power};
 }
 
-// e^x for x <= 0, within 1.5 ulp where the result is normal, and 0 where it is much below the smallest normal number;
-// NaN for NaN.
+// e^x for x <= 0, within 1.5 ulp where the result is normal, and a number between 0 and the smallest normal one where
+// it is not; NaN for NaN.
 template <Scalar T>
 EIGEN_ALWAYS_INLINE typename Simd<T>::Packet exp_nonpositive(typename Simd<T>::Packet x) {
     using S = Simd<T>;

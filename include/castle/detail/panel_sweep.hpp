@@ -74,9 +74,8 @@ class PanelSweep {
     }
 
     // Takes the panel into the rows' softmax, whose row `softmax_row` is token rows.first, and folds the block into the
-    // panel's lookahead keys if this call finishes it. Panels may come in any order across threads, but for one block
-    // and one softmax in ascending order, and so may blocks, but for one panel in ascending order. The gates may have
-    // been made before, in the state.
+    // panel's lookahead keys if this call finishes it. A softmax has to meet its panels in ascending order, and a panel
+    // its blocks; otherwise calls may come in any order, or at once. The gates may have been made before, in the state.
     void run(bool has_gates, SoftmaxRows<T> softmax, Index softmax_row) {
         if (!has_gates) make_gates();
         if (state_.has_lookahead()) compute_lookahead_scores();

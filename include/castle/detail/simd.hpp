@@ -98,7 +98,6 @@ struct Simd {
 
     static EIGEN_ALWAYS_INLINE T sum(Packet a) { return Eigen::internal::predux(a); }
     static EIGEN_ALWAYS_INLINE T largest(Packet a) { return Eigen::internal::predux_max(a); }
-    static EIGEN_ALWAYS_INLINE T first(Packet a) { return Eigen::internal::pfirst(a); }
 
     // 2^n for whole n; 0 or infinity where that is no number.
     static EIGEN_ALWAYS_INLINE Packet power_of_two(Packet n) { return Eigen::internal::pldexp(set(1), n); }

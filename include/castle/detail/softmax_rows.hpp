@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <limits>
 
+#include <castle/detail/aligned_buffer.hpp>
+#include <castle/detail/layout.hpp>
 #include <castle/detail/simd.hpp>
 #include <castle/types.hpp>
 
@@ -18,7 +20,10 @@ class SoftmaxRows {
   public:
     static constexpr Index lanes = Simd<T>::width;
 
-    static Index numbers(Index rows, Index dv_padded) { return rows * (dv_padded + lanes + 1); }
+    // In whole cache lines: those of neighbouring spans are written at the same time.
+    static Index numbers(Index rows, Index dv_padded) {
+        return round_up(rows * (dv_padded + lanes + 1), cache_line / Index(sizeof(T)));
+    }
 
     SoftmaxRows(T* data, Index rows, Index dv_padded) : data_(data), rows_(rows), dv_padded_(dv_padded) {}
 

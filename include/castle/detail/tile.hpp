@@ -52,7 +52,7 @@ class Tile {
         each([&](auto i, auto v) CASTLE_INLINE_LAMBDA { S::store(c + i * stride + v * S::width, acc_[i][v]); });
     }
 
-    // tile += a b for the n rows of b.
+    // tile += a b for the n rows of b. The one long product, and so the one whose rows are kept in registers by force.
     EIGEN_ALWAYS_INLINE void multiply_add(Operand<T> a, const T* b, Index stride, Index n) {
         for (Index k = 0; k < n; ++k) {
             Packet row[V];
@@ -105,6 +105,7 @@ class Tile {
     template <int FirstRow>
     EIGEN_ALWAYS_INLINE void masked_step(Operand<T> a, const T* b, Index stride, Index k, Index first_col,
                                          ColumnRange range) {
+        // Half a column less, since there is but one comparison, and it is strict.
         const Packet begin = S::set(static_cast<T>(range.begin - first_col) - T(0.5));
         const Packet end = S::set(static_cast<T>(range.end - first_col));
         Packet row[V];
