@@ -15,20 +15,27 @@ namespace {
 using S = castle::detail::Simd<float>;
 using castle::detail::unroll;
 
-// The least time of the goes that fit into `seconds`.
+struct Goes {
+    double least;  // seconds of the fastest
+    double mean;   // and on average
+};
+
+// The goes that fit into `seconds`, and the one that is under way then.
 template <class F>
-double least_seconds(double seconds, const F& f) {
+Goes time_goes(double seconds, const F& f) {
     using Clock = std::chrono::steady_clock;
     const auto since = [](Clock::time_point start) {
         return std::chrono::duration<double>(Clock::now() - start).count();
     };
     double least = std::numeric_limits<double>::infinity();
-    for (const auto start = Clock::now(); since(start) < seconds;) {
+    const auto start = Clock::now();
+    int goes = 0;
+    for (; since(start) < seconds; ++goes) {
         const auto go = Clock::now();
         f();
         least = std::min(least, since(go));
     }
-    return least;
+    return {.least = least, .mean = since(start) / goes};
 }
 
 double measured_peak() {
@@ -37,7 +44,7 @@ double measured_peak() {
     constexpr int steps = 500'000;
     float one = 1;
     benchmark::DoNotOptimize(one);  // unknown to the compiler, which would do the sums itself
-    const double least = least_seconds(1.5, [one] {
+    const Goes goes = time_goes(1.5, [one] {
         S::Packet sums[chains];
         unroll<chains>([&](auto i) CASTLE_INLINE_LAMBDA { sums[i] = S::zero(); });
         const auto factor = S::set(one);
@@ -49,7 +56,7 @@ double measured_peak() {
         unroll<chains>([&](auto i) CASTLE_INLINE_LAMBDA { total += S::sum(sums[i]); });
         benchmark::DoNotOptimize(total);
     });
-    return 2.0 * chains * S::width * steps / least;
+    return 2.0 * chains * S::width * steps / goes.least;
 }
 
 }  // namespace
@@ -63,7 +70,7 @@ double bandwidth() {
     constexpr castle::Index numbers = castle::Index(512) << 18;  // 512 MiB
     constexpr int streams = 8;
     static const castle::detail::AlignedBuffer<float> array(numbers);
-    const double least = least_seconds(0.2, [] {
+    const Goes goes = time_goes(0.2, [] {
         S::Packet sums[streams];
         unroll<streams>([&](auto i) CASTLE_INLINE_LAMBDA { sums[i] = S::zero(); });
         for (castle::Index at = 0; at < numbers; at += streams * S::width) {
@@ -75,7 +82,7 @@ double bandwidth() {
         unroll<streams>([&](auto i) CASTLE_INLINE_LAMBDA { total += S::sum(sums[i]); });
         benchmark::DoNotOptimize(total);
     });
-    return static_cast<double>(numbers) * sizeof(float) / least;
+    return static_cast<double>(numbers) * sizeof(float) / goes.mean;
 }
 
 }  // namespace castle_bench

@@ -10,7 +10,8 @@ namespace castle_bench {
 double peak();
 
 /// Bytes a second that one core reads now from an array larger than the last cache, in memory of the same kind as the
-/// caches'. It changes with what else uses the machine's memory, and so is measured at every call, briefly.
+/// caches'. It changes with what else uses the machine's memory, and so is measured at every call, over a time as long
+/// as a repetition of what is held against it.
 double bandwidth();
 
 }  // namespace castle_bench
