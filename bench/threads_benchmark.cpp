@@ -34,7 +34,7 @@ void many_heads(benchmark::State& state) {
         extension.for_groups([&](const castle::detail::Group& group) {
             extension.run(
                 group, [&](Index) -> auto& { return input; },
-                [&](Index h) { return castle::MatrixView<float>(out[static_cast<std::size_t>(h)]); });
+                [&](Index h) { return castle::detail::OutputRows<float>{.out = out[static_cast<std::size_t>(h)]}; });
         });
         benchmark::ClobberMemory();
     }

@@ -4,11 +4,13 @@
 /// CASTLE, causal attention with lookahead keys (arXiv:2509.07301): everything the library offers. Each header may also
 /// be included alone.
 
+#include <castle/backward.hpp>
 #include <castle/cache.hpp>
 #include <castle/causal.hpp>
 #include <castle/dense.hpp>
 #include <castle/executor.hpp>
 #include <castle/extend.hpp>
+#include <castle/gradient.hpp>
 #include <castle/head_cache.hpp>
 #include <castle/input.hpp>
 #include <castle/multi_head.hpp>
@@ -22,3 +24,4 @@
 #include <castle/rope.hpp>
 #include <castle/types.hpp>
 #include <castle/version.hpp>
+#include <castle/workspace.hpp>

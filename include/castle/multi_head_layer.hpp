@@ -99,7 +99,8 @@ class MultiHeadLayer {
             project(x.middle_rows(group.call_row, group.rows()), group.first, scratch);
             const detail::Group own{.first = group.first, .end = group.end, .call_row = 0};
             extension.run(
-                own, [&](Index h) { return scratch.input(h); }, [&](Index h) { return scratch.output(h); });
+                own, [&](Index h) { return scratch.input(h); },
+                [&](Index h) { return detail::OutputRows<T>{.out = scratch.output(h)}; });
             const ConstMatrixView<T> attended = scratch.attended.middle_rows(0, group.rows());
             const MatrixView<T> out = y.middle_rows(group.call_row, group.rows());
             detail::run(options_.executor, out_.panels(), [&](Index p) { out_.multiply_panel(attended, p, out); });

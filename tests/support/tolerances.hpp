@@ -248,7 +248,6 @@ Error error_against(const Rows<E>& exact, const At& at) {
 /// precision, plus what the rounding of the exact result alone may cost: an ulp of the largest number for the largest
 /// error, half an ulp of the root mean square for that of the errors.
 inline constexpr double most_times_plain = 2;
-
 /// Whether that holds. `times_plain`, if given, becomes how many times the plain evaluation's error the library's was,
 /// where it was above the floor.
 template <class E, class T>
@@ -269,6 +268,29 @@ template <class E, class T>
     return ::testing::AssertionFailure() << "error " << error.rms << " rms, " << error.largest
                                          << " at most; of a plain evaluation " << allowed.rms << " and "
                                          << allowed.largest;
+}
+
+/// For gradients: the error may be this many times that of a plain evaluation, for the lookahead keys of earlier tokens
+/// are recovered from those of later ones, and in addition so many roundings of `magnitude`, which the gradient would
+/// be if nothing cancelled. The backward pass has a weight as exp(score - log sum exp), which is off by as many
+/// roundings as these two are large, 10 or 20; a plain evaluation's errors are the same in numerator and denominator.
+inline constexpr double most_times_plain_backward = 4;
+inline constexpr double most_roundings_backward = 32;
+
+template <class E, class T>
+::testing::AssertionResult gradient_as_precise_as_plain(const Rows<E>& exact, const Rows<T>& plain,
+                                                        const Rows<E>& magnitude, const Matrix<T>& ours) {
+    const Error size = error_against(magnitude, [](Index, Index) { return 0.0; });
+    const Error allowed = error_against(exact, plain);
+    const Error error = error_against(exact, ours);
+    const double rounding = most_roundings_backward * unit_roundoff<T>;
+    if (error.rms <= most_times_plain_backward * allowed.rms + rounding * size.rms &&
+        error.largest <= most_times_plain_backward * allowed.largest + rounding * size.largest) {
+        return ::testing::AssertionSuccess();
+    }
+    return ::testing::AssertionFailure() << "error " << error.rms << " rms, " << error.largest
+                                         << " at most; of a plain evaluation " << allowed.rms << " and "
+                                         << allowed.largest << "; magnitude " << size.rms << " and " << size.largest;
 }
 
 /// Rotation of `x` with `pair` at a position: the angle is off by a few roundings in double of at most `position`,

@@ -45,7 +45,7 @@ class Extension {
         for (Index h = 0; h < heads_; ++h) state_(h).set_size(after_);
     }
 
-    // input(h) and output(h) give head h's HeadInput and MatrixView; the group's rows begin at group.call_row in both.
+    // input(h) and output(h) give head h's HeadInput and OutputRows; the group's rows begin at group.call_row in both.
     template <class Input, class Output>
     void run(const Group& group, const Input& input, const Output& output) {
         const Executor& light = executor_for_rows(executor_, group.rows());
@@ -82,14 +82,15 @@ class Extension {
 
 // Extends one state by the tokens of `input`, whose shapes have been checked.
 template <Scalar T>
-void extend_head(HeadState<T>& state, const HeadInput<T>& input, MatrixView<T> out, const Executor& executor) {
+void extend_head(HeadState<T>& state, const HeadInput<T>& input, const OutputRows<T>& output,
+                 const Executor& executor) {
     const Index rows = input.causal.q.rows();
     if (rows == 0) return;
     const auto only = [&](Index) -> HeadState<T>& { return state; };
     Extension<T, decltype(only)> extension(1, rows, only, executor);
     extension.for_groups([&](const Group& group) {
         extension.run(
-            group, [&](Index) -> auto& { return input; }, [&](Index) { return out; });
+            group, [&](Index) -> auto& { return input; }, [&](Index) -> auto& { return output; });
     });
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 
 #include <castle/detail/group.hpp>
@@ -75,10 +76,18 @@ void sweep_span(HeadState<T>& state, const GroupScratch<T>& scratch, const Group
     });
 }
 
+// Where the rows of a call go: row i's output, and where it is asked for the logarithm of the sum over its keys of
+// exp(score).
+template <Scalar T>
+struct OutputRows {
+    MatrixView<T> out;
+    T* log_sum_exp = nullptr;
+};
+
 // out = softmax V^C for the rows of the group's block b, from the spans' parts, in the order of the spans.
 template <Scalar T>
 void merge_spans(const HeadState<T>& state, const GroupScratch<T>& scratch, const Group& group, Index b,
-                 MatrixView<T> out) {
+                 const OutputRows<T>& output) {
     using S = Simd<T>;
     const Index dv = state.dv_padded();
     const BlockRows<T> rows = scratch.block(group, b);
@@ -99,9 +108,12 @@ void merge_spans(const HeadState<T>& state, const GroupScratch<T>& scratch, cons
                 S::store(merged + c, s == 0 ? S::mul(factor, x) : S::fma(factor, x, S::load(merged + c)));
             }
         }
-        const auto total = S::set(S::sum(sum));
-        for (Index c = 0; c < dv; c += S::width) S::store(merged + c, S::div(S::load(merged + c), total));
-        std::copy_n(merged, state.shape().dv, out.row(group.call_row + row));
+        const T total = S::sum(sum);
+        for (Index c = 0; c < dv; c += S::width) S::store(merged + c, S::div(S::load(merged + c), S::set(total)));
+        std::copy_n(merged, state.shape().dv, output.out.row(group.call_row + row));
+        if (output.log_sum_exp != nullptr) {
+            output.log_sum_exp[group.call_row + row] = largest + std::log(total);
+        }
     }
 }
 

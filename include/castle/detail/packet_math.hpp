@@ -115,6 +115,27 @@ EIGEN_ALWAYS_INLINE typename Simd<T>::Packet silu(typename Simd<T>::Packet x) {
     return times_sigmoid<T>(bounded, bounded);
 }
 
+template <Scalar T>
+struct SiluAndDerivative {
+    typename Simd<T>::Packet value;
+    typename Simd<T>::Packet derivative;
+};
+
+// SiLU(x) = x sigmoid(x) and SiLU'(x) = sigmoid(x) (1 + x sigmoid(-x)), where sigmoid(-x) = e^-x sigmoid(x).
+template <Scalar T>
+EIGEN_ALWAYS_INLINE SiluAndDerivative<T> silu_and_derivative(typename Simd<T>::Packet x) {
+    using S = Simd<T>;
+    // At the lower bound the exponential is still finite, and both results are as good as 0; at the upper it is 0.
+    constexpr T bound = -ExpConstants<T>::lowest - 1;
+    const auto from_below = S::max(x, S::set(-bound));
+    const auto bounded = S::min(from_below, S::set(bound));
+    const auto e = exponential<T, -1>(bounded);
+    const auto power = S::mul(e.significand, e.power);
+    const auto sigmoid = S::div(S::set(1), S::add(power, S::set(1)));
+    const auto other = S::mul(power, sigmoid);
+    return {S::mul(from_below, sigmoid), S::mul(sigmoid, S::fma(bounded, other, S::set(1)))};
+}
+
 }  // namespace detail
 }  // namespace CASTLE_ABI
 }  // namespace castle

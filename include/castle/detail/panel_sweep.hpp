@@ -112,8 +112,8 @@ class PanelSweep {
                               gates, panel_size);
             for (Index i = 0; i < rows_.count(); ++i) {
                 T* gate = gates + i * panel_size;
-                for_packets<columns>([&](Index c)
-                                         CASTLE_INLINE_LAMBDA { S::store(gate + c, sigmoid<T>(S::load(gate + c))); });
+                for_packets<T, columns>(
+                    [&](Index c) CASTLE_INLINE_LAMBDA { S::store(gate + c, sigmoid<T>(S::load(gate + c))); });
             }
         });
     }
@@ -173,14 +173,14 @@ class PanelSweep {
             T* score = scores_ + i * panel_size;
             if (state_.has_lookahead()) {
                 const T* lookahead = lookahead_scores_ + i * panel_size;
-                for_packets<Cols>([&](Index c) CASTLE_INLINE_LAMBDA {
+                for_packets<T, Cols>([&](Index c) CASTLE_INLINE_LAMBDA {
                     S::store(score + c, S::sub(S::load(score + c), silu<T>(S::load(lookahead + c))));
                 });
             }
             std::fill(score + std::min(visible(i), Cols), score + Cols, minus_infinity);
             T& row_largest = softmax.largest()[softmax_row + i];
             Packet largest = S::set(row_largest);
-            for_packets<Cols>([&](Index c) CASTLE_INLINE_LAMBDA { largest = S::max(S::load(score + c), largest); });
+            for_packets<T, Cols>([&](Index c) CASTLE_INLINE_LAMBDA { largest = S::max(S::load(score + c), largest); });
             rescale_[i] = row_largest;
             row_largest = S::largest(largest);
             // Where no score is finite yet, any finite base gives the weights 0 that belong there.
@@ -194,21 +194,12 @@ class PanelSweep {
             T* weight = scores_ + i * panel_size;
             T* row_sum = softmax.sum(softmax_row + i);
             Packet sum = S::mul(S::load(row_sum), S::set(rescale_[i]));
-            for_packets<Cols>([&](Index c) CASTLE_INLINE_LAMBDA {
+            for_packets<T, Cols>([&](Index c) CASTLE_INLINE_LAMBDA {
                 const Packet w = exp_nonpositive<T>(S::sub(S::load(weight + c), S::set(base[i])));
                 sum = S::add(sum, w);
                 S::store(weight + c, w);
             });
             S::store(row_sum, sum);
-        }
-    }
-
-    // Calls f with the first column of every packet of a row, in order, several of them within one step of a loop.
-    template <Index Cols, class F>
-    static EIGEN_ALWAYS_INLINE void for_packets(const F& f) {
-        constexpr int together = int(std::min<Index>(4, Cols / S::width));
-        for (Index c = 0; c < Cols; c += together * S::width) {
-            unroll<together>([&](auto i) CASTLE_INLINE_LAMBDA { f(c + i * S::width); });
         }
     }
 

@@ -52,6 +52,10 @@ class Tile {
         each([&](auto i, auto v) CASTLE_INLINE_LAMBDA { S::store(c + i * stride + v * S::width, acc_[i][v]); });
     }
 
+    EIGEN_ALWAYS_INLINE void negate() {
+        each([&](auto i, auto v) CASTLE_INLINE_LAMBDA { acc_[i][v] = S::negate(acc_[i][v]); });
+    }
+
     // tile += a b for the n rows of b. The one long product, and so the one whose rows are kept in registers by force.
     EIGEN_ALWAYS_INLINE void multiply_add(Operand<T> a, const T* b, Index stride, Index n) {
         for (Index k = 0; k < n; ++k) {
@@ -79,6 +83,19 @@ class Tile {
                     }
                 });
             }
+        });
+    }
+
+    // The triangle that comes before the rows of b which all rows of the tile take, where row i of the tile takes the
+    // rows of b from i on: tile[i] += sum_{i <= k < R - 1} a(i, k) b[k].
+    EIGEN_ALWAYS_INLINE void multiply_add_leading_triangle(Operand<T> a, const T* b, Index stride) {
+        unroll<R - 1>([&](auto k) CASTLE_INLINE_LAMBDA {
+            Packet row[V];
+            unroll<V>([&](auto v) CASTLE_INLINE_LAMBDA { row[v] = S::load(b + k * stride + v * S::width); });
+            unroll<k + 1>([&](auto i) CASTLE_INLINE_LAMBDA {
+                const Packet x = S::set(a.data[i * a.row + k * a.col]);
+                unroll<V>([&](auto v) CASTLE_INLINE_LAMBDA { acc_[i][v] = S::fma(x, row[v], acc_[i][v]); });
+            });
         });
     }
 
@@ -173,6 +190,16 @@ EIGEN_ALWAYS_INLINE void for_column_tiles(const F& f) {
     static_assert(Cols % (packets * Simd<T>::width) == 0);
     for (Index first = 0; first < Cols; first += packets * Simd<T>::width) {
         f(std::integral_constant<int, packets>{}, first);
+    }
+}
+
+// Calls f with the first column of every packet of a row, in order, several of them within one step of a loop.
+template <Scalar T, Index Cols, class F>
+EIGEN_ALWAYS_INLINE void for_packets(const F& f) {
+    constexpr Index width = Simd<T>::width;
+    constexpr int together = int(std::min<Index>(4, Cols / width));
+    for (Index c = 0; c < Cols; c += together * width) {
+        unroll<together>([&](auto i) CASTLE_INLINE_LAMBDA { f(c + i * width); });
     }
 }
 

@@ -1,0 +1,174 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <string_view>
+#include <type_traits>
+
+#include <castle/causal.hpp>
+#include <castle/detail/backward_pass.hpp>
+#include <castle/detail/checks.hpp>
+#include <castle/detail/extension.hpp>
+#include <castle/gradient.hpp>
+#include <castle/input.hpp>
+#include <castle/options.hpp>
+#include <castle/workspace.hpp>
+
+// Training: the gradients of a loss with respect to all inputs of a head, from its gradient with respect to the head's
+// output, in `O(L^2 d)` time and `O(L d)` memory.
+//
+//     forward(workspace, head, out);                          // out has the bits of parallel(head)
+//     ...                                                     // the rest of the model, and its backward pass: d_out
+//     backward(workspace, head, d_out, {.causal = ..., .lookahead = ...});
+namespace castle {
+inline namespace CASTLE_ABI {
+
+namespace detail {
+
+// What the arguments' shapes are held against.
+template <Scalar T>
+auto because_of(const HeadWorkspace<T>& workspace, Index rows) {
+    return [&workspace, rows] {
+        return text("for ", rows, " tokens and a workspace of d ", workspace.shape().d, ", dv ", workspace.shape().dv);
+    };
+}
+
+template <Scalar T>
+void run_forward(HeadWorkspace<T>& workspace, const HeadInput<T>& head, MatrixView<T> out) {
+    const Index rows = head.causal.q.rows();
+    HeadRecord<T>& record = WorkspaceAccess::record(workspace);
+    record.reserve(rows);
+    record.start(rows);
+    extend_head(record.state(), head, record.output(), WorkspaceAccess::executor(workspace));
+    if (rows > 0) out.map() = record.out().map();
+}
+
+template <Scalar T>
+void check_gradient(std::string_view where, std::string_view group, const QkvGradientView<T>& x, Index rows,
+                    HeadShape shape, const auto& because) {
+    check_shape(where, group, "q", x.q, rows, shape.d, because);
+    check_shape(where, group, "k", x.k, rows, shape.d, because);
+    check_shape(where, group, "v", x.v, rows, shape.dv, because);
+}
+
+// Whether the input is one that the workspace has seen, as far as shapes tell.
+template <Scalar T>
+void check_backward(const HeadWorkspace<T>& workspace, Index rows, ConstMatrixView<T> d_out) {
+    if (rows != workspace.size()) {
+        fail("backward", "head has ", rows, " tokens but the workspace holds a forward pass of ", workspace.size(),
+             "; every backward pass needs a forward pass of its own before it");
+    }
+    check_shape("backward", "", "d_out", d_out, rows, workspace.shape().dv, because_of(workspace, rows));
+}
+
+template <Scalar T>
+void run_backward(HeadWorkspace<T>& workspace, const HeadInput<T>& head, ConstMatrixView<T> d_out,
+                  const HeadGradientView<T>& d_head) {
+    HeadRecord<T>& record = WorkspaceAccess::record(workspace);
+    if (record.size() > 0) {
+        run_backward(
+            1, record.size(), [&](Index) { return record.backward(head, d_out, d_head); },
+            WorkspaceAccess::executor(workspace));
+    }
+    if (!record.state().has_lookahead()) {
+        for (const MatrixView<T>& d : {d_head.lookahead.q, d_head.lookahead.k, d_head.lookahead.v}) d.map().setZero();
+    }
+    record.finish();
+}
+
+}  // namespace detail
+
+/// CASTLE over a whole sequence, as `parallel` computes it and with its bits, into `out`, `[L, dv]`; `workspace` keeps
+/// what `backward` needs, in place of what it held before. `out` must not overlap the input.
+///
+/// Throws std::invalid_argument if a shape does not fit, and std::bad_alloc if memory runs out; `out` is untouched
+/// then.
+template <Scalar T>
+void forward(Workspace<T>& workspace, const std::type_identity_t<HeadInput<T>>& head,
+             std::type_identity_t<MatrixView<T>> out) {
+    const Index rows = head.causal.q.rows();
+    detail::check_head("forward", head, rows, workspace.shape(), detail::because_of(workspace, rows));
+    detail::check_shape("forward", "", "out", out, rows, workspace.shape().dv, detail::because_of(workspace, rows));
+    detail::run_forward(workspace, head, out);
+}
+
+/// The same for standard causal attention, with the bits of `causal_attention`.
+template <Scalar T>
+void forward(CausalWorkspace<T>& workspace, const std::type_identity_t<Qkv<T>>& head,
+             std::type_identity_t<MatrixView<T>> out) {
+    const Index rows = head.q.rows();
+    detail::check_qkv("forward", "", head, rows, workspace.shape(), detail::because_of(workspace, rows));
+    detail::check_shape("forward", "", "out", out, rows, workspace.shape().dv, detail::because_of(workspace, rows));
+    detail::run_forward(workspace, HeadInput<T>{.causal = head}, out);
+}
+
+/// The gradients of a loss with respect to the six inputs of a head, in their shapes, into `d_head`, from `d_out`,
+/// `[L, dv]`, its gradient with respect to the output. `workspace` and `head` are as the forward pass left and saw
+/// them; the workspace is used up. `d_head` must not overlap the input.
+///
+/// `14 L^2 d` operations where `dv = d`, `8 L^2 d` beyond the window. The bits do not depend on the executor. Throws
+/// std::invalid_argument, and changes nothing then, if a shape does not fit or there was no forward pass.
+template <Scalar T>
+void backward(Workspace<T>& workspace, const std::type_identity_t<HeadInput<T>>& head,
+              std::type_identity_t<ConstMatrixView<T>> d_out, const std::type_identity_t<HeadGradientView<T>>& d_head) {
+    const Index rows = head.causal.q.rows();
+    const HeadShape shape = workspace.shape();
+    detail::check_head("backward", head, rows, shape, detail::because_of(workspace, rows));
+    detail::check_backward(workspace, rows, d_out);
+    detail::check_gradient("backward", "d_head.causal.", d_head.causal, rows, shape,
+                           detail::because_of(workspace, rows));
+    detail::check_gradient("backward", "d_head.lookahead.", d_head.lookahead, rows, {.d = shape.d, .dv = shape.d},
+                           detail::because_of(workspace, rows));
+    detail::run_backward(workspace, head, d_out, d_head);
+}
+
+/// The same for standard causal attention, in `5 L^2 d` operations.
+template <Scalar T>
+void backward(CausalWorkspace<T>& workspace, const std::type_identity_t<Qkv<T>>& head,
+              std::type_identity_t<ConstMatrixView<T>> d_out, const std::type_identity_t<QkvGradientView<T>>& d_head) {
+    const Index rows = head.q.rows();
+    detail::check_qkv("backward", "", head, rows, workspace.shape(), detail::because_of(workspace, rows));
+    detail::check_backward(workspace, rows, d_out);
+    detail::check_gradient("backward", "d_head.", d_head, rows, workspace.shape(), detail::because_of(workspace, rows));
+    detail::run_backward(workspace, HeadInput<T>{.causal = head}, d_out, HeadGradientView<T>{.causal = d_head});
+}
+
+/// As above; returns the gradients.
+template <Scalar T>
+[[nodiscard]] HeadGradient<T> backward(Workspace<T>& workspace, const std::type_identity_t<HeadInput<T>>& head,
+                                       std::type_identity_t<ConstMatrixView<T>> d_out) {
+    detail::check_head("backward", head, head.causal.q.rows(), workspace.shape(),
+                       detail::because_of(workspace, head.causal.q.rows()));
+    HeadGradient<T> d_head(head.causal.q.rows(), workspace.shape());
+    backward(workspace, head, d_out, d_head.view());
+    return d_head;
+}
+template <Scalar T>
+[[nodiscard]] QkvGradient<T> backward(CausalWorkspace<T>& workspace, const std::type_identity_t<Qkv<T>>& head,
+                                      std::type_identity_t<ConstMatrixView<T>> d_out) {
+    detail::check_qkv("backward", "", head, head.q.rows(), workspace.shape(),
+                      detail::because_of(workspace, head.q.rows()));
+    QkvGradient<T> d_head(head.q.rows(), workspace.shape());
+    backward(workspace, head, d_out, d_head.view());
+    return d_head;
+}
+
+/// The gradients in one call, which runs the forward pass itself.
+template <Scalar T>
+[[nodiscard]] HeadGradient<T> backward(const HeadInput<T>& head, std::type_identity_t<ConstMatrixView<T>> d_out,
+                                       const Options& options = {}) {
+    Workspace<T> workspace(detail::checked_shape("backward", head, options), options);
+    Matrix<T> out(head.causal.q.rows(), head.causal.v.cols());
+    forward(workspace, head, out);
+    return backward(workspace, head, d_out);
+}
+template <Scalar T>
+[[nodiscard]] QkvGradient<T> backward(const Qkv<T>& head, std::type_identity_t<ConstMatrixView<T>> d_out,
+                                      const CausalOptions& options = {}) {
+    CausalWorkspace<T> workspace(detail::checked_shape("backward", head, detail::without_lookahead(options)), options);
+    Matrix<T> out(head.q.rows(), head.v.cols());
+    forward(workspace, head, out);
+    return backward(workspace, head, d_out);
+}
+
+}  // namespace CASTLE_ABI
+}  // namespace castle

@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <algorithm>
+#include <utility>
+
+#include <castle/detail/layout.hpp>
+#include <castle/detail/panel_store.hpp>
+#include <castle/detail/transpose.hpp>
+#include <castle/input.hpp>
+
+namespace castle {
+inline namespace CASTLE_ABI {
+namespace detail {
+
+// What the backward pass of one head needs of the keys beside the forward pass's HeadState: their values transposed,
+// and the gradients of what is theirs, all as panels, [d][panel_size] or [dv][panel_size].
+template <Scalar T>
+class GradientState {
+  public:
+    GradientState(HeadShape shape, bool has_lookahead)
+        : shape_(shape),
+          panels_((2 * shape.dv + (has_lookahead ? 3 : 1) * shape.d) * panel_size),
+          has_lookahead_(has_lookahead) {}
+
+    // Changes nothing if an allocation throws.
+    void reserve(Index tokens) { panels_.add(panels_.missing(ceil_div(tokens, panel_size))); }
+
+    Index bytes() const { return panels_.numbers() * Index(sizeof(T)); }
+
+    T* values(Index p) { return panels_[p]; }
+    T* d_values(Index p) { return values(p) + shape_.dv * panel_size; }
+    T* d_causal_keys(Index p) { return d_values(p) + shape_.dv * panel_size; }
+    T* d_lookahead_keys(Index p) { return d_causal_keys(p) + shape_.d * panel_size; }
+    T* d_lookahead_queries(Index p) { return d_lookahead_keys(p) + shape_.d * panel_size; }
+
+    // Panel p as before the last block: the values in place, every gradient 0.
+    void start(Index p, ConstMatrixView<T> values_of_all) {
+        const Index first = p * panel_size;
+        const Index rows = std::min(panel_size, values_of_all.rows() - first);
+        std::fill_n(panels_[p], shape_.dv * panel_size, T(0));
+        transpose(values_of_all, first, rows, T(1), values(p), panel_size);
+        const Index rest = shape_.dv + (has_lookahead_ ? 3 : 1) * shape_.d;
+        std::fill_n(d_values(p), rest * panel_size, T(0));
+    }
+
+  private:
+    HeadShape shape_;
+    PanelStore<T> panels_;
+    bool has_lookahead_;
+};
+
+// Of one block's rows: dO^T, [dv][block_size]; delta_i = dO_i . O_i; and the logarithm of the sum of exp(score).
+template <Scalar T>
+struct BlockCotangents {
+    const T* d_out;
+    const T* delta;
+    const T* log_sum_exp;
+};
+
+}  // namespace detail
+}  // namespace CASTLE_ABI
+}  // namespace castle

@@ -1,0 +1,342 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <algorithm>
+
+#include <castle/detail/absorption.hpp>
+#include <castle/detail/block_operands.hpp>
+#include <castle/detail/gradient_state.hpp>
+#include <castle/detail/head_state.hpp>
+#include <castle/detail/layout.hpp>
+#include <castle/detail/packet_math.hpp>
+#include <castle/detail/panel_sweep.hpp>
+#include <castle/detail/tile.hpp>
+#include <castle/detail/transpose.hpp>
+
+// The heart of the backward pass: one block of tokens I against one panel of keys K, blocks coming in descending order.
+//
+// U is what the panel's lookahead keys were before the block, dU what later blocks left behind; G[t, s] are the gates
+// and T = tril(scale Q^C_I V^U_I^T), as in the sweep.
+//
+//     S^U = scale Q^C_I U^T + T G         P = exp(scale Q^C_I K^C_K^T - SiLU(S^U) - lse)
+//     dS = P * (dO_I V^C_K^T - delta)     dS^U = -dS * SiLU'(S^U)
+//     dG = V^U_I dU^T + T^T dS^U          dA = dG * G * (1 - G)
+//
+// To keys go, summed over blocks:  dV^C += P^T dO_I   dK^C += dS^T scale Q^C_I   dQ^U += dA^T scale K^U_I
+//                                  dU += dS^U^T scale Q^C_I
+// To tokens go, summed over panels:  dQ^C += dS K^C + dS^U U   dV^U += G dU   dK^U += dA Q^U   dT += dS^U G^T
+//
+// Fourteen products of block, panel and d. The sums over tokens multiply with packets along keys; those over keys
+// multiply with packets along tokens, and for them P's relatives are transposed.
+namespace castle {
+inline namespace CASTLE_ABI {
+namespace detail {
+
+template <Scalar T>
+class PanelGradient {
+    using S = Simd<T>;
+    using Packet = typename S::Packet;
+
+  public:
+    // `sums` are the gradients of the block's operands so far, in the operands' places.
+    PanelGradient(HeadState<T>& state, GradientState<T>& gradients, const BlockRows<T>& rows,
+                  const BlockCotangents<T>& cotangents, const BlockOperands<T>& sums, Index p)
+        : state_(state),
+          gradients_(gradients),
+          rows_(rows),
+          cotangents_(cotangents),
+          sums_(sums),
+          tokens_(state.window(), rows.origin, rows.end),
+          p_(p) {}
+
+    void run() {
+        const Index first = p_ * panel_size;
+        const Absorbed whole = tokens_.by_keys(first, panel_size);
+        if (first + panel_size <= rows_.origin && whole != Absorbed::some) {
+            run_cell<panel_size>(0, whole);
+            return;
+        }
+        for (Index c = 0; c < panel_size && first + c < rows_.end; c += block_size) {
+            run_cell<block_size>(c, tokens_.by_keys(first + c, block_size));
+        }
+    }
+
+  private:
+    // The keys of the panel from column c on, Cols of them. Only cells of one block of keys have positions that are
+    // masked.
+    template <Index Cols>
+    void run_cell(Index c, Absorbed absorbed) {
+        column_ = c;
+        key_ = p_ * panel_size + c;
+        absorbed_ = absorbed;
+        diagonal_ = key_ + Cols > rows_.origin;
+        if (absorbed_ != Absorbed::none) {
+            compute_gates<Cols>();
+            if (rows_.finishes()) unfold<Cols>();
+        }
+        if (state_.has_lookahead()) compute_lookahead_scores<Cols>();
+        multiply_with<Cols>(queries(), state_.shape().d, state_.causal_keys(p_), scores_);
+        multiply_with<Cols>(Operand<T>{cotangents_.d_out, 1, block_size}, state_.shape().dv, gradients_.values(p_),
+                            d_scores_);
+        differentiate_scores<Cols>();
+
+        const auto visible = [this](Index i) { return visible_keys(i, Cols); };
+        const auto seeing = [this](Index s) { return seeing_tokens(s); };
+        const BlockOperands<T>& block = rows_.operands;
+        const Index d = state_.shape().d;
+        add_to_keys<Cols>(state_.shape().dv, cotangents_.d_out, scores_, gradients_.d_values(p_), diagonal_, visible);
+        add_to_keys<Cols>(d, block.causal_queries(), d_scores_, gradients_.d_causal_keys(p_), diagonal_, visible);
+        transpose_cell<Cols>(d_scores_);
+        add_to_tokens<Cols>(d, state_.causal_keys(p_), sums_.causal_queries(), diagonal_, seeing);
+        if (!state_.has_lookahead()) return;
+
+        transpose_cell<Cols>(d_lookahead_scores_);
+        add_to_tokens<Cols>(d, state_.lookahead_keys(p_), sums_.causal_queries(), diagonal_, seeing);
+        if (absorbed_ != Absorbed::none) {
+            const bool some = absorbed_ == Absorbed::some;
+            const auto absorbing = [this](Index j) { return absorbing_keys(j, Cols); };
+            const auto taken = [this](Index s) { return absorbed_tokens(s); };
+            differentiate_gates<Cols>();
+            transpose_cell<Cols>(gates_);
+            add_to_tokens<Cols>(d, gradients_.d_lookahead_keys(p_), sums_.lookahead_values(), some, taken);
+            add_to_triangle<Cols>();
+            add_to_keys<Cols>(d, block.lookahead_keys(), d_gates_, gradients_.d_lookahead_queries(p_), some, absorbing);
+            transpose_cell<Cols>(d_gates_);
+            add_to_tokens<Cols>(d, state_.lookahead_queries(p_), sums_.lookahead_keys(), some, taken);
+        }
+        add_to_keys<Cols>(d, block.causal_queries(), d_lookahead_scores_, gradients_.d_lookahead_keys(p_), diagonal_,
+                          visible);
+    }
+
+    // Which keys of a cell of `count` keys, and which tokens of the block, have to do with each other.
+    ColumnRange visible_keys(Index i, Index count) const {
+        return {0, std::clamp<Index>(rows_.origin + i + 1 - key_, 0, count)};
+    }
+    ColumnRange seeing_tokens(Index s) const {
+        return {std::clamp<Index>(key_ + s - rows_.origin, 0, block_size), block_size};
+    }
+    ColumnRange absorbing_keys(Index j, Index count) const {
+        const ColumnRange columns = tokens_.columns(j, p_);
+        return {std::clamp<Index>(columns.begin - column_, 0, count),
+                std::clamp<Index>(columns.end - column_, 0, count)};
+    }
+    ColumnRange absorbed_tokens(Index s) const {
+        const Index first = key_ + s + 1 - rows_.origin;
+        const Index begin = std::clamp<Index>(first, 0, block_size);
+        const Index end = state_.window() < block_size - begin + rows_.origin ? first + state_.window() : block_size;
+        return {begin, std::clamp<Index>(end, begin, block_size)};
+    }
+
+    Operand<T> queries() const { return {rows_.operands.causal_queries(), 1, block_size}; }
+
+    // out[tokens, Cols] = a panel
+    template <Index Cols>
+    void multiply_with(Operand<T> a, Index n, const T* panel, T* out) const {
+        multiply<Cols>(rows_.count(), n, a, panel + column_, panel_size, out, panel_size);
+    }
+
+    // panel[dims, Cols] += x y, x being [dims][block] and y [tokens][panel]; where masked, row j of y counts only in
+    // range(j).
+    template <Index Cols, class Range>
+    void add_to_keys(Index dims, const T* x, const T* y, T* panel, bool masked, const Range& range) const {
+        for_row_tiles(dims, [&](auto height, Index k) {
+            const auto a = Operand<T>{x, block_size, 1}.rows_from(k);
+            for_column_tiles<T, Cols>([&](auto packets, Index c) {
+                Tile<T, height, packets> tile;
+                T* to = panel + k * panel_size + column_ + c;
+                tile.load(to, panel_size);
+                if (Cols == block_size && masked) {
+                    tile.multiply_add_within(a, y + c, panel_size, rows_.count(), c, range);
+                } else {
+                    tile.multiply_add(a, y + c, panel_size, rows_.count());
+                }
+                tile.store(to, panel_size);
+            });
+        });
+    }
+
+    // sum[dims, tokens] += panel y^T for the y that was transposed last; where masked, key s counts only in range(s).
+    template <Index Cols, class Range>
+    void add_to_tokens(Index dims, const T* panel, T* sum, bool masked, const Range& range) const {
+        for_row_tiles(dims, [&](auto height, Index k) {
+            const auto a = Operand<T>{panel + column_, panel_size, 1}.rows_from(k);
+            for_column_tiles<T, block_size>([&](auto packets, Index c) {
+                Tile<T, height, packets> tile;
+                T* to = sum + k * block_size + c;
+                tile.load(to, block_size);
+                if (Cols == block_size && masked) {
+                    tile.multiply_add_within(a, transposed_ + c, block_size, Cols, c, range);
+                } else {
+                    tile.multiply_add(a, transposed_ + c, block_size, Cols);
+                }
+                tile.store(to, block_size);
+            });
+        });
+    }
+
+    // transposed_[Cols][block] = y^T
+    template <Index Cols>
+    void transpose_cell(const T* y) {
+        transpose(ConstMatrixView<T>(y, rows_.count(), Cols, panel_size), 0, rows_.count(), T(1), transposed_,
+                  block_size);
+    }
+
+    // gates[t, s], 0 where s does not absorb t.
+    template <Index Cols>
+    void compute_gates() {
+        multiply_with<Cols>(Operand<T>{rows_.operands.lookahead_keys(), 1, block_size}, state_.shape().d,
+                            state_.lookahead_queries(p_), gates_);
+        for (Index j = 0; j < rows_.count(); ++j) {
+            T* gate = gates_ + j * panel_size;
+            for_packets<T, Cols>([&](Index c)
+                                     CASTLE_INLINE_LAMBDA { S::store(gate + c, sigmoid<T>(S::load(gate + c))); });
+            if (absorbed_ == Absorbed::some) clear_outside(gate, absorbing_keys(j, Cols), Cols);
+        }
+    }
+
+    static void clear_outside(T* row, ColumnRange range, Index count) {
+        std::fill(row, row + range.begin, T(0));
+        std::fill(row + range.end, row + count, T(0));
+    }
+
+    // U of the panel as it was before the block.
+    template <Index Cols>
+    void unfold() {
+        const auto absorbing = [this](Index j) { return absorbing_keys(j, Cols); };
+        for_row_tiles(state_.shape().d, [&](auto height, Index k) {
+            const auto values = Operand<T>{rows_.operands.lookahead_values(), block_size, 1}.rows_from(k);
+            for_column_tiles<T, Cols>([&](auto packets, Index c) {
+                Tile<T, height, packets> tile;
+                T* u = state_.lookahead_keys(p_) + k * panel_size + column_ + c;
+                tile.load(u, panel_size);
+                tile.negate();
+                if (Cols == block_size && absorbed_ == Absorbed::some) {
+                    tile.multiply_add_within(values, gates_ + c, panel_size, block_size, c, absorbing);
+                } else {
+                    tile.multiply_add(values, gates_ + c, panel_size, block_size);
+                }
+                tile.negate();
+                tile.store(u, panel_size);
+            });
+        });
+    }
+
+    template <Index Cols>
+    void compute_lookahead_scores() {
+        for_row_tiles(rows_.count(), [&](auto height, Index i) {
+            for_column_tiles<T, Cols>([&](auto packets, Index c) {
+                Tile<T, height, packets> tile;
+                tile.set_zero();
+                tile.multiply_add(queries().rows_from(i), state_.lookahead_keys(p_) + column_ + c, panel_size,
+                                  state_.shape().d);
+                if (absorbed_ != Absorbed::none) {
+                    // Gates that are masked are 0.
+                    const auto triangle = Operand<T>{rows_.operands.triangle(), block_size, 1}.rows_from(i);
+                    tile.multiply_add(triangle, gates_ + c, panel_size, i + 1);
+                    tile.multiply_add_triangle(triangle.cols_from(i + 1), gates_ + (i + 1) * panel_size + c, panel_size,
+                                               block_size);
+                }
+                tile.store(d_lookahead_scores_ + i * panel_size + c, panel_size);
+            });
+        });
+    }
+
+    // From the causal scores in scores_, dP in d_scores_ and the lookahead scores in d_lookahead_scores_: P, dS and
+    // dS^U in their places, 0 where a key is not seen.
+    template <Index Cols>
+    void differentiate_scores() {
+        for (Index i = 0; i < rows_.count(); ++i) {
+            T* weight = scores_ + i * panel_size;
+            T* d_score = d_scores_ + i * panel_size;
+            T* d_lookahead = d_lookahead_scores_ + i * panel_size;
+            const Packet log_sum_exp = S::set(cotangents_.log_sum_exp[i]);
+            const Packet delta = S::set(cotangents_.delta[i]);
+            for_packets<T, Cols>([&](Index c) CASTLE_INLINE_LAMBDA {
+                Packet score = S::load(weight + c);
+                Packet derivative = S::zero();
+                if (state_.has_lookahead()) {
+                    const auto silu = silu_and_derivative<T>(S::load(d_lookahead + c));
+                    score = S::sub(score, silu.value);
+                    derivative = silu.derivative;
+                }
+                const Packet w = exp_nonpositive<T>(S::sub(score, log_sum_exp));
+                const Packet ds = S::mul(w, S::sub(S::load(d_score + c), delta));
+                S::store(weight + c, w);
+                S::store(d_score + c, ds);
+                S::store(d_lookahead + c, S::negate(S::mul(ds, derivative)));
+            });
+            if (diagonal_) {
+                for (T* row : {weight, d_score, d_lookahead}) clear_outside(row, visible_keys(i, Cols), Cols);
+            }
+        }
+    }
+
+    // dA in d_gates_, 0 where s does not absorb t.
+    template <Index Cols>
+    void differentiate_gates() {
+        const BlockOperands<T>& block = rows_.operands;
+        for_row_tiles(rows_.count(), [&](auto height, Index j) {
+            // Row i of the cell has to do with the tokens up to i.
+            const auto triangle = Operand<T>{block.triangle() + j * block_size, 1, block_size}.rows_from(j);
+            constexpr Index rest = height - 1;
+            for_column_tiles<T, Cols>([&](auto packets, Index c) {
+                Tile<T, height, packets> tile;
+                const T* from = d_lookahead_scores_ + j * panel_size + c;
+                tile.set_zero();
+                tile.multiply_add(Operand<T>{block.lookahead_values(), 1, block_size}.rows_from(j),
+                                  gradients_.d_lookahead_keys(p_) + column_ + c, panel_size, state_.shape().d);
+                tile.multiply_add_leading_triangle(triangle, from, panel_size);
+                tile.multiply_add(triangle.cols_from(rest), from + rest * panel_size, panel_size,
+                                  rows_.count() - j - rest);
+                tile.store(d_gates_ + j * panel_size + c, panel_size);
+            });
+        });
+        for (Index j = 0; j < rows_.count(); ++j) {
+            const T* gate = gates_ + j * panel_size;
+            T* d_gate = d_gates_ + j * panel_size;
+            for_packets<T, Cols>([&](Index c) CASTLE_INLINE_LAMBDA {
+                const Packet g = S::load(gate + c);
+                S::store(d_gate + c, S::mul(S::load(d_gate + c), S::mul(g, S::sub(S::set(1), g))));
+            });
+            if (absorbed_ == Absorbed::some) clear_outside(d_gate, absorbing_keys(j, Cols), Cols);
+        }
+    }
+
+    // dT += dS^U G^T, of which the triangle is used, for the gates that were transposed last.
+    template <Index Cols>
+    void add_to_triangle() const {
+        for_row_tiles(rows_.count(), [&](auto height, Index i) {
+            for_column_tiles<T, block_size>([&](auto packets, Index j) {
+                if (j > i + height - 1) return;
+                Tile<T, height, packets> tile;
+                T* to = sums_.triangle() + i * block_size + j;
+                tile.load(to, block_size);
+                tile.multiply_add(Operand<T>{d_lookahead_scores_, panel_size, 1}.rows_from(i), transposed_ + j,
+                                  block_size, Cols);
+                tile.store(to, block_size);
+            });
+        });
+    }
+
+    HeadState<T>& state_;
+    GradientState<T>& gradients_;
+    const BlockRows<T>& rows_;
+    const BlockCotangents<T>& cotangents_;
+    BlockOperands<T> sums_;
+    AbsorbedTokens tokens_;
+    Index p_;
+    Index column_ = 0;  // of the panel, where the cell begins
+    Index key_ = 0;     // and which key that is
+    Absorbed absorbed_ = Absorbed::none;
+    bool diagonal_ = false;  // whether not every token of the block sees every key of the cell
+    alignas(64) T gates_[block_size * panel_size];
+    alignas(64) T d_gates_[block_size * panel_size];
+    alignas(64) T scores_[block_size * panel_size];
+    alignas(64) T d_scores_[block_size * panel_size];
+    alignas(64) T d_lookahead_scores_[block_size * panel_size];
+    alignas(64) T transposed_[panel_size * block_size];
+};
+
+}  // namespace detail
+}  // namespace CASTLE_ABI
+}  // namespace castle

@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <string_view>
+#include <utility>
+
+#include <castle/causal.hpp>
+#include <castle/detail/checks.hpp>
+#include <castle/detail/head_record.hpp>
+#include <castle/input.hpp>
+#include <castle/options.hpp>
+
+namespace castle {
+inline namespace CASTLE_ABI {
+
+namespace detail {
+struct WorkspaceAccess;
+}  // namespace detail
+
+/// What the workspaces of one head, Workspace and CausalWorkspace, have in common.
+///
+/// A workspace takes a forward pass to its backward pass, and has the memory that the two need beside inputs and
+/// outputs: about `10 L d` numbers. Kept from step to step it asks for memory only when a sequence is longer than any
+/// before. It moves but does not copy, and may be used from any thread, by one at a time.
+template <Scalar T>
+class HeadWorkspace {
+  public:
+    using value_type = T;
+
+    HeadWorkspace(const HeadWorkspace&) = delete;
+    HeadWorkspace& operator=(const HeadWorkspace&) = delete;
+    HeadWorkspace(HeadWorkspace&&) = default;
+    HeadWorkspace& operator=(HeadWorkspace&&) = default;
+    ~HeadWorkspace() = default;
+
+    HeadShape shape() const { return record_.shape(); }
+
+    /// Tokens of the forward pass that waits for its backward pass; 0 if none does.
+    Index size() const { return record_.size(); }
+
+    /// Memory that the workspace holds, in bytes.
+    Index bytes() const { return record_.bytes(); }
+
+  protected:
+    HeadWorkspace(std::string_view where, HeadShape shape, Options options)
+        : options_(checked(where, shape, std::move(options))),
+          record_(shape, static_cast<T>(detail::scale_for(options_, shape.d)), options_.lookahead_window) {}
+
+  private:
+    friend detail::WorkspaceAccess;
+
+    static Options checked(std::string_view where, HeadShape shape, Options options) {
+        detail::check_head_shape(where, shape);
+        detail::check_options<T>(where, options);
+        return options;
+    }
+
+    Options options_;
+    detail::HeadRecord<T> record_;
+};
+
+/// The workspace of a CASTLE head.
+template <Scalar T>
+class Workspace : public HeadWorkspace<T> {
+  public:
+    /// For heads of `shape`. Throws std::invalid_argument if a size is below 1 or above 2^24, the window negative or
+    /// the scale not finite.
+    explicit Workspace(HeadShape shape, Options options = {})
+        : HeadWorkspace<T>("Workspace", shape, std::move(options)) {}
+};
+
+/// The workspace of a head of standard causal attention.
+template <Scalar T>
+class CausalWorkspace : public HeadWorkspace<T> {
+  public:
+    /// For heads of `shape`. Throws std::invalid_argument if a size is below 1 or above 2^24, or the scale not finite.
+    explicit CausalWorkspace(HeadShape shape, CausalOptions options = {})
+        : HeadWorkspace<T>("CausalWorkspace", shape, detail::without_lookahead(std::move(options))) {}
+};
+
+namespace detail {
+
+struct WorkspaceAccess {
+    template <Scalar T>
+    static HeadRecord<T>& record(HeadWorkspace<T>& workspace) {
+        return workspace.record_;
+    }
+    template <Scalar T>
+    static const Executor& executor(const HeadWorkspace<T>& workspace) {
+        return workspace.options_.executor;
+    }
+};
+
+}  // namespace detail
+}  // namespace CASTLE_ABI
+}  // namespace castle

@@ -1,0 +1,234 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <limits>
+#include <new>
+#include <stdexcept>
+#include <type_traits>
+#include <vector>
+
+#include <gtest/gtest.h>
+
+#include <castle/castle.hpp>
+
+#include "support/executors.hpp"
+#include "support/generators.hpp"
+#include "support/gradient_oracle.hpp"
+#include "support/gradients.hpp"
+#include "support/runs.hpp"
+#include "support/tolerances.hpp"
+
+namespace {
+
+using castle::Index;
+using castle::Matrix;
+using namespace support;
+
+template <class T>
+class Backward : public ::testing::Test {};
+using Scalars = ::testing::Types<float, double>;
+TYPED_TEST_SUITE(Backward, Scalars);
+
+// What says exactly what is right for T.
+template <class T>
+using Exact = std::conditional_t<std::same_as<T, float>, double, long double>;
+
+template <class T>
+void expect_gradients(std::uint64_t seed, Sizes sizes, Index window) {
+    SCOPED_TRACE(describe("seed ", seed, ", ", sizes, ", window ", window));
+    Random random(seed);
+    const Head<T> head = random_head<T>(random, sizes);
+    Matrix<T> d_out(sizes.length, sizes.dv);
+    fill_normal(random, d_out);
+    const oracle::Settings settings = oracle::standard_settings(sizes.d, window);
+    const auto by_oracle = [&]<class S>(S, oracle::Terms terms) {
+        return oracle::backward(oracle_head<S>(head), oracle_rows<S>(d_out), settings, terms);
+    };
+    const oracle::Gradient<Exact<T>> exact = by_oracle(Exact<T>(), oracle::Terms::as_they_are);
+    const oracle::Gradient<Exact<T>> magnitude = by_oracle(Exact<T>(), oracle::Terms::absolute);
+    const oracle::Gradient<T> plain = by_oracle(T(), oracle::Terms::as_they_are);
+    const castle::HeadGradient<T> ours = run_backward(head.input(), d_out, {.lookahead_window = window});
+    for (std::size_t m = 0; m < 6; ++m) {
+        EXPECT_TRUE(
+            gradient_as_precise_as_plain(*all_of(exact)[m], *all_of(plain)[m], *all_of(magnitude)[m], *all_of(ours)[m]))
+            << input_names[m];
+    }
+}
+
+TYPED_TEST(Backward, MatchesOracleForEveryLengthAroundBlocksAndPanels) {
+    std::uint64_t seed = 2200;
+    for (const Index length : {1, 2, 3, 31, 32, 33, 63, 64, 65, 96, 127, 128, 129, 130, 161}) {
+        for (const Index window :
+             {Index(0), Index(1), Index(31), Index(32), Index(40), Index(64), Index(100), castle::unlimited}) {
+            expect_gradients<TypeParam>(++seed, {length, 5, 3}, window);
+        }
+    }
+}
+
+TYPED_TEST(Backward, MatchesOracleForEverySize) {
+    std::uint64_t seed = 2500;
+    for (const Index d : {1, 2, 7, 16, 33, 64, 130}) {
+        for (const Index dv : {1, 8, 17, 70}) {
+            for (const Index window : {Index(20), castle::unlimited}) {
+                expect_gradients<TypeParam>(++seed, {70, d, dv}, window);
+            }
+        }
+    }
+}
+
+TYPED_TEST(Backward, MatchesOracleAcrossSpans) {
+    for (const Index window : {Index(0), Index(90), castle::unlimited}) {
+        expect_gradients<TypeParam>(2600 + static_cast<std::uint64_t>(window % 100), {530, 6, 4}, window);
+    }
+}
+
+template <class T>
+struct Case {
+    Head<T> head;
+    Matrix<T> d_out;
+
+    Case(std::uint64_t seed, Sizes sizes) : head(sizes), d_out(sizes.length, sizes.dv) {
+        Random random(seed);
+        head = random_head<T>(random, sizes);
+        fill_normal(random, d_out);
+    }
+};
+
+template <class T>
+void expect_same_bits(const castle::HeadGradient<T>& a, const castle::HeadGradient<T>& b) {
+    for (std::size_t m = 0; m < 6; ++m) EXPECT_TRUE(same_bits(*all_of(a)[m], *all_of(b)[m])) << input_names[m];
+}
+
+TYPED_TEST(Backward, HasTheSameBitsForEveryExecutor) {
+    using T = TypeParam;
+    for (const Index window : {Index(0), Index(77), castle::unlimited}) {
+        const Case<T> c(2700, {1100, 9, 5});
+        const castle::HeadGradient<T> serial = run_backward(c.head.input(), c.d_out, {.lookahead_window = window});
+        ThreadPool two(2), four(4);
+        for (const castle::Executor& executor :
+             {reversed_executor(), shuffled_executor(1), two.executor(), four.executor()}) {
+            const castle::Options options{.lookahead_window = window, .executor = executor};
+            expect_same_bits(serial, run_backward(c.head.input(), c.d_out, options));
+        }
+    }
+}
+
+TYPED_TEST(Backward, ForwardHasTheBitsOfParallel) {
+    using T = TypeParam;
+    const Case<T> c(2710, {300, 9, 5});
+    for (const Index window : {Index(0), Index(77), castle::unlimited}) {
+        castle::Workspace<T> workspace(shape_of(c.head), {.lookahead_window = window});
+        const Matrix<T> out =
+            written<T>(300, 5, [&](castle::MatrixView<T> view) { castle::forward(workspace, c.head.input(), view); });
+        EXPECT_TRUE(same_bits(out, castle::parallel(c.head.input(), {.lookahead_window = window})));
+    }
+}
+
+TYPED_TEST(Backward, OfWindowZeroIsThatOfStandardAttention) {
+    using T = TypeParam;
+    const Case<T> c(2720, {150, 9, 5});
+    const castle::HeadGradient<T> g = run_backward(c.head.input(), c.d_out, {.lookahead_window = 0});
+    const castle::QkvGradient<T> causal = castle::backward(c.head.input().causal, c.d_out);
+    EXPECT_TRUE(same_bits(g.causal.q, causal.q));
+    EXPECT_TRUE(same_bits(g.causal.k, causal.k));
+    EXPECT_TRUE(same_bits(g.causal.v, causal.v));
+    for (std::size_t m = 3; m < 6; ++m) EXPECT_EQ(all_of(g)[m]->cwiseAbs().maxCoeff(), 0) << input_names[m];
+}
+
+TYPED_TEST(Backward, OfAWindowAsLongAsTheSequenceIsThatOfNone) {
+    using T = TypeParam;
+    const Case<T> c(2730, {150, 9, 5});
+    const castle::HeadGradient<T> unlimited = run_backward(c.head.input(), c.d_out);
+    for (const Index window : {Index(149), Index(150), Index(1000), castle::unlimited - 1}) {
+        expect_same_bits(unlimited, run_backward(c.head.input(), c.d_out, {.lookahead_window = window}));
+    }
+}
+
+// A workspace keeps its memory and nothing else.
+TYPED_TEST(Backward, HasTheSameBitsInAUsedWorkspace) {
+    using T = TypeParam;
+    castle::Workspace<T> workspace({.d = 6, .dv = 7});
+    for (const Index length : {200, 33, 600, 1, 0, 599}) {
+        SCOPED_TRACE(length);
+        const Case<T> c(2740 + static_cast<std::uint64_t>(length), {length, 6, 7});
+        Matrix<T> out(length, 7);
+        castle::forward(workspace, c.head.input(), out);
+        EXPECT_EQ(workspace.size(), length);
+        expect_same_bits(run_backward(workspace, c.head.input(), c.d_out), run_backward(c.head.input(), c.d_out));
+        EXPECT_EQ(workspace.size(), 0);
+    }
+}
+
+TYPED_TEST(Backward, TakesViewsWithinOneMatrix) {
+    using T = TypeParam;
+    Case<T> c(2750, {100, 7, 5});
+    const castle::HeadGradient<T> expected = run_backward(c.head.input(), c.d_out);
+    const PackedHead<T> packed(c.head);
+    expect_same_bits(expected, run_backward(packed.input(), c.d_out));
+    expect_same_bits(expected, castle::backward(packed.input(), c.d_out));
+}
+
+// What row t of the output does is up to the tokens up to t.
+TYPED_TEST(Backward, APoisonedRowReachesNoLaterToken) {
+    using T = TypeParam;
+    for (const Index window : {Index(0), Index(5), Index(50), castle::unlimited}) {
+        const Case<T> c(2760, {140, 6, 5});
+        const castle::HeadGradient<T> clean = run_backward(c.head.input(), c.d_out, {.lookahead_window = window});
+        for (const Index row : {0, 1, 30, 31, 32, 63, 64, 100, 138}) {
+            SCOPED_TRACE(describe("window ", window, ", row ", row));
+            Matrix<T> d_out = c.d_out;
+            d_out.row(row).setConstant(std::numeric_limits<T>::quiet_NaN());
+            const castle::HeadGradient<T> g = run_backward(c.head.input(), d_out, {.lookahead_window = window});
+            for (std::size_t m = 0; m < 6; ++m) {
+                const Index later = 140 - row - 1;
+                EXPECT_TRUE(same_bits(Matrix<T>(all_of(g)[m]->bottomRows(later)),
+                                      Matrix<T>(all_of(clean)[m]->bottomRows(later))))
+                    << input_names[m];
+            }
+            EXPECT_TRUE(std::isnan(g.causal.q(row, 0)));
+        }
+    }
+}
+
+TYPED_TEST(Backward, RefusesWhatDoesNotFit) {
+    using T = TypeParam;
+    const Case<T> c(2770, {40, 6, 5});
+    castle::Workspace<T> workspace(shape_of(c.head));
+    Matrix<T> out(40, 5);
+    const auto refused = [&](const auto& call) { EXPECT_THROW(call(), std::invalid_argument); };
+    refused([&] { static_cast<void>(castle::backward(workspace, c.head.input(), c.d_out)); });  // no forward pass
+    castle::forward(workspace, c.head.input(), out);
+    refused([&] { static_cast<void>(castle::backward(workspace, c.head.first_tokens(39), c.d_out.topRows(39))); });
+    refused([&] { static_cast<void>(castle::backward(workspace, c.head.input(), c.d_out.topRows(39))); });
+    refused([&] { castle::forward(workspace, c.head.input(), out.topRows(39)); });
+    castle::HeadGradient<T> small(39, shape_of(c.head));
+    refused([&] { castle::backward(workspace, c.head.input(), c.d_out, small.view()); });
+    refused([&] { castle::Workspace<T>({.d = 0, .dv = 1}); });
+    // None of it has changed anything.
+    expect_same_bits(run_backward(workspace, c.head.input(), c.d_out), run_backward(c.head.input(), c.d_out));
+    refused([&] { static_cast<void>(castle::backward(workspace, c.head.input(), c.d_out)); });  // used up
+}
+
+TYPED_TEST(Backward, OfNoTokensIsEmpty) {
+    using T = TypeParam;
+    const Head<T> head({.length = 0, .d = 3, .dv = 2});
+    const Matrix<T> d_out(0, 2);
+    const castle::HeadGradient<T> g = castle::backward(head.input(), d_out);
+    EXPECT_EQ(g.causal.q.rows(), 0);
+    EXPECT_EQ(g.causal.v.cols(), 2);
+    EXPECT_EQ(g.lookahead.v.cols(), 3);
+}
+
+// Weights and derivatives stay finite where exp overflows.
+TYPED_TEST(Backward, IsFiniteForLogitsOfAnySize) {
+    using T = TypeParam;
+    for (const Fill fill : all_fills) {
+        SCOPED_TRACE(fill);
+        Random random(2780);
+        const Head<T> head = filled_head<T>(fill, random, {100, 8, 8});
+        Matrix<T> d_out(100, 8);
+        fill_normal(random, d_out);
+        const castle::HeadGradient<T> g = run_backward(head.input(), d_out);
+        for (std::size_t m = 0; m < 6; ++m) EXPECT_TRUE(all_of(g)[m]->allFinite()) << input_names[m];
+    }
+}
+
+}  // namespace
