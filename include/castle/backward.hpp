@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <string_view>
 #include <type_traits>
 
 #include <castle/causal.hpp>
@@ -40,14 +39,6 @@ void run_forward(HeadWorkspace<T>& workspace, const HeadInput<T>& head, MatrixVi
     record.start(rows);
     extend_head(record.state(), head, record.output(), WorkspaceAccess::executor(workspace));
     if (rows > 0) out.map() = record.out().map();
-}
-
-template <Scalar T>
-void check_gradient(std::string_view where, std::string_view group, const QkvGradientView<T>& x, Index rows,
-                    HeadShape shape, const auto& because) {
-    check_shape(where, group, "q", x.q, rows, shape.d, because);
-    check_shape(where, group, "k", x.k, rows, shape.d, because);
-    check_shape(where, group, "v", x.v, rows, shape.dv, because);
 }
 
 // Whether the input is one that the workspace has seen, as far as shapes tell.
@@ -114,10 +105,9 @@ void backward(Workspace<T>& workspace, const std::type_identity_t<HeadInput<T>>&
     const HeadShape shape = workspace.shape();
     detail::check_head("backward", head, rows, shape, detail::because_of(workspace, rows));
     detail::check_backward(workspace, rows, d_out);
-    detail::check_gradient("backward", "d_head.causal.", d_head.causal, rows, shape,
-                           detail::because_of(workspace, rows));
-    detail::check_gradient("backward", "d_head.lookahead.", d_head.lookahead, rows, {.d = shape.d, .dv = shape.d},
-                           detail::because_of(workspace, rows));
+    detail::check_qkv("backward", "d_head.causal.", d_head.causal, rows, shape, detail::because_of(workspace, rows));
+    detail::check_qkv("backward", "d_head.lookahead.", d_head.lookahead, rows, {.d = shape.d, .dv = shape.d},
+                      detail::because_of(workspace, rows));
     detail::run_backward(workspace, head, d_out, d_head);
 }
 
@@ -128,7 +118,7 @@ void backward(CausalWorkspace<T>& workspace, const std::type_identity_t<Qkv<T>>&
     const Index rows = head.q.rows();
     detail::check_qkv("backward", "", head, rows, workspace.shape(), detail::because_of(workspace, rows));
     detail::check_backward(workspace, rows, d_out);
-    detail::check_gradient("backward", "d_head.", d_head, rows, workspace.shape(), detail::because_of(workspace, rows));
+    detail::check_qkv("backward", "d_head.", d_head, rows, workspace.shape(), detail::because_of(workspace, rows));
     detail::run_backward(workspace, HeadInput<T>{.causal = head}, d_out, HeadGradientView<T>{.causal = d_head});
 }
 

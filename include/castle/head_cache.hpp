@@ -54,7 +54,7 @@ class HeadCache {
 
   protected:
     HeadCache(std::string_view where, HeadShape shape, Options options)
-        : options_(checked(where, shape, std::move(options))),
+        : options_(detail::checked_options<T>(where, shape, std::move(options))),
           state_(shape, static_cast<T>(detail::scale_for(options_, shape.d)), options_.lookahead_window) {}
 
     const Options& all_options() const { return options_; }
@@ -62,12 +62,6 @@ class HeadCache {
 
   private:
     friend detail::CacheAccess;
-
-    static Options checked(std::string_view where, HeadShape shape, Options options) {
-        detail::check_head_shape(where, shape);
-        detail::check_options<T>(where, options);
-        return options;
-    }
 
     Options options_;
     detail::HeadState<T> state_;

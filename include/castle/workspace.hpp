@@ -43,17 +43,11 @@ class HeadWorkspace {
 
   protected:
     HeadWorkspace(std::string_view where, HeadShape shape, Options options)
-        : options_(checked(where, shape, std::move(options))),
+        : options_(detail::checked_options<T>(where, shape, std::move(options))),
           record_(shape, static_cast<T>(detail::scale_for(options_, shape.d)), options_.lookahead_window) {}
 
   private:
     friend detail::WorkspaceAccess;
-
-    static Options checked(std::string_view where, HeadShape shape, Options options) {
-        detail::check_head_shape(where, shape);
-        detail::check_options<T>(where, options);
-        return options;
-    }
 
     Options options_;
     detail::HeadRecord<T> record_;

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <cmath>
+#include <concepts>
+#include <cstdint>
 #include <limits>
-#include <new>
 #include <stdexcept>
 #include <type_traits>
 #include <vector>

@@ -248,6 +248,7 @@ Error error_against(const Rows<E>& exact, const At& at) {
 /// precision, plus what the rounding of the exact result alone may cost: an ulp of the largest number for the largest
 /// error, half an ulp of the root mean square for that of the errors.
 inline constexpr double most_times_plain = 2;
+
 /// Whether that holds. `times_plain`, if given, becomes how many times the plain evaluation's error the library's was,
 /// where it was above the floor.
 template <class E, class T>

@@ -142,15 +142,8 @@ class BackwardPass {
         transpose(ConstMatrixView<T>(total.triangle(), block_size, block_size), 0, block_size, T(1), transposed,
                   block_size);
         const auto add = [&](const T* x, const T* triangle, T* to, const auto& range) {
-            for_row_tiles(state_.shape().d, [&](auto height, Index k) {
-                for_column_tiles<T, block_size>([&](auto packets, Index c) {
-                    Tile<T, height, packets> tile;
-                    tile.load(to + k * block_size + c, block_size);
-                    tile.multiply_add_within(Operand<T>{x, block_size, 1}.rows_from(k), triangle + c, block_size,
-                                             rows.count(), c, range);
-                    tile.store(to + k * block_size + c, block_size);
-                });
-            });
+            multiply_add<block_size>(state_.shape().d, rows.count(), Operand<T>{x, block_size, 1}, triangle, block_size,
+                                     to, block_size, true, range);
         };
         add(rows.operands.lookahead_values(), transposed, total.causal_queries(), [](Index j) {
             return ColumnRange{j, block_size};

@@ -64,8 +64,17 @@ inline void check_head_shape(std::string_view where, HeadShape shape) {
     }
 }
 
-template <Scalar T, class Because>
-void check_qkv(std::string_view where, std::string_view group, const Qkv<T>& x, Index rows, HeadShape shape,
+// The options of an object that is made for heads of `shape`, if both fit.
+template <Scalar T>
+Options checked_options(std::string_view where, HeadShape shape, Options options) {
+    check_head_shape(where, shape);
+    check_options<T>(where, options);
+    return options;
+}
+
+// A Qkv, or the views that its gradient goes to.
+template <class Views, class Because>
+void check_qkv(std::string_view where, std::string_view group, const Views& x, Index rows, HeadShape shape,
                const Because& because) {
     check_shape(where, group, "q", x.q, rows, shape.d, because);
     check_shape(where, group, "k", x.k, rows, shape.d, because);

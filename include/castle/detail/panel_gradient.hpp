@@ -139,39 +139,15 @@ class PanelGradient {
     // range(j).
     template <Index Cols, class Range>
     void add_to_keys(Index dims, const T* x, const T* y, T* panel, bool masked, const Range& range) const {
-        for_row_tiles(dims, [&](auto height, Index k) {
-            const auto a = Operand<T>{x, block_size, 1}.rows_from(k);
-            for_column_tiles<T, Cols>([&](auto packets, Index c) {
-                Tile<T, height, packets> tile;
-                T* to = panel + k * panel_size + column_ + c;
-                tile.load(to, panel_size);
-                if (Cols == block_size && masked) {
-                    tile.multiply_add_within(a, y + c, panel_size, rows_.count(), c, range);
-                } else {
-                    tile.multiply_add(a, y + c, panel_size, rows_.count());
-                }
-                tile.store(to, panel_size);
-            });
-        });
+        multiply_add<Cols>(dims, rows_.count(), Operand<T>{x, block_size, 1}, y, panel_size, panel + column_,
+                           panel_size, Cols == block_size && masked, range);
     }
 
     // sum[dims, tokens] += panel y^T for the y that was transposed last; where masked, key s counts only in range(s).
     template <Index Cols, class Range>
     void add_to_tokens(Index dims, const T* panel, T* sum, bool masked, const Range& range) const {
-        for_row_tiles(dims, [&](auto height, Index k) {
-            const auto a = Operand<T>{panel + column_, panel_size, 1}.rows_from(k);
-            for_column_tiles<T, block_size>([&](auto packets, Index c) {
-                Tile<T, height, packets> tile;
-                T* to = sum + k * block_size + c;
-                tile.load(to, block_size);
-                if (Cols == block_size && masked) {
-                    tile.multiply_add_within(a, transposed_ + c, block_size, Cols, c, range);
-                } else {
-                    tile.multiply_add(a, transposed_ + c, block_size, Cols);
-                }
-                tile.store(to, block_size);
-            });
-        });
+        multiply_add<block_size>(dims, Cols, Operand<T>{panel + column_, panel_size, 1}, transposed_, block_size, sum,
+                                 block_size, Cols == block_size && masked, range);
     }
 
     // transposed_[Cols][block] = y^T

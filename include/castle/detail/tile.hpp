@@ -216,6 +216,24 @@ EIGEN_ALWAYS_INLINE void multiply(Index rows, Index n, Operand<T> a, const T* b,
     });
 }
 
+// c[rows, Cols] += a b, with n rows of b; where masked, row k of b counts only in the columns range(k).
+template <Index Cols, Scalar T, class Range>
+EIGEN_ALWAYS_INLINE void multiply_add(Index rows, Index n, Operand<T> a, const T* b, Index b_stride, T* c,
+                                      Index c_stride, bool masked, const Range& range) {
+    for_row_tiles(rows, [&](auto height, Index i) {
+        for_column_tiles<T, Cols>([&](auto packets, Index j) {
+            Tile<T, height, packets> tile;
+            tile.load(c + i * c_stride + j, c_stride);
+            if (masked) {
+                tile.multiply_add_within(a.rows_from(i), b + j, b_stride, n, j, range);
+            } else {
+                tile.multiply_add(a.rows_from(i), b + j, b_stride, n);
+            }
+            tile.store(c + i * c_stride + j, c_stride);
+        });
+    });
+}
+
 }  // namespace detail
 }  // namespace CASTLE_ABI
 }  // namespace castle
