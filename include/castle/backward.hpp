@@ -34,11 +34,12 @@ auto because_of(const HeadWorkspace<T>& workspace, Index rows) {
 template <Scalar T>
 void run_forward(HeadWorkspace<T>& workspace, const HeadInput<T>& head, MatrixView<T> out) {
     const Index rows = head.causal.q.rows();
+    WorkspaceAccess::start(workspace, rows);
     HeadRecord<T>& record = WorkspaceAccess::record(workspace);
-    record.reserve(rows);
-    record.start(rows);
-    extend_head(record.state(), head, record.output(), WorkspaceAccess::executor(workspace));
-    if (rows > 0) out.map() = record.out().map();
+    const MatrixView<T> kept = WorkspaceAccess::out(workspace);
+    extend_head(record.state(), head, {.out = kept, .log_sum_exp = record.log_sum_exp()},
+                WorkspaceAccess::executor(workspace));
+    if (rows > 0) out.map() = kept.map();
 }
 
 // Whether the input is one that the workspace has seen, as far as shapes tell.
@@ -57,7 +58,8 @@ void run_backward(HeadWorkspace<T>& workspace, const HeadInput<T>& head, ConstMa
     HeadRecord<T>& record = WorkspaceAccess::record(workspace);
     if (record.size() > 0) {
         run_backward(
-            1, record.size(), [&](Index) { return record.backward(head, d_out, d_head); },
+            1, record.size(),
+            [&](Index) { return record.backward(head, WorkspaceAccess::out(workspace), d_out, d_head); },
             WorkspaceAccess::executor(workspace));
     }
     if (!record.state().has_lookahead()) {

@@ -18,6 +18,7 @@
 #include <castle/multi_head_config.hpp>
 #include <castle/multi_head_layer.hpp>
 #include <castle/multi_head_weights.hpp>
+#include <castle/multi_head_workspace.hpp>
 #include <castle/options.hpp>
 #include <castle/parallel.hpp>
 #include <castle/recurrent.hpp>

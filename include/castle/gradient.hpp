@@ -2,6 +2,7 @@
 #pragma once
 
 #include <castle/input.hpp>
+#include <castle/multi_head_weights.hpp>
 #include <castle/types.hpp>
 
 namespace castle {
@@ -48,6 +49,13 @@ struct HeadGradient {
         : causal(rows, shape), lookahead(rows, HeadShape{.d = shape.d, .dv = shape.d}) {}
 
     HeadGradientView<T> view() { return {.causal = causal.view(), .lookahead = lookahead.view()}; }
+};
+
+/// The gradients of a layer: with respect to its input, `[L, d_model]`, and to its weights, in their shapes.
+template <Scalar T>
+struct MultiHeadGradient {
+    Matrix<T> x;
+    MultiHeadWeights<T> weights;
 };
 
 }  // namespace CASTLE_ABI

@@ -22,6 +22,7 @@ namespace detail {
 
 // What a cache and a layer have to have in common.
 struct LayerKind {
+    Index d_model;
     Index projections;  // 6, or 3 for standard attention
     Index heads;
     Index d_head;

@@ -8,13 +8,19 @@
 #include <utility>
 #include <vector>
 
+#include <castle/detail/backward_pass.hpp>
 #include <castle/detail/checks.hpp>
 #include <castle/detail/extension.hpp>
+#include <castle/detail/head_record.hpp>
+#include <castle/detail/layer_rows.hpp>
 #include <castle/detail/packed_matrix.hpp>
 #include <castle/detail/random_weights.hpp>
+#include <castle/detail/weight_gradient.hpp>
+#include <castle/gradient.hpp>
 #include <castle/multi_head_cache.hpp>
 #include <castle/multi_head_config.hpp>
 #include <castle/multi_head_weights.hpp>
+#include <castle/multi_head_workspace.hpp>
 #include <castle/options.hpp>
 #include <castle/rope.hpp>
 
@@ -47,19 +53,8 @@ class MultiHeadLayer {
 
     /// Replaces the weights. Throws std::invalid_argument, and changes nothing then, if a shape does not fit.
     void set_weights(const MultiHeadWeights<T>& w) {
-        const auto because = [&] {
-            return detail::text("for d_model ", d_model(), " and ", config_.heads, " heads of size ", config_.d_head);
-        };
-        const std::array<const Matrix<T>*, 6> parts{&w.causal.q,    &w.causal.k,    &w.causal.v,
-                                                    &w.lookahead.q, &w.lookahead.k, &w.lookahead.v};
-        constexpr std::array<std::string_view, 6> names{"causal.q",    "causal.k",    "causal.v",
-                                                        "lookahead.q", "lookahead.k", "lookahead.v"};
-        for (std::size_t i = 0; i < 6; ++i) {
-            const bool used = Index(i) < projections_;
-            detail::check_shape(where_, "weights.", names[i], ConstMatrixView<T>(*parts[i]), used ? d_model() : 0,
-                                used ? width() : 0, because);
-        }
-        detail::check_shape(where_, "weights.", "w_out", ConstMatrixView<T>(w.w_out), width(), d_model(), because);
+        check_weights("weights.", w);
+        const auto parts = projections_of(w);
         for (Index i = 0; i < projections_; ++i) in_.set_cols(i * width(), *parts[std::size_t(i)]);
         out_.set_cols(0, w.w_out);
     }
@@ -70,9 +65,9 @@ class MultiHeadLayer {
         std::vector<detail::HeadState<T>> heads;
         heads.reserve(std::size_t(config_.heads));
         for (Index h = 0; h < config_.heads; ++h) {
-            heads.emplace_back(HeadShape{.d = config_.d_head, .dv = config_.d_head}, scale_, options_.lookahead_window);
+            heads.emplace_back(head_shape(), scale_, options_.lookahead_window);
         }
-        return {kind(), std::move(heads), scratch_numbers(1)};
+        return {kind(), std::move(heads), widths().numbers()};
     }
 
     /// Puts the `m >= 0` tokens `x`, `[m, d_model]`, onto the cache and writes the layer's output for them, eq. 14, to
@@ -87,24 +82,17 @@ class MultiHeadLayer {
         const Index rows = x.rows();
         check_tokens("x", x, rows);
         check_tokens("y", y, rows);
-        check_cache(cache);
+        eigen_assert(!cache.heads_.empty() && "a cache that was moved from");
+        check_made_for("cache", cache.kind_);
         if (rows == 0) return;
 
-        const auto state = [&](Index h) -> detail::HeadState<T>& { return cache.heads_[std::size_t(h)]; };
+        const Index kept = std::min(rows, detail::group_size);
         detail::AlignedBuffer<T> memory;
-        if (rows > 1) memory = detail::AlignedBuffer<T>(scratch_numbers(std::min(rows, detail::group_size)));
-        const Rows scratch(*this, rows > 1 ? memory.data() : cache.row_.data(), std::min(rows, detail::group_size));
-        detail::Extension<T, decltype(state)> extension(config_.heads, rows, state, options_.executor);
-        extension.for_groups([&](const detail::Group& group) {
-            project(x.middle_rows(group.call_row, group.rows()), group.first, scratch);
-            const detail::Group own{.first = group.first, .end = group.end, .call_row = 0};
-            extension.run(
-                own, [&](Index h) { return scratch.input(h); },
-                [&](Index h) { return detail::OutputRows<T>{.out = scratch.output(h)}; });
-            const ConstMatrixView<T> attended = scratch.attended.middle_rows(0, group.rows());
-            const MatrixView<T> out = y.middle_rows(group.call_row, group.rows());
-            detail::run(options_.executor, out_.panels(), [&](Index p) { out_.multiply_panel(attended, p, out); });
-        });
+        if (rows > 1) memory = detail::AlignedBuffer<T>(kept * widths().numbers());
+        const Rows scratch(widths(), rows > 1 ? memory.data() : cache.row_.data(), kept);
+        run(
+            x, y, scratch, [&](Index h) -> auto& { return cache.heads_[std::size_t(h)]; },
+            [](Index) -> T* { return nullptr; });
     }
 
     /// As above, but allocates the output, `[m, d_model]`, and returns it.
@@ -129,6 +117,111 @@ class MultiHeadLayer {
         return y;
     }
 
+    /// An empty workspace for training this layer.
+    MultiHeadWorkspace<T> make_workspace() const {
+        std::vector<detail::HeadRecord<T>> heads;
+        heads.reserve(std::size_t(config_.heads));
+        for (Index h = 0; h < config_.heads; ++h) heads.emplace_back(head_shape(), scale_, options_.lookahead_window);
+        return {kind(), std::move(heads), d_model(), in_.cols(), width()};
+    }
+
+    /// The layer over a whole sequence, with the bits of `forward(x, y)`; `workspace` keeps what `backward` needs, in
+    /// place of what it held before. `y` must not overlap `x`.
+    ///
+    /// Throws std::invalid_argument if a shape does not fit or the workspace belongs to a layer of another kind, and
+    /// std::bad_alloc if memory runs out; `y` is untouched then.
+    void forward(MultiHeadWorkspace<T>& workspace, std::type_identity_t<ConstMatrixView<T>> x,
+                 std::type_identity_t<MatrixView<T>> y) const {
+        const Index rows = x.rows();
+        check_tokens("x", x, rows);
+        check_tokens("y", y, rows);
+        check_made_for("workspace", workspace.kind_);
+        workspace.start(rows, rows * widths().numbers(), rows * widths().padded_attended());
+        if (rows == 0) return;
+        const auto record = [&](Index h) -> auto& { return workspace.heads_[std::size_t(h)]; };
+        run(
+            x, y, Rows(widths(), workspace.rows_.data(), rows), [&](Index h) -> auto& { return record(h).state(); },
+            [&](Index h) { return record(h).log_sum_exp(); });
+    }
+
+    /// The gradients of a loss from `d_y`, `[L, d_model]`, its gradient with respect to the layer's output: that with
+    /// respect to the input goes into `d_x`, `[L, d_model]`, those with respect to the weights are *added* to
+    /// `d_weights`, so that a batch of sequences sums up. `workspace` and `x` are as the forward pass left and saw
+    /// them, and the weights as they were; the workspace is used up. `d_x` must not overlap `x`, but may be `d_y`.
+    ///
+    /// The bits do not depend on the executor. Throws std::invalid_argument, and changes nothing then, if a shape does
+    /// not fit, the workspace belongs to a layer of another kind, or there was no forward pass.
+    void backward(MultiHeadWorkspace<T>& workspace, std::type_identity_t<ConstMatrixView<T>> x,
+                  std::type_identity_t<ConstMatrixView<T>> d_y, std::type_identity_t<MatrixView<T>> d_x,
+                  MultiHeadWeights<T>& d_weights) const {
+        const Index rows = x.rows();
+        check_tokens("x", x, rows);
+        check_tokens("d_y", d_y, rows);
+        check_tokens("d_x", d_x, rows);
+        check_weights("d_weights.", d_weights);
+        check_made_for("workspace", workspace.kind_);
+        if (rows != workspace.size()) {
+            detail::fail(where_, "x has ", rows, " tokens but the workspace holds a forward pass of ", workspace.size(),
+                         "; every backward pass needs a forward pass of its own before it");
+        }
+        if (rows == 0) return;
+
+        const Executor& executor = options_.executor;
+        workspace.in_transposed_.set_transposed(in_);
+        workspace.out_transposed_.set_transposed(out_);
+        const Rows kept(widths(), workspace.rows_.data(), rows);
+        const MatrixView<T> d_attended(workspace.d_attended_.data(), rows, width(), widths().padded_attended());
+        detail::run(executor, workspace.out_transposed_.panels(),
+                    [&](Index p) { workspace.out_transposed_.multiply_panel(d_y, p, d_attended); });
+        detail::run(executor, detail::ceil_div(width(), detail::panel_size), [&](Index p) {
+            detail::transposed_product_panel<T>(d_y, kept.attended(), p, [&](Index i, const T* sums) {
+                const Index first = p * detail::panel_size;
+                const Index count = std::min(detail::panel_size, width() - first);
+                for (Index j = 0; j < count; ++j) d_weights.w_out(first + j, i) += sums[j];
+            });
+        });
+        // Of the projections nothing is needed once their gradients are known, which take their places.
+        detail::run_backward(
+            config_.heads, rows,
+            [&](Index h) {
+                return workspace.heads_[std::size_t(h)].backward(
+                    kept.input(h), kept.attended(h), d_attended.middle_cols(h * config_.d_head, config_.d_head),
+                    kept.gradient(h));
+            },
+            executor);
+        for (auto& head : workspace.heads_) head.finish();
+        if (has_lookahead() && options_.lookahead_window == 0) {
+            kept.projected().middle_cols(3 * width(), 3 * width()).map().setZero();
+        }
+        rotate(kept, rows, [&](T* head, const T* angles) { table_->rotate_back(head, angles); });
+        const auto d_parts = projections_of(d_weights);
+        detail::run(executor, in_.panels(), [&](Index p) {
+            detail::transposed_product_panel<T>(x, kept.projected(), p, [&](Index i, const T* sums) {
+                const Index first = p * detail::panel_size;
+                const Index count = std::min(detail::panel_size, in_.cols() - first);
+                for (Index j = 0; j < count; ++j) {
+                    (*d_parts[std::size_t((first + j) / width())])(i, (first + j) % width()) += sums[j];
+                }
+            });
+        });
+        detail::run(executor, workspace.in_transposed_.panels(),
+                    [&](Index p) { workspace.in_transposed_.multiply_panel(kept.projected(), p, d_x); });
+    }
+
+    /// As above; returns the gradients.
+    [[nodiscard]] MultiHeadGradient<T> backward(MultiHeadWorkspace<T>& workspace,
+                                                std::type_identity_t<ConstMatrixView<T>> x,
+                                                std::type_identity_t<ConstMatrixView<T>> d_y) const {
+        check_tokens("x", x, x.rows());
+        MultiHeadGradient<T> g{.x = Matrix<T>(x.rows(), d_model()), .weights = {}};
+        for (Index i = 0; i < projections_; ++i) {
+            projections_of(g.weights)[std::size_t(i)]->setZero(d_model(), width());
+        }
+        g.weights.w_out.setZero(width(), d_model());
+        backward(workspace, x, d_y, g.x, g.weights);
+        return g;
+    }
+
   protected:
     // `projections` is 6, or 3 for standard attention. All weights are 0 at first.
     MultiHeadLayer(std::string_view where, Index projections, const MultiHeadConfig& config, Options options)
@@ -145,42 +238,38 @@ class MultiHeadLayer {
     void set_random_weights() { set_weights(detail::random_weights<T>(config_, projections_)); }
 
   private:
-    // Where the numbers of a group of tokens are between the steps.
-    struct Rows {
-        Rows(const MultiHeadLayer& layer, T* memory, Index rows)
-            : width(layer.width()),
-              d_head(layer.config_.d_head),
-              projected(memory, rows, layer.projections_ * width),
-              attended(memory + rows * projected.cols(), rows, width),
-              angles(attended.data() + rows * width) {}
-
-        // Head h of projection i.
-        MatrixView<T> projection(Index i, Index h) const {
-            return projected.middle_cols(i * width + h * d_head, d_head);
-        }
-        MatrixView<T> output(Index h) const { return attended.middle_cols(h * d_head, d_head); }
-
-        HeadInput<T> input(Index h) const {
-            HeadInput<T> head{.causal = {.q = projection(0, h), .k = projection(1, h), .v = projection(2, h)}};
-            if (projected.cols() > 3 * width) {
-                head.lookahead = {.q = projection(3, h), .k = projection(4, h), .v = projection(5, h)};
-            }
-            return head;
-        }
-
-        Index width;
-        Index d_head;
-        MatrixView<T> projected;  // [rows, projections * heads * d_head]
-        MatrixView<T> attended;   // [rows, heads * d_head]
-        T* angles;                // [rows, table row]
-    };
+    using Rows = detail::LayerRows<T>;
 
     Index d_model() const { return config_.d_model; }
     Index width() const { return config_.heads * config_.d_head; }
     bool has_lookahead() const { return projections_ == 6; }
 
-    Index scratch_numbers(Index rows) const {
-        return rows * ((projections_ + 1) * width() + (table_ ? table_->row_size() : 0));
+    HeadShape head_shape() const { return {.d = config_.d_head, .dv = config_.d_head}; }
+    detail::LayerWidths widths() const {
+        return {.projections = projections_,
+                .heads = config_.heads,
+                .d_head = config_.d_head,
+                .angles = table_ ? table_->row_size() : 0};
+    }
+
+    // The six projections of weights or of their gradients.
+    template <class Weights>
+    static auto projections_of(Weights& w) {
+        return std::array{&w.causal.q, &w.causal.k, &w.causal.v, &w.lookahead.q, &w.lookahead.k, &w.lookahead.v};
+    }
+
+    void check_weights(std::string_view group, const MultiHeadWeights<T>& w) const {
+        const auto because = [&] {
+            return detail::text("for d_model ", d_model(), " and ", config_.heads, " heads of size ", config_.d_head);
+        };
+        constexpr std::array<std::string_view, 6> names{"causal.q",    "causal.k",    "causal.v",
+                                                        "lookahead.q", "lookahead.k", "lookahead.v"};
+        for (std::size_t i = 0; i < 6; ++i) {
+            const bool used = Index(i) < projections_;
+            detail::check_shape(where_, group, names[i], ConstMatrixView<T>(*projections_of(w)[i]),
+                                used ? d_model() : 0, used ? width() : 0, because);
+        }
+        detail::check_shape(where_, group, "w_out", ConstMatrixView<T>(w.w_out), width(), d_model(), because);
     }
 
     static const MultiHeadConfig& checked(std::string_view where, const MultiHeadConfig& config,
@@ -211,7 +300,8 @@ class MultiHeadLayer {
     }
 
     detail::LayerKind kind() const {
-        return {.projections = projections_,
+        return {.d_model = config_.d_model,
+                .projections = projections_,
                 .heads = config_.heads,
                 .d_head = config_.d_head,
                 .lookahead_window = options_.lookahead_window,
@@ -219,39 +309,65 @@ class MultiHeadLayer {
                 .rotary = config_.rotary};
     }
 
-    void check_cache(const MultiHeadCache<T>& cache) const {
-        eigen_assert(!cache.heads_.empty() && "a cache that was moved from");
-        const detail::LayerKind& made_for = cache.kind_;
+    // A cache or a workspace.
+    void check_made_for(std::string_view name, const detail::LayerKind& made_for) const {
         if (made_for.heads != config_.heads || made_for.d_head != config_.d_head) {
-            detail::fail(where_, "cache has ", made_for.heads, " heads of size ", made_for.d_head,
+            detail::fail(where_, name, " has ", made_for.heads, " heads of size ", made_for.d_head,
                          " but the layer has ", config_.heads, " heads of size ", config_.d_head);
         }
         if (made_for != kind()) {
-            detail::fail(
-                where_, "cache belongs to a layer with other projections, lookahead window, scale or rotary embedding");
+            detail::fail(where_, name,
+                         " belongs to a layer with other sizes, projections, lookahead window, scale or rotary "
+                         "embedding");
         }
+    }
+
+    // The layer over new tokens x onto the heads' states. `scratch` has room for all of them, or for one group if they
+    // need not be kept. log_sum_exp(h) is where those of head h go, if anywhere.
+    template <class State, class LogSumExp>
+    void run(ConstMatrixView<T> x, MatrixView<T> y, const Rows& scratch, const State& state,
+             const LogSumExp& log_sum_exp) const {
+        detail::Extension<T, State> extension(config_.heads, x.rows(), state, options_.executor);
+        extension.for_groups([&](const detail::Group& group) {
+            const Rows rows = scratch.rows() < x.rows() ? scratch : scratch.from(group.call_row);
+            project(x.middle_rows(group.call_row, group.rows()), group.first, rows);
+            const detail::Group own{.first = group.first, .end = group.end, .call_row = 0};
+            extension.run(
+                own, [&](Index h) { return rows.input(h); },
+                [&](Index h) {
+                    T* sums = log_sum_exp(h);
+                    return detail::OutputRows<T>{.out = rows.attended(h),
+                                                 .log_sum_exp = sums == nullptr ? nullptr : sums + group.call_row};
+                });
+            const ConstMatrixView<T> attended = rows.attended().middle_rows(0, group.rows());
+            const MatrixView<T> out = y.middle_rows(group.call_row, group.rows());
+            detail::run(options_.executor, out_.panels(), [&](Index p) { out_.multiply_panel(attended, p, out); });
+        });
     }
 
     // The projections of x, whose first row is at `position`, rotated where they are to be.
     void project(ConstMatrixView<T> x, Index position, const Rows& scratch) const {
-        const MatrixView<T> projected = scratch.projected.middle_rows(0, x.rows());
+        const MatrixView<T> projected = scratch.projected().middle_rows(0, x.rows());
         detail::run(options_.executor, in_.panels(), [&](Index p) { in_.multiply_panel(x, p, projected); });
-        if (!table_) return;
+        if (table_) table_->fill(position, x.rows(), scratch.angles(0));
+        rotate(scratch, x.rows(), [&](T* head, const T* angles) { table_->rotate(head, angles); });
+    }
 
+    // turn(x, angles) for every row x of a head and projection that is rotated.
+    template <class Turn>
+    void rotate(const Rows& scratch, Index count, const Turn& turn) const {
+        if (!table_) return;
         const Rotary& rotary = *config_.rotary;
         const std::array<bool, 6> rotated{rotary.causal_q,    rotary.causal_k,    rotary.causal_v,
                                           rotary.lookahead_q, rotary.lookahead_k, rotary.lookahead_v};
-        table_->fill(position, x.rows(), scratch.angles);
         const auto rotate_head = [&](Index h) {
             for (Index i = 0; i < projections_; ++i) {
                 if (!rotated[std::size_t(i)]) continue;
-                const MatrixView<T> head = scratch.projection(i, h);
-                for (Index row = 0; row < x.rows(); ++row) {
-                    table_->rotate(head.row(row), scratch.angles + row * table_->row_size());
-                }
+                const MatrixView<T> head = scratch.projected(i, h);
+                for (Index row = 0; row < count; ++row) turn(head.row(row), scratch.angles(row));
             }
         };
-        detail::run(detail::executor_for_rows(options_.executor, x.rows()), config_.heads, rotate_head);
+        detail::run(detail::executor_for_rows(options_.executor, count), config_.heads, rotate_head);
     }
 
     std::string_view where_;

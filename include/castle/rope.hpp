@@ -57,27 +57,36 @@ class RotaryTable {
         }
     }
 
-    // Rotates x[d] by one row of the table.
+    // Rotates x[d] by one row of the table, or back, which is what rotation's gradient does.
     void rotate(T* x, const T* row) const {
-        Index k = 0;
-        for (; k + S::width <= half_; k += S::width) rotate_packet(x + k, x + half_ + k, row + k);
-        if (k < half_) {
-            T low[S::width] = {};
-            T high[S::width] = {};
-            std::copy_n(x + k, half_ - k, low);
-            std::copy_n(x + half_ + k, half_ - k, high);
-            rotate_packet(low, high, row + k);
-            std::copy_n(low, half_ - k, x + k);
-            std::copy_n(high, half_ - k, x + half_ + k);
-        }
+        turn(x, row, [](auto sin) { return sin; });
+    }
+    void rotate_back(T* x, const T* row) const {
+        turn(x, row, [](auto sin) { return S::negate(sin); });
     }
 
   private:
     Index padded() const { return round_up(half_, S::width); }
 
-    void rotate_packet(T* low, T* high, const T* row) const {
+    template <class Sine>
+    void turn(T* x, const T* row, const Sine& sine) const {
+        Index k = 0;
+        for (; k + S::width <= half_; k += S::width) turn_packet(x + k, x + half_ + k, row + k, sine);
+        if (k < half_) {
+            T low[S::width] = {};
+            T high[S::width] = {};
+            std::copy_n(x + k, half_ - k, low);
+            std::copy_n(x + half_ + k, half_ - k, high);
+            turn_packet(low, high, row + k, sine);
+            std::copy_n(low, half_ - k, x + k);
+            std::copy_n(high, half_ - k, x + half_ + k);
+        }
+    }
+
+    template <class Sine>
+    void turn_packet(T* low, T* high, const T* row, const Sine& sine) const {
         const auto a = S::load(low), b = S::load(high);
-        const auto cos = S::load(row), sin = S::load(row + padded());
+        const auto cos = S::load(row), sin = sine(S::load(row + padded()));
         S::store(low, S::fma(a, cos, S::negate(S::mul(b, sin))));
         S::store(high, S::fma(b, cos, S::mul(a, sin)));
     }

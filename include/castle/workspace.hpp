@@ -5,6 +5,7 @@
 #include <utility>
 
 #include <castle/causal.hpp>
+#include <castle/detail/aligned_buffer.hpp>
 #include <castle/detail/checks.hpp>
 #include <castle/detail/head_record.hpp>
 #include <castle/input.hpp>
@@ -39,7 +40,7 @@ class HeadWorkspace {
     Index size() const { return record_.size(); }
 
     /// Memory that the workspace holds, in bytes.
-    Index bytes() const { return record_.bytes(); }
+    Index bytes() const { return record_.bytes() + out_.size() * Index(sizeof(T)); }
 
   protected:
     HeadWorkspace(std::string_view where, HeadShape shape, Options options)
@@ -51,6 +52,7 @@ class HeadWorkspace {
 
     Options options_;
     detail::HeadRecord<T> record_;
+    detail::AlignedBuffer<T> out_;  // what the caller gets a copy of
 };
 
 /// The workspace of a CASTLE head.
@@ -78,6 +80,21 @@ struct WorkspaceAccess {
     template <Scalar T>
     static HeadRecord<T>& record(HeadWorkspace<T>& workspace) {
         return workspace.record_;
+    }
+    // The output of the tokens of the record.
+    template <Scalar T>
+    static MatrixView<T> out(HeadWorkspace<T>& workspace) {
+        return {workspace.out_.data(), workspace.size(), workspace.shape().dv};
+    }
+    // Before a forward pass of `tokens` tokens. Where it throws, no tokens have changed.
+    template <Scalar T>
+    static void start(HeadWorkspace<T>& workspace, Index tokens) {
+        AlignedBuffer<T> out;
+        const Index numbers = tokens * workspace.shape().dv;
+        if (numbers > workspace.out_.size()) out = AlignedBuffer<T>(numbers);
+        workspace.record_.reserve(tokens);
+        if (out.size() > 0) workspace.out_ = std::move(out);
+        workspace.record_.start(tokens);
     }
     template <Scalar T>
     static const Executor& executor(const HeadWorkspace<T>& workspace) {

@@ -53,8 +53,9 @@ struct Layer {
     double base;
 };
 
+/// The six projections of the input, rotated where they are to be; empty where the layer has none.
 template <class T>
-Rows<T> evaluate(const Layer<T>& layer, const Rows<T>& x, const Settings& settings) {
+std::array<Rows<T>, 6> project(const Layer<T>& layer, const Rows<T>& x) {
     std::array<Rows<T>, 6> projected;
     for (std::size_t i = 0; i < 6; ++i) {
         if (layer.in[i].rows() == 0) continue;
@@ -65,22 +66,35 @@ Rows<T> evaluate(const Layer<T>& layer, const Rows<T>& x, const Settings& settin
             }
         }
     }
-    Rows<T> attended(x.rows(), layer.heads * layer.d_head);
+    return projected;
+}
+
+/// One head of the projections. Standard attention is that of lookahead projections which are zero.
+template <class T>
+Head<T> head_of(const Layer<T>& layer, const std::array<Rows<T>, 6>& projected, Index h) {
+    const auto part = [&](std::size_t i) {
+        return projected[i].cols() == 0 ? Rows<T>(projected[0].rows(), layer.d_head)
+                                        : columns(projected[i], h * layer.d_head, layer.d_head);
+    };
+    return {.qc = part(0), .kc = part(1), .vc = part(2), .qu = part(3), .ku = part(4), .vu = part(5)};
+}
+
+/// The heads' outputs side by side.
+template <class T>
+Rows<T> attend(const Layer<T>& layer, const std::array<Rows<T>, 6>& projected, const Settings& settings) {
+    Rows<T> attended(projected[0].rows(), layer.heads * layer.d_head);
     for (Index h = 0; h < layer.heads; ++h) {
-        const auto part = [&](std::size_t i) { return columns(projected[i], h * layer.d_head, layer.d_head); };
-        const bool lookahead = projected[3].rows() == x.rows() && x.rows() > 0;
-        const Rows<T> o =
-            lookahead
-                ? evaluate(
-                      Head<T>{.qc = part(0), .kc = part(1), .vc = part(2), .qu = part(3), .ku = part(4), .vu = part(5)},
-                      settings)
-                      .output
-                : causal_attention(part(0), part(1), part(2), settings.scale);
-        for (Index t = 0; t < x.rows(); ++t) {
+        const Rows<T> o = evaluate(head_of(layer, projected, h), settings).output;
+        for (Index t = 0; t < attended.rows(); ++t) {
             for (Index c = 0; c < layer.d_head; ++c) attended(t, h * layer.d_head + c) = o(t, c);
         }
     }
-    return product(attended, layer.out);
+    return attended;
+}
+
+template <class T>
+Rows<T> evaluate(const Layer<T>& layer, const Rows<T>& x, const Settings& settings) {
+    return product(attend(layer, project(layer, x), settings), layer.out);
 }
 
 }  // namespace oracle

@@ -10,7 +10,7 @@
 #include <gtest/gtest.h>
 
 #include "support/generators.hpp"
-#include "support/layer_oracle.hpp"
+#include "support/layers.hpp"
 #include "support/tolerances.hpp"
 
 namespace {
@@ -24,21 +24,6 @@ class MultiHead : public testing::Test {};
 using Scalars = testing::Types<float, double>;
 TYPED_TEST_SUITE(MultiHead, Scalars);
 
-template <class S, class T>
-oracle::Layer<S> oracle_layer(const castle::MultiHeadWeights<T>& w, const MultiHeadConfig& config) {
-    const castle::Rotary rotary = config.rotary.value_or(castle::Rotary{});
-    const bool on = config.rotary.has_value();
-    return {.heads = config.heads,
-            .d_head = config.d_head,
-            .in = {support::oracle_rows<S>(w.causal.q), support::oracle_rows<S>(w.causal.k),
-                   support::oracle_rows<S>(w.causal.v), support::oracle_rows<S>(w.lookahead.q),
-                   support::oracle_rows<S>(w.lookahead.k), support::oracle_rows<S>(w.lookahead.v)},
-            .out = support::oracle_rows<S>(w.w_out),
-            .rotated = {on && rotary.causal_q, on && rotary.causal_k, on && rotary.causal_v, on && rotary.lookahead_q,
-                        on && rotary.lookahead_k, on && rotary.lookahead_v},
-            .base = rotary.base};
-}
-
 // The layer's error against the oracle in long double, beside that of a plain evaluation in T.
 template <class T, class Layer>
 void expect_as_precise_as_plain(const Layer& layer, Index length, Index window) {
@@ -50,9 +35,10 @@ void expect_as_precise_as_plain(const Layer& layer, Index length, Index window) 
     support::fill_normal(random, x);
     const auto settings = oracle::standard_settings(config.d_head, window);
     const auto weights = layer.weights();
-    const auto exact =
-        oracle::evaluate(oracle_layer<long double>(weights, config), support::oracle_rows<long double>(x), settings);
-    const auto plain = oracle::evaluate(oracle_layer<T>(weights, config), support::oracle_rows<T>(x), settings);
+    const auto exact = oracle::evaluate(support::oracle_layer<long double>(weights, config),
+                                        support::oracle_rows<long double>(x), settings);
+    const auto plain =
+        oracle::evaluate(support::oracle_layer<T>(weights, config), support::oracle_rows<T>(x), settings);
     const Matrix<T> y =
         support::written<T>(length, config.d_model, [&](castle::MatrixView<T> out) { layer.forward(x, out); });
     EXPECT_TRUE(support::as_precise_as_plain(exact, plain, y));

@@ -6,7 +6,6 @@
 #include <castle/detail/aligned_buffer.hpp>
 #include <castle/detail/backward_pass.hpp>
 #include <castle/detail/gradient_state.hpp>
-#include <castle/detail/group_steps.hpp>
 #include <castle/detail/head_state.hpp>
 #include <castle/gradient.hpp>
 #include <castle/input.hpp>
@@ -16,8 +15,8 @@ namespace castle {
 inline namespace CASTLE_ABI {
 namespace detail {
 
-// One head from its forward to its backward pass: what the former leaves, and the memory that the latter works in. It
-// keeps its memory from sequence to sequence.
+// One head from its forward to its backward pass: what the former leaves beside its output, and the memory that the
+// latter works in. It keeps its memory from sequence to sequence.
 template <Scalar T>
 class HeadRecord {
   public:
@@ -31,41 +30,39 @@ class HeadRecord {
     Index size() const { return size_; }
 
     Index bytes() const {
-        const Index numbers = out_.size() + log_sum_exp_.size() + scratch_.size();
+        const Index numbers = log_sum_exp_.size() + scratch_.size();
         return state_.bytes() + gradients_.bytes() + numbers * Index(sizeof(T));
     }
 
-    // Room for `tokens` tokens, for both passes. Where it throws, no tokens and no outputs have changed.
+    // Room for `tokens` tokens, for both passes. Where it throws, no tokens have changed.
     void reserve(Index tokens) {
-        const Index dv = shape().dv;
-        AlignedBuffer<T> out, log_sum_exp, scratch;
+        AlignedBuffer<T> log_sum_exp, scratch;
         if (tokens > log_sum_exp_.size()) {
-            out = AlignedBuffer<T>(tokens * dv);
             log_sum_exp = AlignedBuffer<T>(tokens);
             scratch = AlignedBuffer<T>(BackwardPass<T>::numbers(state_, tokens));
         }
         gradients_.reserve(tokens);
         state_.reserve(tokens);
-        if (out.size() == 0) return;
-        out_ = std::move(out);
+        if (log_sum_exp.size() == 0) return;
         log_sum_exp_ = std::move(log_sum_exp);
         scratch_ = std::move(scratch);
         size_ = 0;
     }
 
-    // Before a forward pass of `tokens` tokens, which there is room for; and what it writes.
+    // Before a forward pass of `tokens` tokens, which there is room for.
     void start(Index tokens) {
         state_.clear();
         size_ = tokens;
     }
-    MatrixView<T> out() { return {out_.data(), size_, shape().dv}; }
-    OutputRows<T> output() { return {.out = out(), .log_sum_exp = log_sum_exp_.data()}; }
+    T* log_sum_exp() { return log_sum_exp_.data(); }
 
-    // The backward pass of the tokens; to be run once.
-    BackwardPass<T> backward(const HeadInput<T>& head, ConstMatrixView<T> d_out, const HeadGradientView<T>& d_head) {
+    // The backward pass of the tokens, whose output was `out`; to be run once. The gradients may go to where the input
+    // is: every number of it is read before.
+    BackwardPass<T> backward(const HeadInput<T>& head, ConstMatrixView<T> out, ConstMatrixView<T> d_out,
+                             const HeadGradientView<T>& d_head) {
         return {state_,
                 gradients_,
-                {.head = head, .out = out(), .log_sum_exp = log_sum_exp_.data(), .d_out = d_out},
+                {.head = head, .out = out, .log_sum_exp = log_sum_exp(), .d_out = d_out},
                 d_head,
                 scratch_.data()};
     }
@@ -74,7 +71,6 @@ class HeadRecord {
   private:
     HeadState<T> state_;
     GradientState<T> gradients_;
-    AlignedBuffer<T> out_;
     AlignedBuffer<T> log_sum_exp_;
     AlignedBuffer<T> scratch_;
     Index size_ = 0;

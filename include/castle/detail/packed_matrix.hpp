@@ -6,6 +6,7 @@
 #include <castle/detail/aligned_buffer.hpp>
 #include <castle/detail/layout.hpp>
 #include <castle/detail/tile.hpp>
+#include <castle/detail/transpose.hpp>
 #include <castle/types.hpp>
 
 namespace castle {
@@ -22,6 +23,7 @@ class PackedMatrix {
     Index rows() const { return rows_; }
     Index cols() const { return cols_; }
     Index panels() const { return ceil_div(cols_, panel_size); }
+    Index numbers() const { return data_.size(); }
 
     // Columns [first_col, first_col + m.cols()) become m, which has all rows.
     void set_cols(Index first_col, ConstMatrixView<T> m) {
@@ -35,6 +37,20 @@ class PackedMatrix {
             for (Index j = 0; j < count; ++j) m(k, j) = *const_cast<PackedMatrix*>(this)->at(k, first_col + j);
         }
         return m;
+    }
+
+    // Becomes the transpose of m, whose columns are as many as these rows.
+    void set_transposed(const PackedMatrix& m) {
+        for (Index p = 0; p < m.panels(); ++p) {
+            const Index first_row = p * panel_size;
+            const Index count = std::min(panel_size, rows_ - first_row);
+            for (Index q = 0; q < panels(); ++q) {
+                const Index first_col = q * panel_size;
+                const ConstMatrixView<T> from(m.data_.data() + (p * m.rows_ + first_col) * panel_size,
+                                              std::min(panel_size, cols_ - first_col), count, panel_size);
+                transpose(from, 0, from.rows(), T(1), at(first_row, first_col), panel_size);
+            }
+        }
     }
 
     // The columns of panel p of y = x W, with x [n, rows] and y [n, cols].

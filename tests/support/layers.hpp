@@ -1,0 +1,35 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <array>
+
+#include <castle/multi_head.hpp>
+
+#include "support/generators.hpp"
+#include "support/layer_oracle.hpp"
+
+// The library's layers in the oracle's terms.
+namespace support {
+
+/// The six projections of weights or of their gradients, in the oracle's order.
+template <class Weights>
+auto projections_of(Weights& w) {
+    return std::array{&w.causal.q, &w.causal.k, &w.causal.v, &w.lookahead.q, &w.lookahead.k, &w.lookahead.v};
+}
+
+template <class S, class T>
+oracle::Layer<S> oracle_layer(const castle::MultiHeadWeights<T>& w, const castle::MultiHeadConfig& config) {
+    const castle::Rotary rotary = config.rotary.value_or(castle::Rotary{});
+    const bool on = config.rotary.has_value();
+    oracle::Layer<S> layer{.heads = config.heads,
+                           .d_head = config.d_head,
+                           .in = {},
+                           .out = oracle_rows<S>(w.w_out),
+                           .rotated = {on && rotary.causal_q, on && rotary.causal_k, on && rotary.causal_v,
+                                       on && rotary.lookahead_q, on && rotary.lookahead_k, on && rotary.lookahead_v},
+                           .base = rotary.base};
+    for (std::size_t i = 0; i < 6; ++i) layer.in[i] = oracle_rows<S>(*projections_of(w)[i]);
+    return layer;
+}
+
+}  // namespace support
