@@ -85,11 +85,13 @@ template <Scalar T>
     return scores;
 }
 
-/// `S^C - SiLU(S^U)`, `[L, L]`: what the softmax is taken of, minus infinity above the diagonal (eq. 7).
+/// `S^C - SiLU(S^U)`, `[L, L]`: what the softmax is taken of, minus infinity above the diagonal (eq. 7). What the
+/// options leave out is missing.
 template <Scalar T>
 [[nodiscard]] Matrix<T> scores(const HeadInput<T>& head, const Options& options = {}) {
     Matrix<T> result = causal_scores(head, options);
-    result -= lookahead_scores(head, options).unaryExpr(detail::Silu{});
+    if (!options.causal_keys) result.template triangularView<Eigen::Lower>().setZero();
+    result -= lookahead_scores(head, options).unaryExpr(detail::LookaheadTerm{options.silu});
     return result;
 }
 

@@ -54,8 +54,7 @@ class HeadCache {
 
   protected:
     HeadCache(std::string_view where, HeadShape shape, Options options)
-        : options_(detail::checked_options<T>(where, shape, std::move(options))),
-          state_(shape, static_cast<T>(detail::scale_for(options_, shape.d)), options_.lookahead_window) {}
+        : options_(detail::checked_options<T>(where, shape, std::move(options))), state_(shape, options_) {}
 
     const Options& all_options() const { return options_; }
     const detail::HeadState<T>& state() const { return state_; }

@@ -27,6 +27,8 @@ struct LayerKind {
     Index heads;
     Index d_head;
     Index lookahead_window;
+    bool silu;
+    bool causal_keys;
     double scale;
     std::optional<Rotary> rotary;
 

@@ -64,9 +64,7 @@ class MultiHeadLayer {
     MultiHeadCache<T> make_cache() const {
         std::vector<detail::HeadState<T>> heads;
         heads.reserve(std::size_t(config_.heads));
-        for (Index h = 0; h < config_.heads; ++h) {
-            heads.emplace_back(head_shape(), scale_, options_.lookahead_window);
-        }
+        for (Index h = 0; h < config_.heads; ++h) heads.emplace_back(head_shape(), options_);
         return {kind(), std::move(heads), widths().numbers()};
     }
 
@@ -121,7 +119,7 @@ class MultiHeadLayer {
     MultiHeadWorkspace<T> make_workspace() const {
         std::vector<detail::HeadRecord<T>> heads;
         heads.reserve(std::size_t(config_.heads));
-        for (Index h = 0; h < config_.heads; ++h) heads.emplace_back(head_shape(), scale_, options_.lookahead_window);
+        for (Index h = 0; h < config_.heads; ++h) heads.emplace_back(head_shape(), options_);
         return {kind(), std::move(heads), d_model(), in_.cols(), width()};
     }
 
@@ -229,7 +227,6 @@ class MultiHeadLayer {
           projections_(projections),
           config_(checked(where, config, options)),
           options_(std::move(options)),
-          scale_(static_cast<T>(detail::scale_for(options_, config.d_head))),
           in_(config.d_model, projections * width()),
           out_(width(), config.d_model) {
         if (config_.rotary) table_.emplace(config_.d_head, config_.rotary->base);
@@ -305,7 +302,9 @@ class MultiHeadLayer {
                 .heads = config_.heads,
                 .d_head = config_.d_head,
                 .lookahead_window = options_.lookahead_window,
-                .scale = scale_,
+                .silu = options_.silu,
+                .causal_keys = options_.causal_keys,
+                .scale = detail::scale_for(options_, config_.d_head),
                 .rotary = config_.rotary};
     }
 
@@ -317,7 +316,7 @@ class MultiHeadLayer {
         }
         if (made_for != kind()) {
             detail::fail(where_, name,
-                         " belongs to a layer with other sizes, projections, lookahead window, scale or rotary "
+                         " belongs to a layer with other sizes, projections, options of the attention or rotary "
                          "embedding");
         }
     }
@@ -374,7 +373,6 @@ class MultiHeadLayer {
     Index projections_;
     MultiHeadConfig config_;
     Options options_;
-    T scale_;
     std::optional<detail::RotaryTable<T>> table_;
     detail::PackedMatrix<T> in_;   // the projections side by side, [d_model, projections * heads * d_head]
     detail::PackedMatrix<T> out_;  // [heads * d_head, d_model]

@@ -24,6 +24,11 @@ struct Options {
     /// attention. Causal keys are never windowed.
     Index lookahead_window = unlimited;
 
+    /// Parts of the scores of eq. 7, `s^C - SiLU(s^U)`, that experiments may leave out: with `silu` off they are
+    /// `s^C - s^U`, with `causal_keys` off `s^C` counts as 0.
+    bool silu = true;
+    bool causal_keys = true;
+
     /// Where work runs; in the calling thread unless given.
     Executor executor = {};
 };

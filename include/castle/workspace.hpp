@@ -44,8 +44,7 @@ class HeadWorkspace {
 
   protected:
     HeadWorkspace(std::string_view where, HeadShape shape, Options options)
-        : options_(detail::checked_options<T>(where, shape, std::move(options))),
-          record_(shape, static_cast<T>(detail::scale_for(options_, shape.d)), options_.lookahead_window) {}
+        : options_(detail::checked_options<T>(where, shape, std::move(options))), record_(shape, options_) {}
 
   private:
     friend detail::WorkspaceAccess;

@@ -16,6 +16,7 @@
 #include "support/gradient_oracle.hpp"
 #include "support/gradients.hpp"
 #include "support/runs.hpp"
+#include "support/scalars.hpp"
 #include "support/tolerances.hpp"
 
 namespace {
@@ -26,28 +27,28 @@ using namespace support;
 
 template <class T>
 class Backward : public ::testing::Test {};
-using Scalars = ::testing::Types<float, double>;
-TYPED_TEST_SUITE(Backward, Scalars);
+TYPED_TEST_SUITE(Backward, support::Scalars);
 
 // What says exactly what is right for T.
 template <class T>
 using Exact = std::conditional_t<std::same_as<T, float>, double, long double>;
 
 template <class T>
-void expect_gradients(std::uint64_t seed, Sizes sizes, Index window) {
-    SCOPED_TRACE(describe("seed ", seed, ", ", sizes, ", window ", window));
+void expect_gradients(std::uint64_t seed, Sizes sizes, const castle::Options& options) {
+    SCOPED_TRACE(describe("seed ", seed, ", ", sizes, ", window ", options.lookahead_window, ", SiLU ", options.silu,
+                          ", causal keys ", options.causal_keys));
     Random random(seed);
     const Head<T> head = random_head<T>(random, sizes);
     Matrix<T> d_out(sizes.length, sizes.dv);
     fill_normal(random, d_out);
-    const oracle::Settings settings = oracle::standard_settings(sizes.d, window);
+    const oracle::Settings settings = oracle_settings(sizes.d, options);
     const auto by_oracle = [&]<class S>(S, oracle::Terms terms) {
         return oracle::backward(oracle_head<S>(head), oracle_rows<S>(d_out), settings, terms);
     };
     const oracle::Gradient<Exact<T>> exact = by_oracle(Exact<T>(), oracle::Terms::as_they_are);
     const oracle::Gradient<Exact<T>> magnitude = by_oracle(Exact<T>(), oracle::Terms::absolute);
     const oracle::Gradient<T> plain = by_oracle(T(), oracle::Terms::as_they_are);
-    const castle::HeadGradient<T> ours = run_backward(head.input(), d_out, {.lookahead_window = window});
+    const castle::HeadGradient<T> ours = run_backward(head.input(), d_out, options);
     for (std::size_t m = 0; m < 6; ++m) {
         EXPECT_TRUE(
             gradient_as_precise_as_plain(*all_of(exact)[m], *all_of(plain)[m], *all_of(magnitude)[m], *all_of(ours)[m]))
@@ -60,7 +61,7 @@ TYPED_TEST(Backward, MatchesOracleForEveryLengthAroundBlocksAndPanels) {
     for (const Index length : {1, 2, 3, 31, 32, 33, 63, 64, 65, 96, 127, 128, 129, 130, 161}) {
         for (const Index window :
              {Index(0), Index(1), Index(31), Index(32), Index(40), Index(64), Index(100), castle::unlimited}) {
-            expect_gradients<TypeParam>(++seed, {length, 5, 3}, window);
+            expect_gradients<TypeParam>(++seed, {length, 5, 3}, {.lookahead_window = window});
         }
     }
 }
@@ -70,7 +71,7 @@ TYPED_TEST(Backward, MatchesOracleForEverySize) {
     for (const Index d : {1, 2, 7, 16, 33, 64, 130}) {
         for (const Index dv : {1, 8, 17, 70}) {
             for (const Index window : {Index(20), castle::unlimited}) {
-                expect_gradients<TypeParam>(++seed, {70, d, dv}, window);
+                expect_gradients<TypeParam>(++seed, {70, d, dv}, {.lookahead_window = window});
             }
         }
     }
@@ -78,7 +79,16 @@ TYPED_TEST(Backward, MatchesOracleForEverySize) {
 
 TYPED_TEST(Backward, MatchesOracleAcrossSpans) {
     for (const Index window : {Index(0), Index(90), castle::unlimited}) {
-        expect_gradients<TypeParam>(2600 + static_cast<std::uint64_t>(window % 100), {530, 6, 4}, window);
+        expect_gradients<TypeParam>(2600 + static_cast<std::uint64_t>(window % 100), {530, 6, 4},
+                                    {.lookahead_window = window});
+    }
+}
+
+TYPED_TEST(Backward, MatchesOracleWithoutPartsOfTheScores) {
+    for (const Index window : {Index(0), Index(20), castle::unlimited}) {
+        for (const castle::Options& options : partial_scores(window)) {
+            for (const Index length : {2, 33, 100}) expect_gradients<TypeParam>(2650, {length, 6, 4}, options);
+        }
     }
 }
 

@@ -33,7 +33,9 @@ TEST(GradientOracle, MatchesCentralDifferencesOfTheDefinitionInEveryNumber) {
             Head<double> head = random_head<double>(random, sizes);
             Matrix<double> d_out(sizes.length, sizes.dv);
             fill_normal(random, d_out);
-            const oracle::Settings settings = oracle::standard_settings(sizes.d, window);
+            // One window each for scores that lack a part.
+            const oracle::Settings settings =
+                oracle_settings(sizes.d, {.lookahead_window = window, .silu = window != 1, .causal_keys = window != 3});
             const oracle::Gradient<double> g =
                 oracle::backward(oracle_head(head), oracle_rows<double>(d_out), settings);
             const auto loss = [&] {

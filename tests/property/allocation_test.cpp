@@ -11,6 +11,7 @@
 #include "support/executors.hpp"
 #include "support/generators.hpp"
 #include "support/runs.hpp"
+#include "support/scalars.hpp"
 #include "support/tolerances.hpp"
 
 // Decoding allocates nothing within the reserved capacity, and running out of memory changes nothing.
@@ -22,8 +23,7 @@ using namespace support;
 
 template <class T>
 class Allocation : public ::testing::Test {};
-using Scalars = ::testing::Types<float, double>;
-TYPED_TEST_SUITE(Allocation, Scalars);
+TYPED_TEST_SUITE(Allocation, support::Scalars);
 
 constexpr Sizes sizes{.length = 700, .d = 9, .dv = 5};
 

@@ -8,6 +8,7 @@
 #include "support/executors.hpp"
 #include "support/generators.hpp"
 #include "support/runs.hpp"
+#include "support/scalars.hpp"
 #include "support/tolerances.hpp"
 
 // The promise that the library is about: bits that depend on the input only.
@@ -35,8 +36,7 @@ void expect_same(const Outcome<T>& a, const Outcome<T>& b) {
 
 template <class T>
 class Bits : public ::testing::Test {};
-using Scalars = ::testing::Types<float, double>;
-TYPED_TEST_SUITE(Bits, Scalars);
+TYPED_TEST_SUITE(Bits, support::Scalars);
 
 TYPED_TEST(Bits, AreThoseOfParallelHoweverTokensAreSplitIntoExtendCalls) {
     using T = TypeParam;
@@ -55,6 +55,22 @@ TYPED_TEST(Bits, AreThoseOfParallelHoweverTokensAreSplitIntoExtendCalls) {
         }
         expect_same(whole, run_in_chunks(head.input(), one_by_one(sizes.length), options));
         if (this->HasFailure()) return;
+    }
+}
+
+TYPED_TEST(Bits, OfScoresWithoutTheirPartsDoNotDependOnTheSplitEither) {
+    using T = TypeParam;
+    Random random(8);
+    const Sizes sizes{.length = 150, .d = 5, .dv = 3};
+    const Head<T> head = random_head<T>(random, sizes);
+    for (const Index window : {Index(40), castle::unlimited}) {
+        for (const castle::Options& options : partial_scores(window)) {
+            const Outcome<T> whole = run_at_once(head.input(), options);
+            EXPECT_FALSE(same_bits(whole.output, run_parallel(head.input(), {.lookahead_window = window})));
+            EXPECT_TRUE(same_bits(whole.output, run_parallel(head.input(), options)));
+            expect_same(whole, run_in_chunks(head.input(), random_split(random, sizes.length), options));
+            expect_same(whole, run_in_chunks(head.input(), one_by_one(sizes.length), options));
+        }
     }
 }
 

@@ -11,6 +11,7 @@
 
 #include "support/generators.hpp"
 #include "support/runs.hpp"
+#include "support/scalars.hpp"
 #include "support/tolerances.hpp"
 
 // Empty sequences, logits of any size, and poison: a bad number in a token must reach everything that depends on it
@@ -48,8 +49,7 @@ std::vector<Form<T>> all_forms() {
 
 template <class T>
 class Edges : public ::testing::Test {};
-using Scalars = ::testing::Types<float, double>;
-TYPED_TEST_SUITE(Edges, Scalars);
+TYPED_TEST_SUITE(Edges, support::Scalars);
 
 TYPED_TEST(Edges, NoTokensGiveAnEmptyResult) {
     using T = TypeParam;

@@ -12,6 +12,7 @@
 
 #include "support/executors.hpp"
 #include "support/generators.hpp"
+#include "support/scalars.hpp"
 #include "support/tolerances.hpp"
 
 namespace {
@@ -22,8 +23,7 @@ using castle::MultiHeadConfig;
 
 template <class T>
 class MultiHeadBits : public testing::Test {};
-using Scalars = testing::Types<float, double>;
-TYPED_TEST_SUITE(MultiHeadBits, Scalars);
+TYPED_TEST_SUITE(MultiHeadBits, support::Scalars);
 
 template <class T, class Layer>
 std::pair<Matrix<T>, std::vector<Matrix<T>>> run_in_chunks(const Layer& layer, const Matrix<T>& x,

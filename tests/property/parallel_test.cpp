@@ -10,6 +10,7 @@
 
 #include "support/generators.hpp"
 #include "support/runs.hpp"
+#include "support/scalars.hpp"
 #include "support/tolerances.hpp"
 
 // The blocked forms against the definition. Row t of the definition depends on the first t tokens only, so one
@@ -22,8 +23,7 @@ using namespace support;
 
 template <class T>
 class Parallel : public ::testing::Test {};
-using Scalars = ::testing::Types<float, double>;
-TYPED_TEST_SUITE(Parallel, Scalars);
+TYPED_TEST_SUITE(Parallel, support::Scalars);
 
 // A tolerance above this much of the largest value would let mistakes pass; among denormal values it is a number of
 // denormal steps.
@@ -81,6 +81,20 @@ TYPED_TEST(Parallel, MatchesOracleForEveryWindowUpTo130) {
         expect_output(Expectation<T>(head, oracle::standard_settings(sizes.d, window)), head, sizes.length,
                       {.lookahead_window = window});
         if (this->HasFailure()) return;
+    }
+}
+
+TYPED_TEST(Parallel, MatchesOracleWithoutPartsOfTheScores) {
+    using T = TypeParam;
+    for (const Index window : {Index(0), Index(20), castle::unlimited}) {
+        Random random(33);
+        const Sizes sizes{.length = 130, .d = 6, .dv = 5};
+        const Head<T> head = random_head<T>(random, sizes);
+        for (const castle::Options& options : partial_scores(window)) {
+            SCOPED_TRACE(describe("window ", window, ", SiLU ", options.silu, ", causal keys ", options.causal_keys));
+            const Expectation<T> expected(head, oracle_settings(sizes.d, options));
+            for (const Index length : {1, 2, 33, 64, 100, 130}) expect_output(expected, head, length, options);
+        }
     }
 }
 

@@ -7,6 +7,7 @@
 
 #include "support/generators.hpp"
 #include "support/runs.hpp"
+#include "support/scalars.hpp"
 #include "support/tolerances.hpp"
 
 // The textbook forms, every quantity by name, against the definition and against the blocked form.
@@ -18,14 +19,14 @@ using namespace support;
 
 template <class T>
 class Textbook : public ::testing::Test {};
-using Scalars = ::testing::Types<float, double>;
-TYPED_TEST_SUITE(Textbook, Scalars);
+TYPED_TEST_SUITE(Textbook, support::Scalars);
 
 const std::vector<Sizes> all_sizes = {{1, 1, 1},  {2, 1, 3},   {3, 4, 2},  {17, 5, 9},   {32, 16, 1},
                                       {33, 3, 4}, {47, 64, 7}, {65, 2, 2}, {70, 130, 33}};
 const std::vector<Index> all_windows = {0, 1, 2, 16, 31, 64, castle::unlimited};
 
-// Runs `check(head, in_double, settings, exact, bounds, options)` for all sizes and windows.
+// Runs `check(head, exact, bounds, options)` for all sizes and windows, for some of them also without parts of the
+// scores.
 template <class T, class Check>
 void for_cases(const Check& check) {
     std::uint64_t seed = 300;
@@ -35,11 +36,17 @@ void for_cases(const Check& check) {
             SCOPED_TRACE(describe("seed ", seed, ", ", sizes, ", window ", window));
             const Head<T> head = random_head<T>(random, sizes);
             const oracle::Head<double> in_double = oracle_head(head);
-            const oracle::Settings settings = oracle::standard_settings(sizes.d, window);
-            const oracle::Result<double> exact = oracle::evaluate(in_double, settings);
-            check(head, exact, error_bounds<T>(in_double, settings, exact),
-                  castle::Options{.lookahead_window = window});
-            if (::testing::Test::HasFailure()) return;
+            std::vector<castle::Options> all_options = {{.lookahead_window = window}};
+            if (window == 16 || window == castle::unlimited) {
+                for (const castle::Options& options : partial_scores(window)) all_options.push_back(options);
+            }
+            for (const castle::Options& options : all_options) {
+                SCOPED_TRACE(describe("SiLU ", options.silu, ", causal keys ", options.causal_keys));
+                const oracle::Settings settings = oracle_settings(sizes.d, options);
+                const oracle::Result<double> exact = oracle::evaluate(in_double, settings);
+                check(head, exact, error_bounds<T>(in_double, settings, exact), options);
+                if (::testing::Test::HasFailure()) return;
+            }
         }
     }
 }

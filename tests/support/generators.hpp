@@ -113,6 +113,21 @@ oracle::Rows<S> oracle_rows(const Matrix<T>& m) {
     return rows;
 }
 
+/// The options in the oracle's terms, for heads of size d without a scale of their own.
+inline oracle::Settings oracle_settings(Index d, const castle::Options& options) {
+    oracle::Settings settings = oracle::standard_settings(d, options.lookahead_window);
+    settings.silu = options.silu;
+    settings.causal_keys = options.causal_keys;
+    return settings;
+}
+
+/// The options that leave out a part of the scores.
+inline std::vector<castle::Options> partial_scores(Index window) {
+    return {{.lookahead_window = window, .silu = false},
+            {.lookahead_window = window, .causal_keys = false},
+            {.lookahead_window = window, .silu = false, .causal_keys = false}};
+}
+
 /// The head for the oracle; in double unless S says otherwise.
 template <class S = double, class T>
 oracle::Head<S> oracle_head(const Head<T>& h) {

@@ -48,11 +48,14 @@ Gradient<T> backward(const Head<T>& head, const Rows<T>& d_output, const Setting
         for (Index s = 0; s <= t; ++s) {
             add(g.vc, s, r.weights(t, s), d_output, t);
             const T d_score = r.weights(t, s) * (product(d_output, t, head.vc, s) + term(-delta));
-            add(g.qc, t, scale * d_score, head.kc, s);
-            add(g.kc, s, scale * d_score, head.qc, t);
+            if (settings.causal_keys) {
+                add(g.qc, t, scale * d_score, head.kc, s);
+                add(g.kc, s, scale * d_score, head.qc, t);
+            }
 
             const T x = r.lookahead_scores(t, s);
-            const T d_lookahead = term(-d_score * sigmoid(x) * (1 + x * sigmoid(-x)));
+            const T slope = settings.silu ? sigmoid(x) * (1 + x * sigmoid(-x)) : 1;
+            const T d_lookahead = term(-d_score * slope);
             for (Index j = s + 1; j <= t; ++j) {
                 if (!settings.absorbs(s, j)) continue;
                 d_gates(s, j) += d_lookahead * scale * product(head.qc, t, head.vu, j);

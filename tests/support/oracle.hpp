@@ -48,6 +48,8 @@ struct Head {
 struct Settings {
     double scale;
     Index window = std::numeric_limits<Index>::max();
+    bool silu = true;         // of s^U, in the scores
+    bool causal_keys = true;  // whether s^C is in the scores
 
     /// Whether token s absorbs token j: s < j <= s + W (eq. 9).
     bool absorbs(Index s, Index j) const { return s < j && j - s <= window; }
@@ -82,7 +84,7 @@ struct Result {
     Rows<T> lookahead_keys;    // U^L
     Rows<T> causal_scores;     // eq. 5
     Rows<T> lookahead_scores;  // eq. 6
-    Rows<T> scores;            // s^C - SiLU(s^U)
+    Rows<T> scores;            // s^C - SiLU(s^U), or what the settings make of it
     Rows<T> weights;           // eq. 7
     Rows<T> output;            // eq. 8
 };
@@ -156,7 +158,9 @@ Result<T> evaluate(const Head<T>& head, const Settings& settings) {
         for (Index s = 0; s <= t; ++s) {
             r.causal_scores(t, s) = scale * dot(head.qc, t, head.kc, s);
             r.lookahead_scores(t, s) = scale * dot(head.qc, t, u, s);
-            r.scores(t, s) = r.causal_scores(t, s) - silu(r.lookahead_scores(t, s));
+            const T lookahead = r.lookahead_scores(t, s);
+            r.scores(t, s) =
+                (settings.causal_keys ? r.causal_scores(t, s) : 0) - (settings.silu ? silu(lookahead) : lookahead);
         }
         softmax(r.scores, t, r.weights);
         weighted_values(r.weights, head.vc, t, r.output);

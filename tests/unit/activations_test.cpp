@@ -7,6 +7,7 @@
 #include <castle/detail/activations.hpp>
 
 #include "support/generators.hpp"
+#include "support/scalars.hpp"
 #include "support/tolerances.hpp"
 
 // The activations of the textbook forms.
@@ -18,8 +19,7 @@ using castle::detail::Silu;
 
 template <class T>
 class Activations : public ::testing::Test {};
-using Scalars = ::testing::Types<float, double>;
-TYPED_TEST_SUITE(Activations, Scalars);
+TYPED_TEST_SUITE(Activations, support::Scalars);
 
 TYPED_TEST(Activations, AreWithinTheirRoundings) {
     using T = TypeParam;

@@ -11,6 +11,7 @@
 
 #include "support/generators.hpp"
 #include "support/runs.hpp"
+#include "support/scalars.hpp"
 #include "support/tolerances.hpp"
 
 // The caches as containers, and the causal one as a form of attention.
@@ -22,8 +23,7 @@ using namespace support;
 
 template <class T>
 class Cache : public ::testing::Test {};
-using Scalars = ::testing::Types<float, double>;
-TYPED_TEST_SUITE(Cache, Scalars);
+TYPED_TEST_SUITE(Cache, support::Scalars);
 
 TYPED_TEST(Cache, SaysItsSizeShapeAndOptions) {
     using T = TypeParam;

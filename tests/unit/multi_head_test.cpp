@@ -11,6 +11,7 @@
 
 #include "support/generators.hpp"
 #include "support/layers.hpp"
+#include "support/scalars.hpp"
 #include "support/tolerances.hpp"
 
 namespace {
@@ -21,8 +22,7 @@ using castle::MultiHeadConfig;
 
 template <class T>
 class MultiHead : public testing::Test {};
-using Scalars = testing::Types<float, double>;
-TYPED_TEST_SUITE(MultiHead, Scalars);
+TYPED_TEST_SUITE(MultiHead, support::Scalars);
 
 // The layer's error against the oracle in long double, beside that of a plain evaluation in T.
 template <class T, class Layer>
@@ -268,6 +268,9 @@ TEST(MultiHeadErrors, RefuseTheCacheOfALayerOfAnotherKind) {
     EXPECT_TRUE(refuses(Layer(config, {.lookahead_window = 0}), castle::MultiHeadCausal<float>(config)));
     EXPECT_TRUE(refuses(Layer(config), Layer(config, {.lookahead_window = 5})));
     EXPECT_TRUE(refuses(Layer(config), Layer(config, {.scale = 0.1})));
+    EXPECT_TRUE(refuses(Layer(config), Layer(config, {.silu = false})));
+    EXPECT_TRUE(refuses(Layer(config), Layer(config, {.causal_keys = false})));
+    EXPECT_TRUE(refuses(Layer(config), Layer({.d_model = 13, .heads = 2, .d_head = 4})));
     EXPECT_TRUE(refuses(Layer(config), Layer({.d_model = 12, .heads = 3, .d_head = 4})));
     EXPECT_TRUE(refuses(Layer(config), Layer({.d_model = 12, .heads = 2, .d_head = 6})));
     EXPECT_TRUE(refuses(Layer(rotary), Layer(config)));

@@ -12,6 +12,7 @@
 #include <castle/detail/packet_math.hpp>
 
 #include "support/generators.hpp"
+#include "support/scalars.hpp"
 #include "support/tolerances.hpp"
 
 // The activations of the kernels against long double, over the whole range.
@@ -87,8 +88,7 @@ class PacketMath : public ::testing::Test {
     static T overflow() { return static_cast<T>(std::log(Wide(Limits::max()))); }
 };
 
-using Scalars = ::testing::Types<float, double>;
-TYPED_TEST_SUITE(PacketMath, Scalars);
+TYPED_TEST_SUITE(PacketMath, support::Scalars);
 
 TYPED_TEST(PacketMath, ExpIsWithinOneAndAHalfUlpDownToTheNormalNumbers) {
     using T = TypeParam;

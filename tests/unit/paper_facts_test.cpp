@@ -8,6 +8,7 @@
 
 #include "support/generators.hpp"
 #include "support/runs.hpp"
+#include "support/scalars.hpp"
 #include "support/tolerances.hpp"
 
 // What the paper says in words, and small cases that a pencil can follow.
@@ -19,8 +20,7 @@ using namespace support;
 
 template <class T>
 class PaperFacts : public ::testing::Test {};
-using Scalars = ::testing::Types<float, double>;
-TYPED_TEST_SUITE(PaperFacts, Scalars);
+TYPED_TEST_SUITE(PaperFacts, support::Scalars);
 
 TYPED_TEST(PaperFacts, NewestLookaheadKeyIsZero) {
     using T = TypeParam;

@@ -10,6 +10,7 @@
 
 #include "support/generators.hpp"
 #include "support/layer_oracle.hpp"
+#include "support/scalars.hpp"
 #include "support/tolerances.hpp"
 
 namespace {
@@ -19,8 +20,7 @@ using castle::Matrix;
 
 template <class T>
 class Rope : public testing::Test {};
-using Scalars = testing::Types<float, double>;
-TYPED_TEST_SUITE(Rope, Scalars);
+TYPED_TEST_SUITE(Rope, support::Scalars);
 
 TYPED_TEST(Rope, MatchesOracleForEveryEvenSize) {
     using T = TypeParam;

@@ -6,6 +6,7 @@
 #include <castle/detail/transpose.hpp>
 
 #include "support/generators.hpp"
+#include "support/scalars.hpp"
 #include "support/tolerances.hpp"
 
 namespace {
@@ -16,8 +17,7 @@ using namespace support;
 
 template <class T>
 class Transpose : public ::testing::Test {};
-using Scalars = ::testing::Types<float, double>;
-TYPED_TEST_SUITE(Transpose, Scalars);
+TYPED_TEST_SUITE(Transpose, support::Scalars);
 
 TYPED_TEST(Transpose, WritesItsColumnsAndNothingElse) {
     using T = TypeParam;

@@ -27,6 +27,16 @@ struct Silu {
     }
 };
 
+// What of s^U is subtracted in eq. 7.
+struct LookaheadTerm {
+    bool silu;
+
+    template <Scalar T>
+    T operator()(T x) const {
+        return silu ? Silu{}(x) : x;
+    }
+};
+
 }  // namespace detail
 }  // namespace CASTLE_ABI
 }  // namespace castle

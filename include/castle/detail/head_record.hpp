@@ -9,6 +9,7 @@
 #include <castle/detail/head_state.hpp>
 #include <castle/gradient.hpp>
 #include <castle/input.hpp>
+#include <castle/options.hpp>
 #include <castle/types.hpp>
 
 namespace castle {
@@ -20,8 +21,8 @@ namespace detail {
 template <Scalar T>
 class HeadRecord {
   public:
-    HeadRecord(HeadShape shape, T scale, Index window)
-        : state_(shape, scale, window), gradients_(shape, state_.has_lookahead()) {}
+    HeadRecord(HeadShape shape, const Options& options)
+        : state_(shape, options), gradients_(shape, state_.has_lookahead()) {}
 
     HeadState<T>& state() { return state_; }
     HeadShape shape() const { return state_.shape(); }

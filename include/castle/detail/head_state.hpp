@@ -12,6 +12,7 @@
 #include <castle/detail/simd.hpp>
 #include <castle/detail/softmax_rows.hpp>
 #include <castle/input.hpp>
+#include <castle/options.hpp>
 
 namespace castle {
 inline namespace CASTLE_ABI {
@@ -25,11 +26,13 @@ namespace detail {
 template <Scalar T>
 class HeadState {
   public:
-    HeadState(HeadShape shape, T scale, Index window)
+    HeadState(HeadShape shape, const Options& options)
         : shape_(shape),
           dv_padded_(round_up(shape.dv, Simd<T>::width)),
-          scale_(scale),
-          window_(window),
+          scale_(static_cast<T>(scale_for(options, shape.d))),
+          window_(options.lookahead_window),
+          has_silu_(options.silu),
+          has_causal_scores_(options.causal_keys),
           panels_(((has_lookahead() ? 2 : 1) * shape.d + dv_padded_) * panel_size),
           query_panels_(shape.d * panel_size),
           gate_tiles_(block_size * panel_size),
@@ -40,6 +43,8 @@ class HeadState {
     T scale() const { return scale_; }
     Index window() const { return window_; }
     bool has_lookahead() const { return window_ > 0; }
+    bool has_silu() const { return has_silu_; }
+    bool has_causal_scores() const { return has_causal_scores_; }
 
     Index size() const { return size_; }
     Index capacity() const { return panels_.size() * panel_size; }
@@ -114,6 +119,8 @@ class HeadState {
     Index dv_padded_;
     T scale_;
     Index window_;
+    bool has_silu_;
+    bool has_causal_scores_;
     Index size_ = 0;
     PanelStore<T> panels_;        // U, K^C, V^C, in the order in which a step of decoding reads them
     PanelStore<T> query_panels_;  // Q^U, which only panels within the window are asked for

@@ -116,14 +116,14 @@ EIGEN_ALWAYS_INLINE typename Simd<T>::Packet silu(typename Simd<T>::Packet x) {
 }
 
 template <Scalar T>
-struct SiluAndDerivative {
+struct WithDerivative {
     typename Simd<T>::Packet value;
     typename Simd<T>::Packet derivative;
 };
 
 // SiLU(x) = x sigmoid(x) and SiLU'(x) = sigmoid(x) (1 + x sigmoid(-x)), where sigmoid(-x) = e^-x sigmoid(x).
 template <Scalar T>
-EIGEN_ALWAYS_INLINE SiluAndDerivative<T> silu_and_derivative(typename Simd<T>::Packet x) {
+EIGEN_ALWAYS_INLINE WithDerivative<T> silu_and_derivative(typename Simd<T>::Packet x) {
     using S = Simd<T>;
     // At the lower bound the exponential is still finite, and both results are as good as 0; at the upper it is 0.
     constexpr T bound = -ExpConstants<T>::lowest - 1;

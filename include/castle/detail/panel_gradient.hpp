@@ -75,19 +75,33 @@ class PanelGradient {
             if (rows_.finishes()) unfold<Cols>();
         }
         if (state_.has_lookahead()) compute_lookahead_scores<Cols>();
-        multiply_with<Cols>(queries(), state_.shape().d, state_.causal_keys(p_), scores_);
+        if (state_.has_causal_scores()) {
+            multiply_with<Cols>(queries(), state_.shape().d, state_.causal_keys(p_), scores_);
+        } else {
+            std::fill_n(scores_, rows_.count() * panel_size, T(0));
+        }
         multiply_with<Cols>(Operand<T>{cotangents_.d_out, 1, block_size}, state_.shape().dv, gradients_.values(p_),
                             d_scores_);
-        differentiate_scores<Cols>();
+        if (!state_.has_lookahead()) {
+            differentiate_scores<Cols>([](Packet) CASTLE_INLINE_LAMBDA {
+                return WithDerivative<T>{S::zero(), S::zero()};
+            });
+        } else if (state_.has_silu()) {
+            differentiate_scores<Cols>([](Packet x) CASTLE_INLINE_LAMBDA { return silu_and_derivative<T>(x); });
+        } else {
+            differentiate_scores<Cols>([](Packet x) CASTLE_INLINE_LAMBDA { return WithDerivative<T>{x, S::set(1)}; });
+        }
 
         const auto visible = [this](Index i) { return visible_keys(i, Cols); };
         const auto seeing = [this](Index s) { return seeing_tokens(s); };
         const BlockOperands<T>& block = rows_.operands;
         const Index d = state_.shape().d;
         add_to_keys<Cols>(state_.shape().dv, cotangents_.d_out, scores_, gradients_.d_values(p_), diagonal_, visible);
-        add_to_keys<Cols>(d, block.causal_queries(), d_scores_, gradients_.d_causal_keys(p_), diagonal_, visible);
-        transpose_cell<Cols>(d_scores_);
-        add_to_tokens<Cols>(d, state_.causal_keys(p_), sums_.causal_queries(), diagonal_, seeing);
+        if (state_.has_causal_scores()) {
+            add_to_keys<Cols>(d, block.causal_queries(), d_scores_, gradients_.d_causal_keys(p_), diagonal_, visible);
+            transpose_cell<Cols>(d_scores_);
+            add_to_tokens<Cols>(d, state_.causal_keys(p_), sums_.causal_queries(), diagonal_, seeing);
+        }
         if (!state_.has_lookahead()) return;
 
         transpose_cell<Cols>(d_lookahead_scores_);
@@ -218,9 +232,9 @@ class PanelGradient {
     }
 
     // From the causal scores in scores_, dP in d_scores_ and the lookahead scores in d_lookahead_scores_: P, dS and
-    // dS^U in their places, 0 where a key is not seen.
-    template <Index Cols>
-    void differentiate_scores() {
+    // dS^U in their places, 0 where a key is not seen. lookahead_term is what of s^U is subtracted in the scores.
+    template <Index Cols, class Term>
+    void differentiate_scores(const Term& lookahead_term) {
         for (Index i = 0; i < rows_.count(); ++i) {
             T* weight = scores_ + i * panel_size;
             T* d_score = d_scores_ + i * panel_size;
@@ -228,18 +242,13 @@ class PanelGradient {
             const Packet log_sum_exp = S::set(cotangents_.log_sum_exp[i]);
             const Packet delta = S::set(cotangents_.delta[i]);
             for_packets<T, Cols>([&](Index c) CASTLE_INLINE_LAMBDA {
-                Packet score = S::load(weight + c);
-                Packet derivative = S::zero();
-                if (state_.has_lookahead()) {
-                    const auto silu = silu_and_derivative<T>(S::load(d_lookahead + c));
-                    score = S::sub(score, silu.value);
-                    derivative = silu.derivative;
-                }
+                const WithDerivative<T> term = lookahead_term(S::load(d_lookahead + c));
+                const Packet score = S::sub(S::load(weight + c), term.value);
                 const Packet w = exp_nonpositive<T>(S::sub(score, log_sum_exp));
                 const Packet ds = S::mul(w, S::sub(S::load(d_score + c), delta));
                 S::store(weight + c, w);
                 S::store(d_score + c, ds);
-                S::store(d_lookahead + c, S::negate(S::mul(ds, derivative)));
+                S::store(d_lookahead + c, S::negate(S::mul(ds, term.derivative)));
             });
             if (diagonal_) {
                 for (T* row : {weight, d_score, d_lookahead}) clear_outside(row, visible_keys(i, Cols), Cols);

@@ -161,22 +161,41 @@ class PanelSweep {
     // Keys of the panel that the i-th new row sees.
     Index visible(Index i) const { return std::min(rows_.first + i - first_key_ + 1, panel_size); }
 
-    // score = s^C - SiLU(s^U), excluded above the diagonal; then weights = exp(score - largest) in place of the scores,
-    // and what the rows have so far is to be multiplied with rescale_. Of the panel only the first Cols keys are seen.
+    // scores_ = s^C - SiLU(s^U), as far as they are asked for. Of the panel only the first Cols keys are seen.
+    template <Index Cols>
+    void compute_scores() {
+        if (state_.has_causal_scores()) {
+            multiply<Cols>(rows_.count(), state_.shape().d, queries(0), state_.causal_keys(p_), panel_size, scores_,
+                           panel_size);
+        } else {
+            std::fill_n(scores_, rows_.count() * panel_size, T(0));
+        }
+        if (!state_.has_lookahead()) return;
+        const auto subtract = [&](const auto& term) {
+            for (Index i = 0; i < rows_.count(); ++i) {
+                T* score = scores_ + i * panel_size;
+                const T* lookahead = lookahead_scores_ + i * panel_size;
+                for_packets<T, Cols>([&](Index c) CASTLE_INLINE_LAMBDA {
+                    S::store(score + c, S::sub(S::load(score + c), term(S::load(lookahead + c))));
+                });
+            }
+        };
+        if (state_.has_silu()) {
+            subtract([](Packet x) CASTLE_INLINE_LAMBDA { return silu<T>(x); });
+        } else {
+            subtract([](Packet x) CASTLE_INLINE_LAMBDA { return x; });
+        }
+    }
+
+    // Scores above the diagonal are excluded; then weights = exp(score - largest) in place of the scores, and what the
+    // rows have so far is to be multiplied with rescale_.
     template <Index Cols>
     void compute_weights(SoftmaxRows<T> softmax, Index softmax_row) {
         constexpr T minus_infinity = -std::numeric_limits<T>::infinity();
-        multiply<Cols>(rows_.count(), state_.shape().d, queries(0), state_.causal_keys(p_), panel_size, scores_,
-                       panel_size);
+        compute_scores<Cols>();
         T base[block_size];
         for (Index i = 0; i < rows_.count(); ++i) {
             T* score = scores_ + i * panel_size;
-            if (state_.has_lookahead()) {
-                const T* lookahead = lookahead_scores_ + i * panel_size;
-                for_packets<T, Cols>([&](Index c) CASTLE_INLINE_LAMBDA {
-                    S::store(score + c, S::sub(S::load(score + c), silu<T>(S::load(lookahead + c))));
-                });
-            }
             std::fill(score + std::min(visible(i), Cols), score + Cols, minus_infinity);
             T& row_largest = softmax.largest()[softmax_row + i];
             Packet largest = S::set(row_largest);

@@ -1,0 +1,16 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <gtest/gtest.h>
+
+namespace support {
+
+/// The scalars that typed tests run for. Code for sanitizers takes long to compile, and what they look for is written
+/// once for both scalars; there it is the one with the longer packets.
+#ifdef CASTLE_TEST_FLOAT_ONLY
+using Scalars = ::testing::Types<float>;
+#else
+using Scalars = ::testing::Types<float, double>;
+#endif
+
+}  // namespace support
