@@ -141,16 +141,17 @@ class BackwardPass {
         alignas(64) T transposed[block_size * block_size];
         transpose(ConstMatrixView<T>(total.triangle(), block_size, block_size), 0, block_size, T(1), transposed,
                   block_size);
-        const auto add = [&](const T* x, const T* triangle, T* to, const auto& range) {
-            multiply_add<block_size>(state_.shape().d, rows.count(), Operand<T>{x, block_size, 1}, triangle, block_size,
-                                     to, block_size, true, range);
+        const auto add = [&](const T* x, const T* triangle, T* to, const ColumnRange* ranges) {
+            multiply_add_within<block_size, block_size, block_size>(state_.shape().d, rows.count(), x, triangle, to,
+                                                                    ranges);
         };
-        add(rows.operands.lookahead_values(), transposed, total.causal_queries(), [](Index j) {
-            return ColumnRange{j, block_size};
-        });
-        add(rows.operands.causal_queries(), total.triangle(), total.lookahead_values(), [](Index i) {
-            return ColumnRange{0, i + 1};
-        });
+        ColumnRange from[block_size], up_to[block_size];
+        for (Index i = 0; i < block_size; ++i) {
+            from[i] = {i, block_size};
+            up_to[i] = {0, i + 1};
+        }
+        add(rows.operands.lookahead_values(), transposed, total.causal_queries(), from);
+        add(rows.operands.causal_queries(), total.triangle(), total.lookahead_values(), up_to);
     }
 
     // to[token, :] = scale from[:, token]

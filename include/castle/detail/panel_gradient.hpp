@@ -92,34 +92,34 @@ class PanelGradient {
             differentiate_scores<Cols>([](Packet x) CASTLE_INLINE_LAMBDA { return WithDerivative<T>{x, S::set(1)}; });
         }
 
-        const auto visible = [this](Index i) { return visible_keys(i, Cols); };
-        const auto seeing = [this](Index s) { return seeing_tokens(s); };
+        const bool some = absorbed_ == Absorbed::some;
+        if (diagonal_ || some) set_ranges();
+        const ColumnRange* visible = diagonal_ ? visible_ : nullptr;
+        const ColumnRange* seeing = diagonal_ ? seeing_ : nullptr;
+        const ColumnRange* absorbing = some ? absorbing_ : nullptr;
+        const ColumnRange* taken = some ? taken_ : nullptr;
         const BlockOperands<T>& block = rows_.operands;
         const Index d = state_.shape().d;
-        add_to_keys<Cols>(state_.shape().dv, cotangents_.d_out, scores_, gradients_.d_values(p_), diagonal_, visible);
+        add_to_keys<Cols>(state_.shape().dv, cotangents_.d_out, scores_, gradients_.d_values(p_), visible);
         if (state_.has_causal_scores()) {
-            add_to_keys<Cols>(d, block.causal_queries(), d_scores_, gradients_.d_causal_keys(p_), diagonal_, visible);
+            add_to_keys<Cols>(d, block.causal_queries(), d_scores_, gradients_.d_causal_keys(p_), visible);
             transpose_cell<Cols>(d_scores_);
-            add_to_tokens<Cols>(d, state_.causal_keys(p_), sums_.causal_queries(), diagonal_, seeing);
+            add_to_tokens<Cols>(d, state_.causal_keys(p_), sums_.causal_queries(), seeing);
         }
         if (!state_.has_lookahead()) return;
 
         transpose_cell<Cols>(d_lookahead_scores_);
-        add_to_tokens<Cols>(d, state_.lookahead_keys(p_), sums_.causal_queries(), diagonal_, seeing);
+        add_to_tokens<Cols>(d, state_.lookahead_keys(p_), sums_.causal_queries(), seeing);
         if (absorbed_ != Absorbed::none) {
-            const bool some = absorbed_ == Absorbed::some;
-            const auto absorbing = [this](Index j) { return absorbing_keys(j, Cols); };
-            const auto taken = [this](Index s) { return absorbed_tokens(s); };
             differentiate_gates<Cols>();
             transpose_cell<Cols>(gates_);
-            add_to_tokens<Cols>(d, gradients_.d_lookahead_keys(p_), sums_.lookahead_values(), some, taken);
+            add_to_tokens<Cols>(d, gradients_.d_lookahead_keys(p_), sums_.lookahead_values(), taken);
             add_to_triangle<Cols>();
-            add_to_keys<Cols>(d, block.lookahead_keys(), d_gates_, gradients_.d_lookahead_queries(p_), some, absorbing);
+            add_to_keys<Cols>(d, block.lookahead_keys(), d_gates_, gradients_.d_lookahead_queries(p_), absorbing);
             transpose_cell<Cols>(d_gates_);
-            add_to_tokens<Cols>(d, state_.lookahead_queries(p_), sums_.lookahead_keys(), some, taken);
+            add_to_tokens<Cols>(d, state_.lookahead_queries(p_), sums_.lookahead_keys(), taken);
         }
-        add_to_keys<Cols>(d, block.causal_queries(), d_lookahead_scores_, gradients_.d_lookahead_keys(p_), diagonal_,
-                          visible);
+        add_to_keys<Cols>(d, block.causal_queries(), d_lookahead_scores_, gradients_.d_lookahead_keys(p_), visible);
     }
 
     // Which keys of a cell of `count` keys, and which tokens of the block, have to do with each other.
@@ -141,6 +141,18 @@ class PanelGradient {
         return {begin, std::clamp<Index>(end, begin, block_size)};
     }
 
+    // The same of a masked cell, for every token and every key.
+    void set_ranges() {
+        for (Index i = 0; i < rows_.count(); ++i) {
+            visible_[i] = visible_keys(i, block_size);
+            absorbing_[i] = absorbing_keys(i, block_size);
+        }
+        for (Index s = 0; s < block_size; ++s) {
+            seeing_[s] = seeing_tokens(s);
+            taken_[s] = absorbed_tokens(s);
+        }
+    }
+
     Operand<T> queries() const { return {rows_.operands.causal_queries(), 1, block_size}; }
 
     // out[tokens, Cols] = a panel
@@ -149,19 +161,26 @@ class PanelGradient {
         multiply<Cols>(rows_.count(), n, a, panel + column_, panel_size, out, panel_size);
     }
 
-    // panel[dims, Cols] += x y, x being [dims][block] and y [tokens][panel]; where masked, row j of y counts only in
-    // range(j).
-    template <Index Cols, class Range>
-    void add_to_keys(Index dims, const T* x, const T* y, T* panel, bool masked, const Range& range) const {
-        multiply_add<Cols>(dims, rows_.count(), Operand<T>{x, block_size, 1}, y, panel_size, panel + column_,
-                           panel_size, Cols == block_size && masked, range);
+    // panel[dims, Cols] += x y, x being [dims][block] and y [tokens][panel]; of row j of y only ranges[j], if given.
+    template <Index Cols>
+    void add_to_keys(Index dims, const T* x, const T* y, T* panel, const ColumnRange* ranges) const {
+        add_product<Cols, block_size, panel_size>(dims, rows_.count(), x, y, panel + column_, ranges);
     }
 
-    // sum[dims, tokens] += panel y^T for the y that was transposed last; where masked, key s counts only in range(s).
-    template <Index Cols, class Range>
-    void add_to_tokens(Index dims, const T* panel, T* sum, bool masked, const Range& range) const {
-        multiply_add<block_size>(dims, Cols, Operand<T>{panel + column_, panel_size, 1}, transposed_, block_size, sum,
-                                 block_size, Cols == block_size && masked, range);
+    // sum[dims, tokens] += panel y^T for the y that was transposed last; of key s only ranges[s], if given.
+    template <Index Cols>
+    void add_to_tokens(Index dims, const T* panel, T* sum, const ColumnRange* ranges) const {
+        add_product<block_size, panel_size, block_size>(dims, Cols, panel + column_, transposed_, sum, ranges);
+    }
+
+    // Only blocks of keys have ranges.
+    template <Index Cols, Index AStride, Index Stride>
+    static void add_product(Index rows, Index n, const T* a, const T* b, T* c, const ColumnRange* ranges) {
+        if (Cols == block_size && ranges != nullptr) {
+            multiply_add_within<block_size, AStride, Stride>(rows, n, a, b, c, ranges);
+        } else {
+            multiply_add<Cols, AStride, Stride>(rows, n, a, b, c);
+        }
     }
 
     // transposed_[Cols][block] = y^T
@@ -313,7 +332,11 @@ class PanelGradient {
     Index column_ = 0;  // of the panel, where the cell begins
     Index key_ = 0;     // and which key that is
     Absorbed absorbed_ = Absorbed::none;
-    bool diagonal_ = false;  // whether not every token of the block sees every key of the cell
+    bool diagonal_ = false;              // whether not every token of the block sees every key of the cell
+    ColumnRange visible_[block_size];    // keys that a token sees
+    ColumnRange absorbing_[block_size];  // keys that absorb a token
+    ColumnRange seeing_[block_size];     // tokens that see a key
+    ColumnRange taken_[block_size];      // tokens that a key absorbs
     alignas(64) T gates_[block_size * panel_size];
     alignas(64) T d_gates_[block_size * panel_size];
     alignas(64) T scores_[block_size * panel_size];

@@ -154,23 +154,27 @@ inline constexpr int tile_packets = Simd<T>::registers >= 32 ? 4 : 2;
 template <Scalar T, int R>
 inline constexpr int widest_tile = R == 1 ? 2 * tile_packets<T> : tile_packets<T>;
 
-// Calls f(rows, first) for tiles of nearly equal height, at most tile_rows, that cover rows [0, n); the height comes
-// as a constant.
+// Calls f(rows, first) for tiles that cover rows [0, n), the highest first; the height comes as a constant. There are
+// but four heights, since each is a copy of the code. Eight rows are two tiles of four: one of two would leave the
+// multipliers waiting for each other.
 template <class F>
 EIGEN_ALWAYS_INLINE void for_row_tiles(Index n, const F& f) {
-    const auto call = [&](auto self, auto rows, Index height, Index first) -> void {
-        if (height == rows) {
-            f(rows, first);
-        } else if constexpr (rows > 1) {
-            self(self, std::integral_constant<int, rows - 1>{}, height, first);
-        }
-    };
-    const Index tiles = (n + tile_rows - 1) / tile_rows;
     Index first = 0;
-    for (Index i = 0; i < tiles; ++i) {
-        const Index height = (n - first + (tiles - i) - 1) / (tiles - i);
-        call(call, std::integral_constant<int, tile_rows>{}, height, first);
+    const auto call = [&](auto height) CASTLE_INLINE_LAMBDA {
+        f(height, first);
         first += height;
+    };
+    while (first < n) {
+        const Index left = n - first;
+        if (left >= tile_rows && left != 8) {
+            call(std::integral_constant<int, tile_rows>{});
+        } else if (left >= 4) {
+            call(std::integral_constant<int, 4>{});
+        } else if (left >= 2) {
+            call(std::integral_constant<int, 2>{});
+        } else {
+            call(std::integral_constant<int, 1>{});
+        }
     }
 }
 
@@ -204,8 +208,11 @@ EIGEN_ALWAYS_INLINE void for_packets(const F& f) {
 }
 
 // c[rows, Cols] = a b, with n rows of b.
+//
+// The products of whole matrices are ordinary functions, one for all who call them: inlined into each of them, with
+// tiles of every height, they would take most of the time to compile.
 template <Index Cols, Scalar T>
-EIGEN_ALWAYS_INLINE void multiply(Index rows, Index n, Operand<T> a, const T* b, Index b_stride, T* c, Index c_stride) {
+void multiply(Index rows, Index n, Operand<T> a, const T* b, Index b_stride, T* c, Index c_stride) {
     for_row_tiles(rows, [&](auto height, Index i) {
         for_column_tiles<T, Cols>([&](auto packets, Index j) {
             Tile<T, height, packets> tile;
@@ -216,20 +223,29 @@ EIGEN_ALWAYS_INLINE void multiply(Index rows, Index n, Operand<T> a, const T* b,
     });
 }
 
-// c[rows, Cols] += a b, with n rows of b; where masked, row k of b counts only in the columns range(k).
-template <Index Cols, Scalar T, class Range>
-EIGEN_ALWAYS_INLINE void multiply_add(Index rows, Index n, Operand<T> a, const T* b, Index b_stride, T* c,
-                                      Index c_stride, bool masked, const Range& range) {
+// c[rows, Cols] += a b, with n rows of b. Rows of a lie AStride numbers apart, those of b and c Stride.
+template <Index Cols, Index AStride, Index Stride, Scalar T>
+void multiply_add(Index rows, Index n, const T* a, const T* b, T* c) {
     for_row_tiles(rows, [&](auto height, Index i) {
         for_column_tiles<T, Cols>([&](auto packets, Index j) {
             Tile<T, height, packets> tile;
-            tile.load(c + i * c_stride + j, c_stride);
-            if (masked) {
-                tile.multiply_add_within(a.rows_from(i), b + j, b_stride, n, j, range);
-            } else {
-                tile.multiply_add(a.rows_from(i), b + j, b_stride, n);
-            }
-            tile.store(c + i * c_stride + j, c_stride);
+            tile.load(c + i * Stride + j, Stride);
+            tile.multiply_add(Operand<T>{a + i * AStride, AStride, 1}, b + j, Stride, n);
+            tile.store(c + i * Stride + j, Stride);
+        });
+    });
+}
+
+// The same where row k of b counts only in the columns ranges[k].
+template <Index Cols, Index AStride, Index Stride, Scalar T>
+void multiply_add_within(Index rows, Index n, const T* a, const T* b, T* c, const ColumnRange* ranges) {
+    for_row_tiles(rows, [&](auto height, Index i) {
+        for_column_tiles<T, Cols>([&](auto packets, Index j) {
+            Tile<T, height, packets> tile;
+            tile.load(c + i * Stride + j, Stride);
+            tile.multiply_add_within(Operand<T>{a + i * AStride, AStride, 1}, b + j, Stride, n, j,
+                                     [ranges](Index k) { return ranges[k]; });
+            tile.store(c + i * Stride + j, Stride);
         });
     });
 }
