@@ -67,4 +67,10 @@ if(CASTLE_BUILD_EXAMPLES)
     endif()
 
     find_package(Boost 1.72 REQUIRED) # headers only
+
+    # For the one example that draws.
+    find_package(PkgConfig QUIET)
+    if(PkgConfig_FOUND)
+        pkg_check_modules(cairo QUIET IMPORTED_TARGET cairo)
+    endif()
 endif()

@@ -3,14 +3,11 @@
 // One multi-head layer over a real text: CASTLE, CASTLE with a lookahead window, and standard causal attention with as
 // many parameters. Each runs the whole text at once and in pieces, and all ways have to give the same bits.
 #include <algorithm>
-#include <cctype>
 #include <chrono>
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
-#include <exception>
 #include <limits>
-#include <new>
 #include <optional>
 #include <random>
 #include <string>
@@ -19,7 +16,7 @@
 #include <fmt/core.h>
 #include <castle/multi_head.hpp>
 
-#include "text_attention/bad_input.hpp"
+#include "support/bad_input.hpp"
 #include "text_attention/memory.hpp"
 #include "text_attention/progress.hpp"
 #include "text_attention/settings.hpp"
@@ -182,13 +179,6 @@ bool report_bits(const std::vector<Result>& results) {
     return all_same;
 }
 
-// An argument that is quoted in a message may hold anything.
-std::string one_line(std::string text) {
-    std::replace_if(
-        text.begin(), text.end(), [](unsigned char c) { return std::iscntrl(c) != 0; }, '?');
-    return text;
-}
-
 int run_program(int argc, char** argv) {
     const std::optional<Settings> settings = parse(argc, argv);
     if (!settings) return 0;
@@ -208,14 +198,5 @@ int run_program(int argc, char** argv) {
 }  // namespace
 
 int main(int argc, char** argv) {
-    try {
-        return run_program(argc, argv);
-    } catch (const BadInput& bad) {
-        fmt::print(stderr, "text_attention: {}\n", one_line(bad.what()));
-    } catch (const std::bad_alloc&) {
-        fmt::print(stderr, "text_attention: not enough memory for these sizes\n");
-    } catch (const std::exception& error) {
-        fmt::print(stderr, "text_attention: {}\n", error.what());
-    }
-    return 2;
+    return exit_code("text_attention", [&] { return run_program(argc, argv); });
 }

@@ -9,7 +9,7 @@
 
 #include <fmt/core.h>
 
-#include "bad_input.hpp"
+#include "../support/bad_input.hpp"
 #include "settings.hpp"
 
 /// Bytes that a program may still take, by Linux and by the container's limit; infinite where neither says.

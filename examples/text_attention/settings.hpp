@@ -9,7 +9,7 @@
 #include <castle/types.hpp>
 #include <castle/version.hpp>
 
-#include "bad_input.hpp"
+#include "../support/bad_input.hpp"
 
 /// What the command line decides.
 struct Settings {

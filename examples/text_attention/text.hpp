@@ -11,7 +11,7 @@
 #include <fmt/core.h>
 #include <castle/types.hpp>
 
-#include "bad_input.hpp"
+#include "../support/bad_input.hpp"
 #include "settings.hpp"
 
 struct Text {

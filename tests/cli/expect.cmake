@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# Runs PROGRAM and compares what it does with what is expected of it.
+# Runs PROGRAM, which calls itself NAME, and compares what it does with what is expected of it.
 cmake_minimum_required(VERSION 3.22)
 
 # run(<arguments>...) sets code, out and err.
@@ -9,7 +9,7 @@ endmacro()
 
 function(complain what)
     list(JOIN ARGN " " arguments)
-    message(FATAL_ERROR "text_attention ${arguments}\n${what}\nexit code: ${code}\noutput:\n${out}\nerrors:\n${err}")
+    message(FATAL_ERROR "${NAME} ${arguments}\n${what}\nexit code: ${code}\noutput:\n${out}\nerrors:\n${err}")
 endfunction()
 
 # expect_answer(<regex>... ARGUMENTS <arguments>...): ends well, and the output matches each expression.
@@ -35,7 +35,7 @@ function(expect_refusal regex)
     if(NOT out STREQUAL "")
         complain("should have printed nothing" ${ARGN})
     endif()
-    if(NOT err MATCHES "^text_attention: [^\n]+\n$")
+    if(NOT err MATCHES "^${NAME}: [^\n]+\n$")
         complain("should have given one line of error" ${ARGN})
     endif()
     if(NOT err MATCHES "${regex}")

@@ -45,7 +45,9 @@ TYPED_TEST(Tiles, RowTilesCoverEveryRowOnceAndWholeBlocksWithHighOnes) {
             least = std::min<Index>(least, height);
         });
         EXPECT_EQ(next, n);
-        if (n % detail::block_size == 0) EXPECT_GE(least, 4) << n;
+        if (n % detail::block_size == 0) {
+            EXPECT_GE(least, 4) << n;
+        }
     }
 }
 

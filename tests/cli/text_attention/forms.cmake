@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Tiny runs of every form. The program itself compares the bits.
-include("${CMAKE_CURRENT_LIST_DIR}/expect.cmake")
+include("${CMAKE_CURRENT_LIST_DIR}/../expect.cmake")
 
 set(sentence "The old man the boat; the complex houses married and single soldiers and their families. ")
 string(REPEAT "${sentence}" 4 sentences)

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Every kind of bad input ends with 2 and one line that names what is wrong.
-include("${CMAKE_CURRENT_LIST_DIR}/expect.cmake")
+include("${CMAKE_CURRENT_LIST_DIR}/../expect.cmake")
 
 set(text "${FOLDER}/short.txt")
 file(WRITE "${text}" "the old man the boat")

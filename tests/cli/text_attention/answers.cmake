@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # --help explains every option; --version says the version.
-include("${CMAKE_CURRENT_LIST_DIR}/expect.cmake")
+include("${CMAKE_CURRENT_LIST_DIR}/../expect.cmake")
 
 expect_answer("--file" "--length" "--heads" "--d_model" "--d_head" "--window" "--chunk" "--threads" "--rotary"
               "--no-rotary" "--seed" "--version" ARGUMENTS --help)

@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <random>
+#include <utility>
+
+#include <castle/multi_head.hpp>
+
+#include "../training/cross_entropy.hpp"
+#include "../training/matrices.hpp"
+#include "task.hpp"
+
+namespace recall {
+
+using training::Matrix;
+
+inline constexpr Index d_model = 64;
+inline constexpr Index heads = 2;
+inline constexpr Index d_head = 32;
+
+struct Weights {
+    Matrix symbols;    // [2 symbols, d_model]
+    Matrix positions;  // [length, d_model]
+    castle::MultiHeadWeights<float> attention;
+    Matrix answers;  // [d_model, symbols]
+
+    training::NamedMatrices matrices() {
+        training::NamedMatrices all = {{"symbols", &symbols}, {"positions", &positions}, {"answers", &answers}};
+        training::append(all, "attention", attention);
+        return all;
+    }
+};
+
+/// One attention layer between embeddings and answer, and nothing else:
+/// x = symbols[tokens] + positions, logits = (x + attention(x))[question] answers.
+template <class Layer>
+class Model {
+  public:
+    explicit Model(std::uint64_t seed) : layer({.d_model = d_model, .heads = heads, .d_head = d_head, .seed = seed}) {
+        std::mt19937_64 bits(seed);
+        weights.symbols = training::normal_matrix(2 * symbols, d_model, 1, bits);
+        weights.positions = training::normal_matrix(length, d_model, 1, bits);
+        weights.answers = training::normal_matrix(d_model, symbols, 0.02, bits);
+        weights.attention = layer.weights();
+    }
+
+    Matrix embed(const Sequence& s) const {
+        Matrix x = weights.positions;
+        for (Index t = 0; t < length; ++t) x.row(t) += weights.symbols.row(s.tokens[std::size_t(t)]);
+        return x;
+    }
+
+    Index answer(const Sequence& s) const {
+        const Matrix x = embed(s);
+        Index best = 0;
+        ((x + layer.forward(x)).row(question) * weights.answers).maxCoeff(&best);
+        return best;
+    }
+
+    // The loss of one sequence, whose gradient is added.
+    double learn(const Sequence& s, castle::MultiHeadWorkspace<float>& workspace, Weights& gradient) const {
+        const Matrix x = embed(s);
+        Matrix y(length, d_model);
+        layer.forward(workspace, x, y);
+        const Eigen::RowVectorXf last = (x + y).row(question);
+        Eigen::RowVectorXf d_logits = last * weights.answers;
+        const double loss = training::cross_entropy(d_logits, s.answer);
+
+        gradient.answers += last.transpose() * d_logits;
+        Matrix d_y = Matrix::Zero(length, d_model), d_x(length, d_model);
+        d_y.row(question) = d_logits * weights.answers.transpose();
+        layer.backward(workspace, x, d_y, d_x, gradient.attention);
+        d_x.row(question) += d_y.row(question);
+        gradient.positions += d_x;
+        for (Index t = 0; t < length; ++t) gradient.symbols.row(s.tokens[std::size_t(t)]) += d_x.row(t);
+        return loss;
+    }
+
+    // After `weights` have changed.
+    void update() { layer.set_weights(weights.attention); }
+
+    Layer layer;
+    Weights weights;
+};
+
+}  // namespace recall

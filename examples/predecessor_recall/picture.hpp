@@ -1,0 +1,167 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include <cairo/cairo-svg.h>
+#include <castle/dense.hpp>
+
+#include "../training/matrices.hpp"
+#include "model.hpp"
+#include "task.hpp"
+
+// What the trained layers do with one sequence, as an SVG.
+namespace recall {
+
+/// Of the head that looks most at the answer.
+struct Attention {
+    Matrix gates;    // [length, length]: how far key s takes in token j; empty for standard attention
+    Matrix weights;  // [length, length]: how much position t looks at position s
+};
+
+// The six inputs of one head, [length, d_head] each.
+struct HeadMatrices {
+    Matrix qc, kc, vc, qu, ku, vu;
+
+    HeadMatrices(const castle::MultiHeadWeights<float>& w, const Matrix& x, Index head) {
+        const auto project = [&](const Matrix& weight) -> Matrix {
+            if (weight.size() == 0) return Matrix::Zero(x.rows(), d_head);
+            return x * weight.middleCols(head * d_head, d_head);
+        };
+        qc = project(w.causal.q), kc = project(w.causal.k), vc = project(w.causal.v);
+        qu = project(w.lookahead.q), ku = project(w.lookahead.k), vu = project(w.lookahead.v);
+    }
+
+    castle::HeadInput<float> input() const {
+        return {.causal = {.q = qc, .k = kc, .v = vc}, .lookahead = {.q = qu, .k = ku, .v = vu}};
+    }
+};
+
+template <class Layer>
+Attention attention_of(const Model<Layer>& model, const Sequence& s) {
+    const Matrix x = model.embed(s);
+    Attention best;
+    for (Index h = 0; h < heads; ++h) {
+        const HeadMatrices head(model.weights.attention, x, h);
+        const bool has_lookahead = model.weights.attention.lookahead.q.size() > 0;
+        // Standard attention is CASTLE with a window of 0.
+        const castle::Options options{.lookahead_window = has_lookahead ? castle::unlimited : 0};
+        Matrix weights = castle::dense::weights(head.input(), options);
+        const Index place = s.place_of_answer();
+        if (h > 0 && weights(question, place) <= best.weights(question, place)) continue;
+        best.weights = std::move(weights);
+        if (has_lookahead) best.gates = castle::dense::gates(head.input(), options);
+    }
+    return best;
+}
+
+/// A page to draw on, which becomes a file.
+class Picture {
+  public:
+    Picture(const std::string& path, double width, double height)
+        : surface_(cairo_svg_surface_create(path.c_str(), width, height)), cairo_(cairo_create(surface_)) {
+        fill(0, 0, width, height, 1, 1, 1);
+        cairo_select_font_face(cairo_, "sans-serif", CAIRO_FONT_SLANT_NORMAL, CAIRO_FONT_WEIGHT_NORMAL);
+    }
+    Picture(const Picture&) = delete;
+    Picture& operator=(const Picture&) = delete;
+    ~Picture() {
+        cairo_destroy(cairo_);
+        cairo_surface_destroy(surface_);
+    }
+
+    /// Writes the file; whether that worked.
+    bool finish() {
+        cairo_surface_finish(surface_);
+        return cairo_surface_status(surface_) == CAIRO_STATUS_SUCCESS;
+    }
+
+    void fill(double x, double y, double width, double height, double red, double green, double blue) {
+        cairo_set_source_rgb(cairo_, red, green, blue);
+        cairo_rectangle(cairo_, x, y, width, height);
+        cairo_fill(cairo_);
+    }
+    void frame(double x, double y, double width, double height) {
+        cairo_set_source_rgb(cairo_, 0.85, 0.2, 0.1);
+        cairo_set_line_width(cairo_, 2);
+        cairo_rectangle(cairo_, x, y, width, height);
+        cairo_stroke(cairo_);
+    }
+    /// `align` is 0 for text that begins at x, 0.5 for text around it, 1 for text that ends there.
+    void text(double x, double y, const std::string& words, double size, double align = 0) {
+        cairo_set_source_rgb(cairo_, 0.1, 0.1, 0.1);
+        cairo_set_font_size(cairo_, size);
+        cairo_text_extents_t extents;
+        cairo_text_extents(cairo_, words.c_str(), &extents);
+        cairo_move_to(cairo_, x - align * extents.x_advance, y);
+        cairo_show_text(cairo_, words.c_str());
+    }
+
+  private:
+    cairo_surface_t* surface_;
+    cairo_t* cairo_;
+};
+
+inline constexpr double cell = 22;
+
+// A row of numbers in [0, 1] as cells from nearly white to blue; there are none outside [first, end).
+inline void draw_row(Picture& picture, double x, double y, const Eigen::RowVectorXf& row, Index first, Index end) {
+    for (Index i = first; i < end; ++i) {
+        const double value = static_cast<double>(row(i));
+        picture.fill(x + static_cast<double>(i) * cell, y, cell - 1, cell - 1, 0.93 - 0.85 * value, 0.95 - 0.6 * value,
+                     0.98 - 0.28 * value);
+    }
+}
+
+inline void draw_names(Picture& picture, double x, double y, const Sequence& s, Index count) {
+    for (Index i = 0; i < count; ++i) {
+        picture.text(x + (static_cast<double>(i) + 0.5) * cell, y, name(s.tokens[std::size_t(i)]), 9, 0.5);
+    }
+}
+
+/// The gates of CASTLE's keys, and what both layers look at before and at the question. Whether it could be written.
+inline bool draw(const std::string& path, const Sequence& s, const Attention& castle, const Attention& causal) {
+    constexpr double margin = 30, label = 70, side = length * cell;
+    constexpr double right = margin + label + side + 60 + label;
+    Picture picture(path, right + side + margin, 470);
+    const std::string asked = name(s.tokens[question]), answer = name(s.answer);
+    picture.text(margin, 32, "Which A came before " + asked + "? The answer is " + answer + ".", 18);
+
+    const double top = 95, left = margin + label;
+    picture.text(left, 64, "CASTLE: how far each key takes in later tokens", 13);
+    picture.text(left, 80, "(the gates: sigmoid of lookahead query and key)", 11);
+    draw_names(picture, left, top - 4, s, length);
+    for (Index t = 0; t < length; ++t) {
+        const double y = top + static_cast<double>(t) * cell;
+        picture.text(left - 6, y + 15, name(s.tokens[std::size_t(t)]), 9, 1);
+        draw_row(picture, left, y, castle.gates.row(t), t + 1, length);
+    }
+    picture.frame(left + static_cast<double>(s.place_of_answer() + 1) * cell,
+                  top + static_cast<double>(s.place_of_answer()) * cell, cell, cell);
+    picture.text(left, top + side + 22,
+                 "Framed: the key of " + answer + " takes in " + asked + ", which came after it.", 11);
+
+    const auto draw_attention = [&](double y, const std::string& title, const Attention& attention) {
+        picture.text(right, y - 31, title, 13);
+        draw_names(picture, right, y - 4, s, length);
+        const auto row = [&](double at, const std::string& words, Index t) {
+            picture.text(right - 6, at + 15, words, 10, 1);
+            draw_row(picture, right, at, attention.weights.row(t), 0, t + 1);
+        };
+        row(y, "before", question - 1);
+        row(y + cell + 4, "at " + asked, question);
+        picture.frame(right + static_cast<double>(s.place_of_answer()) * cell, y + cell + 4, cell, cell);
+    };
+    draw_attention(top, "CASTLE: attention before and at the question", castle);
+    draw_attention(top + 140, "Standard attention: the same", causal);
+    const double key = top + 230;
+    picture.text(right - 6, key + 15, "weight 0", 10, 1);
+    draw_row(picture, right, key, Eigen::RowVectorXf::LinSpaced(length, 0, 1), 0, length);
+    picture.text(right + side + 4, key + 15, "1", 10);
+    picture.text(right, key + 50, "Framed: the answer. Standard attention cannot find it:", 11);
+    picture.text(right, key + 66, "the key of " + answer + " was fixed before " + asked + " was read.", 11);
+    return picture.finish();
+}
+
+}  // namespace recall

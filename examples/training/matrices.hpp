@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <array>
+#include <cmath>
+#include <cstdint>
+#include <random>
+#include <string>
+#include <vector>
+
+#include <castle/multi_head_weights.hpp>
+#include <castle/types.hpp>
+
+// A model's weights are a struct of matrices that lists them by name. Gradients, and what an optimizer keeps, are the
+// same struct once more.
+namespace training {
+
+using castle::Index;
+using Matrix = castle::Matrix<float>;
+
+struct NamedMatrix {
+    std::string name;
+    Matrix* matrix;
+    bool decays = true;  // whether weight decay is for it
+};
+
+using NamedMatrices = std::vector<NamedMatrix>;
+
+/// Those of an attention layer, as many as it has.
+inline void append(NamedMatrices& all, const std::string& prefix, castle::MultiHeadWeights<float>& w) {
+    const NamedMatrices own = {{prefix + ".causal.q", &w.causal.q},
+                               {prefix + ".causal.k", &w.causal.k},
+                               {prefix + ".causal.v", &w.causal.v},
+                               {prefix + ".lookahead.q", &w.lookahead.q},
+                               {prefix + ".lookahead.k", &w.lookahead.k},
+                               {prefix + ".lookahead.v", &w.lookahead.v},
+                               {prefix + ".w_out", &w.w_out}};
+    for (const NamedMatrix& m : own) {
+        if (m.matrix->size() > 0) all.push_back(m);
+    }
+}
+
+/// Weights of the same shapes, all 0.
+template <class Weights>
+Weights zeros_like(const Weights& weights) {
+    Weights zeros = weights;
+    for (const NamedMatrix& m : zeros.matrices()) m.matrix->setZero();
+    return zeros;
+}
+
+template <class Weights>
+void add(Weights& sum, Weights& part) {
+    const NamedMatrices to = sum.matrices(), from = part.matrices();
+    for (std::size_t i = 0; i < to.size(); ++i) *to[i].matrix += *from[i].matrix;
+}
+
+/// Normally distributed numbers by Box and Muller, since the standard's distribution is another one in every library.
+inline Matrix normal_matrix(Index rows, Index cols, double deviation, std::mt19937_64& bits) {
+    const auto unit = [&] { return (static_cast<double>(bits() >> 11) + 0.5) * 0x1p-53; };
+    return Matrix::NullaryExpr(rows, cols, [&](Index, Index) {
+        const double radius = std::sqrt(-2 * std::log(unit()));
+        return static_cast<float>(deviation * radius * std::cos(2 * 3.14159265358979323846 * unit()));
+    });
+}
+
+/// An integer within [0, count).
+inline Index below(Index count, std::mt19937_64& bits) {
+    return static_cast<Index>(bits() % static_cast<std::uint64_t>(count));
+}
+
+}  // namespace training
