@@ -25,7 +25,7 @@ void many_heads(benchmark::State& state) {
     const castle::HeadInput<float> input = head.input();
     std::vector<Matrix> out(static_cast<std::size_t>(heads), Matrix(length, d));
     std::vector<castle::detail::HeadState<float>> states;
-    for (Index h = 0; h < heads; ++h) states.emplace_back(castle::HeadShape{d, d}, 0.125F, castle::unlimited);
+    for (Index h = 0; h < heads; ++h) states.emplace_back(castle::HeadShape{d, d}, castle::Options());
     const auto head_state = [&](Index h) -> auto& { return states[static_cast<std::size_t>(h)]; };
     const castle::Executor executor = castle_bench::executor(threads);
     for (auto _ : state) {
