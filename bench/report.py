@@ -41,7 +41,7 @@ class Results:
                 entry["seconds"] = run["real_time"] * SECONDS[run["time_unit"]]
                 entry["s/step"] = run.get("s/step")
             elif run.get("aggregate_name") == "max":
-                for counter in ("of_peak", "bandwidth", "FLOP/s", "bytes/s", "numbers/(L d)"):
+                for counter in ("of_peak", "bandwidth", "FLOP/s", "bytes/s", "numbers/(L d)", "tokens/s"):
                     if counter in run:
                         entry[counter] = run[counter]
 
@@ -157,6 +157,17 @@ def bars(r):
         baseline = r["peers_x86-64"]
         ratio = baseline.seconds("castle/peer:castle/L:2048") / baseline.seconds("castle/peer:eigen/L:2048")
         rows.append(at_most("baseline x86-64 build / plain Eigen, blocked, L = 2048, d = 64, time", 1.0, ratio))
+    training = r["training"]
+    for d, bar in ((64, 0.66), (128, 0.74)):
+        name = f"castle_backward/no_window/L:2048/d:{d}"
+        rows.append(at_least(f"backward pass, L = 2048, d = {d}, of peak", bar, training[name]["of_peak"]))
+    rows.append(
+        at_most(
+            "backward pass, window 128 / unlimited, L = 4096, d = 64, time",
+            0.65,
+            training.seconds("castle_backward/window_128/L:4096/d:64") / training.seconds("castle_backward/no_window/L:4096/d:64"),
+        )
+    )
     compile_time = r["compile_time"]
     seconds = compile_time.seconds("compile/castle") - compile_time.seconds("compile/Eigen_Core")
     rows.append(at_most("`#include <castle/castle.hpp>` beyond `<Eigen/Core>`, -O2", 1.5, seconds, " s"))
@@ -210,7 +221,7 @@ def write_performance(r):
         f"- Bandwidth of one core: {decoding['castle_step/no_window/t:16384/d:64']['bandwidth'] / 1e9:.1f} GB/s at best, reading an array of 512 MiB. It is measured beside every repetition of a benchmark that is held against it, and the best of the one is divided by the best of the other.",
         f"- Compiler: {compiler()}, -O3 -march=native, float, one thread unless it says otherwise.",
         "- Inputs are normally distributed, dv = d. Each figure is the best of 7 repetitions (21 where threads are compared) that ran in random order with those of the same program.",
-        "- Useful work is what the method cannot avoid: per head `5 L^2 d` operations for CASTLE, `3 L^2 d + 2 (2 L W - W^2) d` with a window, `2 L^2 d` for standard attention. Exponentials, packing, masks and the triangle are overhead.",
+        "- Useful work is what the method cannot avoid: per head `5 L^2 d` operations for CASTLE, `3 L^2 d + 2 (2 L W - W^2) d` with a window, `2 L^2 d` for standard attention; for the backward pass `14 L^2 d`, `8 L^2 d + 6 (2 L W - W^2) d` and `5 L^2 d`. Exponentials, packing, masks and the triangle are overhead.",
     )
 
     doc.text("## What was aimed at")
@@ -250,6 +261,27 @@ def write_performance(r):
                 row += [milliseconds(seconds), f"{seconds / causal:.2f}"]
             table.append(row)
     doc.table(["d", "L", "standard", "CASTLE", "ratio", "CASTLE, window 128", "ratio"], table)
+
+    doc.text("## Training")
+    doc.text("The backward pass of one head, one thread.")
+    training = r["training"]
+    kinds = (("CASTLE", "castle_{}/no_window"), ("CASTLE, window 128", "castle_{}/window_128"), ("standard attention", "causal_{}"))
+    lengths = (512, 2048, 4096)
+    table = []
+    for words, name in kinds:
+        for d in (64, 128):
+            for length in lengths:
+                best = training[f"{name.format('backward')}/L:{length}/d:{d}"]
+                table.append([words, str(d), str(length), milliseconds(best["seconds"]), f"{best['FLOP/s'] / 1e9:.1f}", percent(best["of_peak"])])
+    doc.table(["", "d", "L", "ms", "GFLOP/s", "of peak"], table)
+    doc.text(f"Forward and backward, tokens a second: of one head, and of {CASTLE_HEADS} heads of CASTLE against {CAUSAL_HEADS} with as many parameters, without the projections.")
+    table = []
+    for d in (64, 128):
+        for length in lengths:
+            rates = [training[f"{name.format('training')}/L:{length}/d:{d}"]["tokens/s"] for _, name in kinds]
+            heads = (CASTLE_HEADS, CASTLE_HEADS, CAUSAL_HEADS)
+            table.append([str(d), str(length), *(f"{rate * n:.0f}" for rate, n in zip(rates, heads)), *(f"{rate:.0f}" for rate in rates)])
+    doc.table(["d", "L", *(f"{words}, a head" for words, _ in kinds), *(f"{words}, {n} heads" for (words, _), n in zip(kinds, heads))], table)
 
     doc.text("## A token")
     doc.text("A step of decoding onto a cache of t tokens, 8 heads, in microseconds, and the fraction of the bandwidth that the bytes it has to touch come to.")

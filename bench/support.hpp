@@ -57,6 +57,16 @@ inline double castle_flops(Index length, Index d, Index window) {
 /// The same of standard causal attention, q.k and the output: 2 L^2 d.
 inline double causal_flops(Index length, Index d) { return 2 * number(length) * number(length) * number(d); }
 
+/// Of the backward pass: of such a pair eight products, and six more where s absorbs t; 14 L^2 d without a window.
+inline double castle_backward_flops(Index length, Index d, Index window) {
+    const double l = number(length);
+    const double w = number(std::min(window, length));
+    return (8 * l * l + 6 * (2 * l * w - w * w)) * number(d);
+}
+
+/// The same of standard causal attention: 5 L^2 d.
+inline double causal_backward_flops(Index length, Index d) { return 2.5 * causal_flops(length, d); }
+
 /// Useful operations a second, from those of one iteration, and the fraction that they are of `threads` cores' peak.
 inline void count_flops(benchmark::State& state, double flops, Index threads = 1) {
     constexpr auto rate = benchmark::Counter::kIsIterationInvariantRate;
