@@ -13,11 +13,9 @@
 
 namespace {
 
+using castle_bench::castle_heads, castle_bench::causal_heads;
 using castle_bench::Index;
 using castle_bench::Matrix;
-
-constexpr Index castle_heads = 8;
-constexpr Index causal_heads = 14;
 
 // One sequence through `heads` heads: the same input to each, and an output of its own.
 template <class Form>

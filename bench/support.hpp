@@ -38,6 +38,10 @@ class RandomHead {
     Index d_;
 };
 
+/// Heads that come to as many parameters: seven matrices a head of CASTLE, four of standard attention.
+inline constexpr Index castle_heads = 8;
+inline constexpr Index causal_heads = 14;
+
 inline double number(Index n) { return static_cast<double>(n); }
 
 /// Useful operations of CASTLE over L tokens, counting a multiplication with its addition as two, and nothing but

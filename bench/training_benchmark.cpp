@@ -11,11 +11,9 @@
 
 namespace {
 
+using castle_bench::castle_heads, castle_bench::causal_heads;
 using castle_bench::Index;
 using castle_bench::Matrix;
-
-constexpr Index castle_heads = 8;
-constexpr Index causal_heads = 14;
 
 // A head in training, of CASTLE or of standard attention as its workspace is.
 template <class Workspace>

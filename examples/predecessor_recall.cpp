@@ -19,6 +19,7 @@
 #include "predecessor_recall/picture.hpp"
 #include "predecessor_recall/task.hpp"
 #include "support/bad_input.hpp"
+#include "support/command_line.hpp"
 #include "training/adamw.hpp"
 #include "training/batch.hpp"
 
@@ -129,14 +130,7 @@ std::optional<Settings> parse(int argc, char** argv) {
     option("--causal_steps", settings.causal_steps, "Steps for standard attention")->check(CLI::Range(Index(1), most));
     option("--seed", settings.seed, "Of the weights and sequences")->check(CLI::Range(Index(0), Index(4294967295)));
     option("--picture", settings.picture, "The SVG to write");
-    try {
-        app.parse(argc, argv);
-    } catch (const CLI::Success& asked) {
-        app.exit(asked);
-        return std::nullopt;
-    } catch (const CLI::ParseError& error) {
-        throw BadInput(error.what());
-    }
+    if (!parse_command_line(app, argc, argv)) return std::nullopt;
     // Better now than after the training.
     if (!std::ofstream(settings.picture, std::ios::app)) {
         throw BadInput(fmt::format("--picture {} cannot be written", settings.picture));

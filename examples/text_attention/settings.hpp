@@ -10,6 +10,7 @@
 #include <castle/version.hpp>
 
 #include "../support/bad_input.hpp"
+#include "../support/command_line.hpp"
 
 /// What the command line decides.
 struct Settings {
@@ -79,14 +80,7 @@ inline std::optional<Settings> parse(int argc, char** argv) {
         ->default_str("rotary")
         ->disable_flag_override();
 
-    try {
-        app.parse(argc, argv);
-    } catch (const CLI::Success& asked) {
-        app.exit(asked);
-        return std::nullopt;
-    } catch (const CLI::ParseError& error) {
-        throw BadInput(error.what());
-    }
+    if (!parse_command_line(app, argc, argv)) return std::nullopt;
     check(settings);
     return settings;
 }

@@ -45,10 +45,7 @@ void run_forward(HeadWorkspace<T>& workspace, const HeadInput<T>& head, MatrixVi
 // Whether the input is one that the workspace has seen, as far as shapes tell.
 template <Scalar T>
 void check_backward(const HeadWorkspace<T>& workspace, Index rows, ConstMatrixView<T> d_out) {
-    if (rows != workspace.size()) {
-        fail("backward", "head has ", rows, " tokens but the workspace holds a forward pass of ", workspace.size(),
-             "; every backward pass needs a forward pass of its own before it");
-    }
+    check_forward_pass("backward", "head", rows, workspace.size());
     check_shape("backward", "", "d_out", d_out, rows, workspace.shape().dv, because_of(workspace, rows));
 }
 
@@ -61,9 +58,6 @@ void run_backward(HeadWorkspace<T>& workspace, const HeadInput<T>& head, ConstMa
             1, record.size(),
             [&](Index) { return record.backward(head, WorkspaceAccess::out(workspace), d_out, d_head); },
             WorkspaceAccess::executor(workspace));
-    }
-    if (!record.state().has_lookahead()) {
-        for (const MatrixView<T>& d : {d_head.lookahead.q, d_head.lookahead.k, d_head.lookahead.v}) d.map().setZero();
     }
     record.finish();
 }

@@ -158,10 +158,7 @@ class MultiHeadLayer {
         check_tokens("d_x", d_x, rows);
         check_weights("d_weights.", d_weights);
         check_made_for("workspace", workspace.kind_);
-        if (rows != workspace.size()) {
-            detail::fail(where_, "x has ", rows, " tokens but the workspace holds a forward pass of ", workspace.size(),
-                         "; every backward pass needs a forward pass of its own before it");
-        }
+        detail::check_forward_pass(where_, "x", rows, workspace.size());
         if (rows == 0) return;
 
         const Executor& executor = options_.executor;
@@ -188,9 +185,6 @@ class MultiHeadLayer {
             },
             executor);
         for (auto& head : workspace.heads_) head.finish();
-        if (has_lookahead() && options_.lookahead_window == 0) {
-            kept.projected().middle_cols(3 * width(), 3 * width()).map().setZero();
-        }
         rotate(kept, rows, [&](T* head, const T* angles) { table_->rotate_back(head, angles); });
         const auto d_parts = projections_of(d_weights);
         detail::run(executor, in_.panels(), [&](Index p) {

@@ -37,8 +37,8 @@ void recurrent(const HeadInput<T>& head, std::type_identity_t<MatrixView<T>> out
 
         const Column causal_scores = scale * (kc.topRows(t + 1) * qc.row(t).transpose());    // eq. 5
         const Column lookahead_scores = scale * (u.topRows(t + 1) * qc.row(t).transpose());  // eq. 6
-        const Column subtracted = lookahead_scores.unaryExpr(detail::LookaheadTerm{options.silu});
-        const Column scores = T(options.causal_keys) * causal_scores - subtracted;  // eq. 7
+        Column scores = -lookahead_scores.unaryExpr(detail::LookaheadTerm{options.silu});    // eq. 7
+        if (options.causal_keys) scores += causal_scores;
         const Column weights = (scores.array() - scores.maxCoeff()).exp();
         out.map().row(t) = weights.transpose() * vc.topRows(t + 1) / weights.sum();  // eq. 8
     }

@@ -166,17 +166,8 @@ TYPED_TEST(MultiHeadBackward, TurnsBackJustTheProjectionsThatAreRotated) {
     MultiHeadConfig config{.d_model = 12, .heads = 2, .d_head = 10, .rotary = castle::Rotary{}, .seed = 4};
     expect_gradients(castle::MultiHeadCastle<T>(config), 40);
     expect_gradients(castle::MultiHeadCausal<T>(config), 40);
-    for (bool castle::Rotary::*flag :
-         {&castle::Rotary::causal_q, &castle::Rotary::causal_k, &castle::Rotary::causal_v, &castle::Rotary::lookahead_q,
-          &castle::Rotary::lookahead_k, &castle::Rotary::lookahead_v}) {
-        config.rotary = castle::Rotary{.causal_q = false,
-                                       .causal_k = false,
-                                       .causal_v = false,
-                                       .lookahead_q = false,
-                                       .lookahead_k = false,
-                                       .lookahead_v = false,
-                                       .base = 500};
-        (*config.rotary).*flag = true;
+    for (const castle::Rotary& rotary : rotaries_of_one_projection()) {
+        config.rotary = rotary;
         expect_gradients(castle::MultiHeadCastle<T>(config), 40);
     }
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <array>
+#include <vector>
 
 #include <castle/multi_head.hpp>
 
@@ -15,6 +16,25 @@ namespace support {
 template <class Weights>
 auto projections_of(Weights& w) {
     return std::array{&w.causal.q, &w.causal.k, &w.causal.v, &w.lookahead.q, &w.lookahead.k, &w.lookahead.v};
+}
+
+/// For each of the six projections, rotation of that one alone.
+inline std::vector<castle::Rotary> rotaries_of_one_projection() {
+    std::vector<castle::Rotary> all;
+    for (bool castle::Rotary::*flag :
+         {&castle::Rotary::causal_q, &castle::Rotary::causal_k, &castle::Rotary::causal_v, &castle::Rotary::lookahead_q,
+          &castle::Rotary::lookahead_k, &castle::Rotary::lookahead_v}) {
+        castle::Rotary one{.causal_q = false,
+                           .causal_k = false,
+                           .causal_v = false,
+                           .lookahead_q = false,
+                           .lookahead_k = false,
+                           .lookahead_v = false,
+                           .base = 500};
+        one.*flag = true;
+        all.push_back(one);
+    }
+    return all;
 }
 
 template <class S, class T>

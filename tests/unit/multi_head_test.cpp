@@ -64,18 +64,8 @@ TYPED_TEST(MultiHead, RotatesJustTheProjectionsThatItIsAskedTo) {
     expect_as_precise_as_plain<T>(castle::MultiHeadCastle<T>(config), 40, castle::unlimited);
     expect_as_precise_as_plain<T>(castle::MultiHeadCausal<T>(config), 40, 0);
 
-    const castle::Rotary none{.causal_q = false,
-                              .causal_k = false,
-                              .causal_v = false,
-                              .lookahead_q = false,
-                              .lookahead_k = false,
-                              .lookahead_v = false,
-                              .base = 500};
-    for (bool castle::Rotary::*flag :
-         {&castle::Rotary::causal_q, &castle::Rotary::causal_k, &castle::Rotary::causal_v, &castle::Rotary::lookahead_q,
-          &castle::Rotary::lookahead_k, &castle::Rotary::lookahead_v}) {
-        config.rotary = none;
-        (*config.rotary).*flag = true;
+    for (const castle::Rotary& rotary : support::rotaries_of_one_projection()) {
+        config.rotary = rotary;
         expect_as_precise_as_plain<T>(castle::MultiHeadCastle<T>(config), 40, castle::unlimited);
     }
 }

@@ -82,7 +82,7 @@ class BackwardPass {
         }
     }
 
-    // The gradients of the rows of the group's block b: dQ^C, dK^U, dV^U.
+    // The gradients of the rows of the group's block b: dQ^C, dK^U, dV^U; without lookahead dQ^U as well.
     void finish_block(const Group& group, Index b) {
         const BlockRows<T> rows = block(group, b);
         const BlockOperands<T> total = sums(0, b);
@@ -95,7 +95,13 @@ class BackwardPass {
         }
         if (state_.has_lookahead()) add_triangle(rows, total);
         write(total.causal_queries(), block_size, rows, state_.scale(), d_head_.causal.q);
-        if (!state_.has_lookahead()) return;
+        if (!state_.has_lookahead()) {
+            // With a window of 0 there may be lookahead inputs, which have no effect; standard attention has none.
+            for (const MatrixView<T>& d : {d_head_.lookahead.q, d_head_.lookahead.k, d_head_.lookahead.v}) {
+                if (d.rows() > 0) d.middle_rows(rows.first, rows.count()).map().setZero();
+            }
+            return;
+        }
         write(total.lookahead_keys(), block_size, rows, state_.scale(), d_head_.lookahead.k);
         write(total.lookahead_values(), block_size, rows, T(1), d_head_.lookahead.v);
     }

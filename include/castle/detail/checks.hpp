@@ -54,6 +54,14 @@ void check_options(std::string_view where, const Options& options) {
     }
 }
 
+// The rows of a backward pass's input against the tokens of the forward pass that its workspace holds.
+inline void check_forward_pass(std::string_view where, std::string_view name, Index rows, Index tokens) {
+    if (rows != tokens) {
+        fail(where, name, " has ", rows, " tokens but the workspace holds a forward pass of ", tokens,
+             "; every backward pass needs a forward pass of its own before it");
+    }
+}
+
 // Sizes whose products with the layout's constants stay far from overflow.
 inline void check_head_shape(std::string_view where, HeadShape shape) {
     constexpr Index most = Index(1) << 24;

@@ -1,0 +1,19 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <CLI/CLI.hpp>
+
+#include "bad_input.hpp"
+
+/// Whether the program is to run: false where --help or --version was asked for, and has been answered.
+inline bool parse_command_line(CLI::App& app, int argc, const char* const* argv) {
+    try {
+        app.parse(argc, argv);
+    } catch (const CLI::Success& asked) {
+        app.exit(asked);
+        return false;
+    } catch (const CLI::ParseError& error) {
+        throw BadInput(error.what());
+    }
+    return true;
+}
