@@ -37,7 +37,7 @@ void run_forward(HeadWorkspace<T>& workspace, const HeadInput<T>& head, MatrixVi
     WorkspaceAccess::start(workspace, rows);
     HeadRecord<T>& record = WorkspaceAccess::record(workspace);
     const MatrixView<T> kept = WorkspaceAccess::out(workspace);
-    extend_head(record.state(), head, {.out = kept, .log_sum_exp = record.log_sum_exp()},
+    extend_head(record.state(), head, {.out = kept, .log_sum_exp = record.log_sum_exp()}, record.scratch(),
                 WorkspaceAccess::executor(workspace));
     if (rows > 0) out.map() = kept.map();
 }

@@ -62,7 +62,7 @@ template <Scalar T>
 void extend(KvCache<T>& cache, const std::type_identity_t<Qkv<T>>& head, std::type_identity_t<MatrixView<T>> out) {
     detail::check_extend(cache, head);
     detail::check_shape("extend", "", "out", out, head.q.rows(), cache.shape().dv, detail::because_of(cache, head));
-    detail::extend_head(detail::CacheAccess::state(cache), HeadInput<T>{.causal = head}, {.out = out},
+    detail::extend_head(detail::CacheAccess::state(cache), HeadInput<T>{.causal = head}, out,
                         detail::CacheAccess::executor(cache));
 }
 

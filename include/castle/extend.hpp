@@ -43,7 +43,7 @@ void extend(UqKvCache<T>& cache, const std::type_identity_t<HeadInput<T>>& head,
     detail::check_extend(cache, head);
     detail::check_shape("extend", "", "out", out, head.causal.q.rows(), cache.shape().dv,
                         detail::because_of(cache, head));
-    detail::extend_head(detail::CacheAccess::state(cache), head, {.out = out}, detail::CacheAccess::executor(cache));
+    detail::extend_head(detail::CacheAccess::state(cache), head, out, detail::CacheAccess::executor(cache));
 }
 
 /// As above, but allocates the outputs, `[m, dv]`, and returns them.

@@ -85,12 +85,12 @@ class MultiHeadLayer {
         if (rows == 0) return;
 
         const Index kept = std::min(rows, detail::group_size);
-        detail::AlignedBuffer<T> memory;
-        if (rows > 1) memory = detail::AlignedBuffer<T>(kept * widths().numbers());
-        const Rows scratch(widths(), rows > 1 ? memory.data() : cache.row_.data(), kept);
+        const Index numbers = detail::extension_numbers(cache.heads_.front(), cache.size(), rows);
+        detail::AlignedBuffer<T> memory(rows > 1 ? kept * widths().numbers() : 0), scratch(config_.heads * numbers);
         run(
-            x, y, scratch, [&](Index h) -> auto& { return cache.heads_[std::size_t(h)]; },
-            [](Index) -> T* { return nullptr; });
+            x, y, Rows(widths(), rows > 1 ? memory.data() : cache.row_.data(), kept),
+            [&](Index h) -> auto& { return cache.heads_[std::size_t(h)]; },
+            [&](Index h) { return scratch.data() + h * numbers; }, [](Index) -> T* { return nullptr; });
     }
 
     /// As above, but allocates the output, `[m, d_model]`, and returns it.
@@ -139,7 +139,7 @@ class MultiHeadLayer {
         const auto record = [&](Index h) -> auto& { return workspace.heads_[std::size_t(h)]; };
         run(
             x, y, Rows(widths(), workspace.rows_.data(), rows), [&](Index h) -> auto& { return record(h).state(); },
-            [&](Index h) { return record(h).log_sum_exp(); });
+            [&](Index h) { return record(h).scratch(); }, [&](Index h) { return record(h).log_sum_exp(); });
     }
 
     /// The gradients of a loss from `d_y`, `[L, d_model]`, its gradient with respect to the layer's output: that with
@@ -315,14 +315,14 @@ class MultiHeadLayer {
         }
     }
 
-    // The layer over new tokens x onto the heads' states. `scratch` has room for all of them, or for one group if they
-    // need not be kept. log_sum_exp(h) is where those of head h go, if anywhere.
-    template <class State, class LogSumExp>
-    void run(ConstMatrixView<T> x, MatrixView<T> y, const Rows& scratch, const State& state,
+    // The layer over new tokens x onto the heads' states, in their scratch. `kept` has room for all rows, or for those
+    // of one group if they need not be kept. log_sum_exp(h) is where those of head h go, if anywhere.
+    template <class State, class Scratch, class LogSumExp>
+    void run(ConstMatrixView<T> x, MatrixView<T> y, const Rows& kept, const State& state, const Scratch& scratch,
              const LogSumExp& log_sum_exp) const {
-        detail::Extension<T, State> extension(config_.heads, x.rows(), state, options_.executor);
+        detail::Extension<T, State, Scratch> extension(config_.heads, x.rows(), state, scratch, options_.executor);
         extension.for_groups([&](const detail::Group& group) {
-            const Rows rows = scratch.rows() < x.rows() ? scratch : scratch.from(group.call_row);
+            const Rows rows = kept.rows() < x.rows() ? kept : kept.from(group.call_row);
             project(x.middle_rows(group.call_row, group.rows()), group.first, rows);
             const detail::Group own{.first = group.first, .end = group.end, .call_row = 0};
             extension.run(

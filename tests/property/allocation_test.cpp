@@ -151,4 +151,62 @@ TYPED_TEST(Allocation, ThatFailsInReserveChangesNothing) {
     EXPECT_GE(failures, 4) << "keys and values, queries, gates and scratch at least";
 }
 
+// The memory of a training step is the workspace's, and that of a sequence twice as long is twice as much.
+TYPED_TEST(Allocation, IsNoneInTrainingWithAUsedWorkspaceThatIsLinearInTheLength) {
+    using T = TypeParam;
+    constexpr Index d = 32, longest = 2048;
+    Random random(20);
+    const Head<T> head = random_head<T>(random, {longest, d, d});
+    Matrix<T> out(longest, d), d_out(longest, d);
+    fill_normal(random, d_out);
+    castle::HeadGradient<T> gradient(longest, {.d = d, .dv = d});
+    for (const Index window : {Index(0), Index(100), castle::unlimited}) {
+        const auto train = [&](castle::Workspace<T>& workspace, Index length) {
+            const castle::HeadGradientView<T> all = gradient.view();
+            const auto part = [&](castle::MatrixView<T> x) { return x.middle_rows(0, length); };
+            castle::forward(workspace, head.first_tokens(length), out.topRows(length));
+            castle::backward(
+                workspace, head.first_tokens(length), d_out.topRows(length),
+                {.causal = {.q = part(all.causal.q), .k = part(all.causal.k), .v = part(all.causal.v)},
+                 .lookahead = {.q = part(all.lookahead.q), .k = part(all.lookahead.k), .v = part(all.lookahead.v)}});
+        };
+        std::vector<Index> bytes;
+        for (const Index length : {512, 1024, 2048}) {
+            SCOPED_TRACE(describe("window ", window, ", ", length, " tokens"));
+            castle::Workspace<T> workspace({.d = d, .dv = d}, {.lookahead_window = window});
+            train(workspace, length);
+            bytes.push_back(workspace.bytes());
+            const Allocations::Count count;
+            train(workspace, length);
+            EXPECT_EQ(count.allocations(), 0);
+            EXPECT_EQ(workspace.bytes(), bytes.back());
+        }
+        // Scratch is as large as the larger of two passes needs it, which may be the one and then the other.
+        EXPECT_LE(bytes[2] - bytes[1], (bytes[1] - bytes[0]) * 21 / 10);
+        // 11.5 numbers per token and dimension for large d; for d = 32 the softmax's sums and the gates count.
+        EXPECT_LE(bytes[2] - bytes[1], 13 * 1024 * d * Index(sizeof(T)));
+    }
+}
+
+TYPED_TEST(Allocation, IsNoneInTrainingOfALayerWithAUsedWorkspace) {
+    using T = TypeParam;
+    const castle::MultiHeadConfig config{.d_model = 20, .heads = 3, .d_head = 6, .rotary = castle::Rotary{}};
+    const castle::MultiHeadCastle<T> layer(config, {.lookahead_window = 70});
+    Random random(21);
+    Matrix<T> x(300, 20), y(300, 20), d_y(300, 20), d_x(300, 20);
+    fill_normal(random, x);
+    fill_normal(random, d_y);
+    castle::MultiHeadWorkspace<T> workspace = layer.make_workspace();
+    castle::MultiHeadWeights<T> d_weights = layer.weights();
+    layer.forward(workspace, x, y);
+    layer.backward(workspace, x, d_y, d_x, d_weights);
+    for (const Index length : {300, 299, 33, 1}) {
+        SCOPED_TRACE(length);
+        const Allocations::Count count;
+        layer.forward(workspace, x.topRows(length), y.topRows(length));
+        layer.backward(workspace, x.topRows(length), d_y.topRows(length), d_x.topRows(length), d_weights);
+        EXPECT_EQ(count.allocations(), 0);
+    }
+}
+
 }  // namespace

@@ -39,7 +39,8 @@ class AlignedBuffer {
   public:
     AlignedBuffer() = default;
 
-    explicit AlignedBuffer(Index size) : data_(allocate(size)), size_(size) {
+    // Of no numbers it allocates nothing.
+    explicit AlignedBuffer(Index size) : data_(size > 0 ? allocate(size) : nullptr), size_(size) {
         std::fill(data_.get(), data_.get() + size, T(0));
     }
 

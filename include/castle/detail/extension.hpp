@@ -15,22 +15,28 @@ namespace castle {
 inline namespace CASTLE_ABI {
 namespace detail {
 
-// One extension of `heads` states of equal size and shape by `rows` tokens each. state(h) gives head h's HeadState&.
+// Scratch for putting `rows` tokens onto `tokens`. For one token the state has its own.
+template <Scalar T>
+Index extension_numbers(const HeadState<T>& state, Index tokens, Index rows) {
+    return rows > 1 ? GroupScratch<T>::numbers(state, std::min(rows, group_size), tokens + rows) : 0;
+}
+
+// One extension of `heads` states of equal size and shape by `rows` tokens each. state(h) gives head h's HeadState&,
+// and scratch(h) memory of the numbers above.
 //
-// The constructor gets all memory there is need of and is the only part that throws; no token has changed then, though
-// some states may have more capacity.
-// After it the groups are to be run one by one, in order. One row that fits the states' capacity allocates nothing.
-template <Scalar T, class State>
+// The constructor makes room in the states and is the only part that throws; no token has changed then, though some
+// states may have more capacity. After it the groups are to be run one by one, in order.
+template <Scalar T, class State, class Scratch>
 class Extension {
   public:
-    Extension(Index heads, Index rows, const State& state, const Executor& executor)
-        : heads_(heads), state_(state), executor_(executor), before_(state(0).size()), after_(before_ + rows) {
+    Extension(Index heads, Index rows, const State& state, const Scratch& scratch, const Executor& executor)
+        : heads_(heads),
+          state_(state),
+          scratch_(scratch),
+          executor_(executor),
+          before_(state(0).size()),
+          after_(before_ + rows) {
         for (Index h = 0; h < heads; ++h) state(h).reserve(after_);
-        group_rows_ = std::min(rows, group_size);
-        if (rows > 1) {
-            numbers_ = GroupScratch<T>::numbers(state(0), group_rows_, after_);
-            memory_ = AlignedBuffer<T>(heads * numbers_);
-        }
     }
 
     // Calls run_group(group) for every group, then counts the new tokens in.
@@ -67,31 +73,38 @@ class Extension {
 
   private:
     GroupScratch<T> scratch(Index h) {
-        return {state_(h), numbers_ == 0 ? nullptr : memory_.data() + h * numbers_, group_rows_};
+        const Index rows = after_ - before_;
+        return {state_(h), rows > 1 ? scratch_(h) : nullptr, std::min(rows, group_size)};
     }
 
     Index heads_;
     const State& state_;
+    const Scratch& scratch_;
     const Executor& executor_;
     Index before_;
     Index after_;
-    Index group_rows_ = 0;
-    Index numbers_ = 0;  // of scratch, a head
-    AlignedBuffer<T> memory_;
 };
 
-// Extends one state by the tokens of `input`, whose shapes have been checked.
+// Extends one state by the tokens of `input`, whose shapes have been checked, in scratch of extension_numbers.
 template <Scalar T>
-void extend_head(HeadState<T>& state, const HeadInput<T>& input, const OutputRows<T>& output,
+void extend_head(HeadState<T>& state, const HeadInput<T>& input, const OutputRows<T>& output, T* memory,
                  const Executor& executor) {
     const Index rows = input.causal.q.rows();
     if (rows == 0) return;
     const auto only = [&](Index) -> HeadState<T>& { return state; };
-    Extension<T, decltype(only)> extension(1, rows, only, executor);
+    const auto scratch = [&](Index) { return memory; };
+    Extension<T, decltype(only), decltype(scratch)> extension(1, rows, only, scratch, executor);
     extension.for_groups([&](const Group& group) {
         extension.run(
             group, [&](Index) -> auto& { return input; }, [&](Index) -> auto& { return output; });
     });
+}
+
+// The same in scratch of its own, which one token needs none of.
+template <Scalar T>
+void extend_head(HeadState<T>& state, const HeadInput<T>& input, MatrixView<T> out, const Executor& executor) {
+    AlignedBuffer<T> memory(extension_numbers(state, state.size(), out.rows()));
+    extend_head(state, input, {.out = out}, memory.data(), executor);
 }
 
 }  // namespace detail

@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <algorithm>
 #include <utility>
 
 #include <castle/detail/aligned_buffer.hpp>
 #include <castle/detail/backward_pass.hpp>
+#include <castle/detail/extension.hpp>
 #include <castle/detail/gradient_state.hpp>
 #include <castle/detail/head_state.hpp>
 #include <castle/gradient.hpp>
@@ -40,7 +42,8 @@ class HeadRecord {
         AlignedBuffer<T> log_sum_exp, scratch;
         if (tokens > log_sum_exp_.size()) {
             log_sum_exp = AlignedBuffer<T>(tokens);
-            scratch = AlignedBuffer<T>(BackwardPass<T>::numbers(state_, tokens));
+            scratch = AlignedBuffer<T>(
+                std::max(extension_numbers(state_, 0, tokens), BackwardPass<T>::numbers(state_, tokens)));
         }
         gradients_.reserve(tokens);
         state_.reserve(tokens);
@@ -56,6 +59,8 @@ class HeadRecord {
         size_ = tokens;
     }
     T* log_sum_exp() { return log_sum_exp_.data(); }
+    // For either pass.
+    T* scratch() { return scratch_.data(); }
 
     // The backward pass of the tokens, whose output was `out`; to be run once. The gradients may go to where the input
     // is: every number of it is read before.
@@ -65,7 +70,7 @@ class HeadRecord {
                 gradients_,
                 {.head = head, .out = out, .log_sum_exp = log_sum_exp(), .d_out = d_out},
                 d_head,
-                scratch_.data()};
+                scratch()};
     }
     void finish() { size_ = 0; }
 
