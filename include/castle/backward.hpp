@@ -18,6 +18,13 @@
 //     forward(workspace, head, out);                          // out has the bits of parallel(head)
 //     ...                                                     // the rest of the model, and its backward pass: d_out
 //     backward(workspace, head, d_out, {.causal = ..., .lookahead = ...});
+//
+// What float costs, stated for inputs and d_out that are standard normal and held against double precision up to 8192
+// tokens: the error of a gradient, root mean square, is within (32 + n / 8) u of the gradient's, where u = 2^-24 and n
+// is the most tokens that a key absorbs, min(W, L). A lookahead key is a sum of n numbers of mean square 0.29, each
+// addition rounds the sum so far, and the backward pass takes the additions back one by one: off by
+// 0.54 n u sqrt(2/6) at the end, 0.41 times that on average over all pairs of tokens, and a weight is off, relatively,
+// by as much as its score. Measured: a little more than half of it.
 namespace castle {
 inline namespace CASTLE_ABI {
 

@@ -243,4 +243,29 @@ TYPED_TEST(Backward, IsFiniteForLogitsOfAnySize) {
     }
 }
 
+// As backward.hpp states it, against double precision.
+TEST(BackwardPrecision, OfFloatIsAsStatedOverThousandsOfTokens) {
+    constexpr Index d = 16;
+    for (const Index length : {1000, 8192}) {
+        for (const Index window : {Index(128), castle::unlimited}) {
+            SCOPED_TRACE(describe(length, " tokens, window ", window));
+            Case<float> c(2790, {length, d, d});
+            Random random(2791);
+            fill_normal(random, c.head.vu);
+            const castle::HeadGradient<float> g = run_backward(c.head.input(), c.d_out, {.lookahead_window = window});
+            Case<double> exact(0, {0, d, d});
+            for (std::size_t m = 0; m < 6; ++m) *exact.head.all()[m] = c.head.all()[m]->template cast<double>();
+            const castle::HeadGradient<double> e =
+                run_backward(exact.head.input(), Matrix<double>(c.d_out.cast<double>()), {.lookahead_window = window});
+            const double bound = (32 + static_cast<double>(std::min(window, length)) / 8) * unit_roundoff<float>;
+            for (std::size_t m = 0; m < 6; ++m) {
+                const Matrix<double> error = all_of(g)[m]->template cast<double>() - *all_of(e)[m];
+                EXPECT_LE(error.norm(), bound * all_of(e)[m]->norm()) << input_names[m];
+                EXPECT_LE(error.cwiseAbs().maxCoeff(), 4 * bound * all_of(e)[m]->cwiseAbs().maxCoeff())
+                    << input_names[m];
+            }
+        }
+    }
+}
+
 }  // namespace
