@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <array>
 #include <filesystem>
-#include <fstream>
 #include <string>
 #include <vector>
 
@@ -12,27 +11,13 @@
 #include <castle/types.hpp>
 
 #include "../support/bad_input.hpp"
+#include "../support/read_file.hpp"
 #include "settings.hpp"
 
 struct Text {
     std::string bytes;
     std::string origin;  ///< for people
 };
-
-/// At most the first `most` bytes of a file.
-inline std::string read_file(const std::filesystem::path& path, castle::Index most) {
-    std::error_code ignored;
-    if (std::filesystem::is_directory(path, ignored)) {
-        throw BadInput(fmt::format("\"{}\" is a directory, not a text file", path.string()));
-    }
-    std::ifstream file(path, std::ios::binary);
-    if (!file) throw BadInput(fmt::format("cannot open \"{}\"", path.string()));
-    std::string bytes(static_cast<std::size_t>(most), '\0');
-    file.read(bytes.data(), most);
-    if (file.bad()) throw BadInput(fmt::format("cannot read \"{}\"", path.string()));
-    bytes.resize(static_cast<std::size_t>(file.gcount()));
-    return bytes;
-}
 
 /// The sources and documents of this repository, in an order that is the same everywhere.
 inline std::vector<std::string> repository_files(const std::filesystem::path& root) {
