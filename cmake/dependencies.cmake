@@ -66,6 +66,18 @@ if(CASTLE_BUILD_EXAMPLES)
         castle_mark_as_system(fmt)
     endif()
 
+    find_package(nlohmann_json 3.9 QUIET)
+    if(NOT nlohmann_json_FOUND)
+        message(STATUS "JSON for Modern C++ is not installed: fetching it")
+        FetchContent_Declare(
+            nlohmann_json
+            GIT_REPOSITORY https://github.com/nlohmann/json.git
+            GIT_TAG v3.11.3
+            GIT_SHALLOW ON)
+        FetchContent_MakeAvailable(nlohmann_json)
+        castle_mark_as_system(nlohmann_json)
+    endif()
+
     find_package(Boost 1.72 REQUIRED) # headers only
 
     # For the one example that draws.

@@ -12,7 +12,7 @@ function(complain what)
     message(FATAL_ERROR "${NAME} ${arguments}\n${what}\nexit code: ${code}\noutput:\n${out}\nerrors:\n${err}")
 endfunction()
 
-# expect_answer(<regex>... ARGUMENTS <arguments>...): ends well, and the output matches each expression.
+# expect_answer(<regex>... ARGUMENTS <arguments>...): ends well, and the output matches each expression; sets out and err.
 function(expect_answer)
     cmake_parse_arguments(PARSE_ARGV 0 expect "" "" "ARGUMENTS")
     run(${expect_ARGUMENTS})
@@ -24,6 +24,8 @@ function(expect_answer)
             complain("should have printed ${regex}" ${expect_ARGUMENTS})
         endif()
     endforeach()
+    set(out "${out}" PARENT_SCOPE)
+    set(err "${err}" PARENT_SCOPE)
 endfunction()
 
 # expect_refusal(<regex> <arguments>...): exit code 2, no output, one line of error that matches the expression.

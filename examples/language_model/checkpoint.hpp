@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <limits>
+#include <string>
+
+#include <fmt/core.h>
+
+#include "../training/adamw.hpp"
+#include "config.hpp"
+#include "model.hpp"
+#include "safetensors.hpp"
+
+namespace language_model {
+
+/// How a model is trained, from the first step to the last.
+struct Schedule {
+    Index steps = 1000;
+    Index batch = 16;  // sequences of a context
+    double learning_rate = 4e-3;
+    Index warm_up = 100;
+    std::uint64_t seed = 1;
+    std::string text = {};  // which one, by its fingerprint
+
+    /// Linear warm-up, then a cosine down to a tenth.
+    double rate(Index step) const {
+        if (step <= warm_up) return learning_rate * static_cast<double>(step) / static_cast<double>(warm_up);
+        const double done = static_cast<double>(step - warm_up) / static_cast<double>(steps - warm_up);
+        return learning_rate * (0.55 + 0.45 * std::cos(3.14159265358979323846 * done));
+    }
+};
+
+/// A training under way, or one that is done.
+struct Training {
+    Schedule schedule;
+    Model model;
+    training::AdamW<Weights> optimizer;
+
+    Training(const Schedule& how, const Config& config)
+        : schedule(how), model(config, how.seed), optimizer(model.weights) {}
+
+    Index step() const { return optimizer.steps; }
+
+    /// The weights by their names, and the optimizer's moments.
+    training::NamedMatrices matrices() {
+        training::NamedMatrices all = model.weights.matrices();
+        const auto append = [&](const std::string& prefix, Weights& moments) {
+            for (training::NamedMatrix m : moments.matrices()) {
+                m.name = prefix + m.name;
+                all.push_back(m);
+            }
+        };
+        append("adamw.first.", optimizer.first);
+        append("adamw.second.", optimizer.second);
+        return all;
+    }
+};
+
+inline void save(const std::string& path, Training& training) {
+    const Config& c = training.model.config();
+    const Schedule& s = training.schedule;
+    safetensors::write(path, training.matrices(),
+                       {{"format", "castle language_model 1"},
+                        {"attention", c.attention},
+                        {"layers", fmt::format("{}", c.layers)},
+                        {"d_model", fmt::format("{}", c.d_model)},
+                        {"heads", fmt::format("{}", c.heads)},
+                        {"d_head", fmt::format("{}", c.d_head)},
+                        {"window", fmt::format("{}", c.window)},
+                        {"silu", fmt::format("{}", int(c.silu))},
+                        {"causal_keys", fmt::format("{}", int(c.causal_keys))},
+                        {"context", fmt::format("{}", c.context)},
+                        {"steps", fmt::format("{}", s.steps)},
+                        {"batch", fmt::format("{}", s.batch)},
+                        {"learning_rate", fmt::format("{}", s.learning_rate)},
+                        {"warm_up", fmt::format("{}", s.warm_up)},
+                        {"seed", fmt::format("{}", s.seed)},
+                        {"text", s.text},
+                        {"step", fmt::format("{}", training.step())}});
+}
+
+inline Training load(const std::string& path) {
+    const safetensors::File file(path);
+    if (file.metadata("format") != "castle language_model 1") file.refuse("is not one of language_model");
+    const auto number = [&](const std::string& name, Index least, Index most) {
+        Index value = -1;
+        try {
+            value = std::stoll(file.metadata(name));
+        } catch (const std::exception&) {
+        }
+        if (value < least || value > most) file.refuse(fmt::format("has no sensible \"{}\"", name));
+        return value;
+    };
+    constexpr Index many = Index(1) << 30, wide = Index(1) << 16;
+    constexpr double infinity = std::numeric_limits<double>::infinity();
+    Config c{.attention = file.metadata("attention"),
+             .layers = number("layers", 1, 1000),
+             .d_model = number("d_model", 1, wide),
+             .heads = number("heads", 1, wide),
+             .d_head = number("d_head", 1, wide),
+             .window = number("window", 0, many),
+             .silu = number("silu", 0, 1) == 1,
+             .causal_keys = number("causal_keys", 0, 1) == 1,
+             .context = number("context", 1, many)};
+    if (std::find(attentions.begin(), attentions.end(), c.attention) == attentions.end()) {
+        file.refuse("has an attention that is not known");
+    }
+    if (const std::string problem = c.problem(); !problem.empty()) file.refuse("cannot be used: its " + problem);
+    // Nothing is allocated by what the file says before it is known to hold as much.
+    if (file.count() != 3 * c.parameters()) file.refuse("does not have as many numbers as its model");
+    Schedule s{.steps = number("steps", 1, many),
+               .batch = number("batch", 1, wide),
+               .learning_rate = std::strtod(file.metadata("learning_rate").c_str(), nullptr),
+               .warm_up = number("warm_up", 0, many),
+               .seed = static_cast<std::uint64_t>(number("seed", 0, 4294967295)),
+               .text = file.metadata("text")};
+    if (!(s.learning_rate > 0 && s.learning_rate < infinity)) file.refuse("has no sensible \"learning_rate\"");
+    Training training(s, c);
+    file.read(training.matrices());
+    training.optimizer.steps = number("step", 0, many);
+    training.model.update();
+    return training;
+}
+
+}  // namespace language_model

@@ -1,0 +1,139 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <bit>
+#include <cstdint>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <map>
+#include <string>
+
+#include <fmt/core.h>
+#include <nlohmann/json.hpp>
+
+#include "../support/bad_input.hpp"
+#include "../support/read_file.hpp"
+#include "../training/matrices.hpp"
+
+// The safetensors format: eight bytes with the length of a JSON header, the header, and the numbers. All of them little
+// endian, matrices row-major in single precision.
+namespace safetensors {
+
+using training::Index;
+using training::NamedMatrices;
+using training::NamedMatrix;
+
+using Metadata = std::map<std::string, std::string>;
+
+static_assert(std::endian::native == std::endian::little, "numbers are written as they are");
+
+/// Writes all matrices, beside the file first: a file that was there stays as it is until the new one is whole.
+inline void write(const std::filesystem::path& path, const NamedMatrices& matrices, const Metadata& metadata) {
+    nlohmann::ordered_json header;
+    header["__metadata__"] = metadata;
+    std::uint64_t end = 0;
+    for (const NamedMatrix& m : matrices) {
+        const std::uint64_t begin = end;
+        end += static_cast<std::uint64_t>(m.matrix->size()) * sizeof(float);
+        header[m.name] = {
+            {"dtype", "F32"}, {"shape", {m.matrix->rows(), m.matrix->cols()}}, {"data_offsets", {begin, end}}};
+    }
+    std::string text = header.dump();
+    text.resize((text.size() + 7) / 8 * 8, ' ');
+    const std::uint64_t length = text.size();
+
+    const std::filesystem::path beside = path.string() + ".part";
+    std::error_code failure;
+    {
+        std::ofstream file(beside, std::ios::binary);
+        file.write(reinterpret_cast<const char*>(&length), sizeof(length));
+        file << text;
+        for (const NamedMatrix& m : matrices) {
+            file.write(reinterpret_cast<const char*>(m.matrix->data()),
+                       static_cast<std::streamsize>(m.matrix->size() * Index(sizeof(float))));
+        }
+        file.flush();
+        if (!file) failure = std::make_error_code(std::errc::io_error);
+    }
+    if (!failure) std::filesystem::rename(beside, path, failure);
+    if (failure) {
+        std::error_code ignored;
+        std::filesystem::remove(beside, ignored);
+        throw BadInput(fmt::format("the checkpoint \"{}\" could not be written; the one before, if any, is still there",
+                                   path.string()));
+    }
+}
+
+/// A file that has been read, and found to be whole.
+class File {
+  public:
+    explicit File(const std::filesystem::path& path) : path_(path.string()), bytes_(read_file(path, Index(1) << 36)) {
+        std::uint64_t length = 0;
+        if (bytes_.size() < sizeof(length)) refuse("is too short");
+        std::memcpy(&length, bytes_.data(), sizeof(length));
+        if (length > bytes_.size() - sizeof(length)) refuse("is truncated, or another kind of file");
+        numbers_ = sizeof(length) + length;
+        header_ = nlohmann::json::parse(bytes_.begin() + sizeof(length), bytes_.begin() + Index(numbers_), nullptr,
+                                        /*allow_exceptions=*/false);
+        if (!header_.is_object()) refuse("is another kind of file");
+        for (const auto& [name, entry] : header_.items()) {
+            if (name != "__metadata__") check(name, entry);
+        }
+    }
+
+    /// How many numbers there are in all matrices.
+    Index count() const { return Index((bytes_.size() - numbers_) / sizeof(float)); }
+
+    /// "" for what is not there.
+    std::string metadata(const std::string& name) const {
+        const auto all = header_.find("__metadata__");
+        if (all == header_.end() || !all->is_object() || !all->contains(name) || !(*all)[name].is_string()) return "";
+        return (*all)[name];
+    }
+
+    /// Fills the matrices, each of which has to be there in its shape.
+    void read(const NamedMatrices& matrices) const {
+        for (const NamedMatrix& m : matrices) {
+            const auto entry = header_.find(m.name);
+            if (entry == header_.end()) refuse(fmt::format("has no \"{}\"", m.name));
+            const Index rows = (*entry)["shape"][0], cols = (*entry)["shape"][1];
+            if (rows != m.matrix->rows() || cols != m.matrix->cols()) {
+                refuse(fmt::format("has a \"{}\" of [{}, {}] that must be [{}, {}]", m.name, rows, cols,
+                                   m.matrix->rows(), m.matrix->cols()));
+            }
+            const std::uint64_t begin = (*entry)["data_offsets"][0];
+            std::memcpy(m.matrix->data(), bytes_.data() + numbers_ + begin,
+                        static_cast<std::size_t>(m.matrix->size()) * sizeof(float));
+        }
+    }
+
+    [[noreturn]] void refuse(const std::string& why) const {
+        throw BadInput(fmt::format("the checkpoint \"{}\" {}", path_, why));
+    }
+
+  private:
+    void check(const std::string& name, const nlohmann::json& entry) const {
+        const auto is_pair = [&](const char* key) {
+            return entry.contains(key) && entry[key].is_array() && entry[key].size() == 2 &&
+                   entry[key][0].is_number_unsigned() && entry[key][1].is_number_unsigned();
+        };
+        if (!entry.is_object() || !entry.contains("dtype") || entry["dtype"] != "F32" || !is_pair("shape") ||
+            !is_pair("data_offsets")) {
+            refuse(fmt::format("has a \"{}\" that is no matrix of 32-bit floats", name));
+        }
+        const std::uint64_t begin = entry["data_offsets"][0], end = entry["data_offsets"][1];
+        const std::uint64_t rows = entry["shape"][0], cols = entry["shape"][1];
+        if (end > bytes_.size() - numbers_) refuse("is truncated");
+        if (begin > end || (cols != 0 && rows > (end - begin) / cols) || rows * cols * sizeof(float) != end - begin) {
+            refuse(fmt::format("has a \"{}\" whose size does not fit its shape", name));
+        }
+    }
+
+    std::string path_;
+    std::string bytes_;
+    std::size_t numbers_;
+    nlohmann::json header_;
+};
+
+}  // namespace safetensors

@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <fstream>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include <fmt/core.h>
+
+#include "../training/adamw.hpp"
+#include "../training/batch.hpp"
+#include "checkpoint.hpp"
+#include "corpus.hpp"
+
+namespace language_model {
+
+/// The mean loss a byte of some sequences, in nats.
+inline double mean_loss(const Model& model, const std::vector<std::string_view>& sequences) {
+    std::vector<double> losses(sequences.size());
+    training::for_parts(Index(sequences.size()),
+                        [&](Index i) { losses[std::size_t(i)] = model.loss(sequences[std::size_t(i)]); });
+    double sum = 0;
+    for (const double loss : losses) sum += loss;
+    return sum / static_cast<double>(Index(sequences.size()) * model.config().context);
+}
+
+struct TrainOptions {
+    std::string checkpoint;
+    std::string log = {};    // a CSV of losses, if given
+    Index save_every = 100;  // these are in steps
+    Index report_every = 20;
+    Index validate_every = 100;
+    Index validation_sequences = 512;  // on the way; at the end it is all of them
+};
+
+/// Trains from where `training` is to its last step, saving on the way.
+class Trainer {
+  public:
+    Trainer(Training& training, const Corpus& corpus, const TrainOptions& options)
+        : training_(training),
+          corpus_(corpus),
+          options_(options),
+          gradient_(training.model.weights, training.schedule.batch) {
+        for (Index i = 0; i < training.schedule.batch; ++i) tapes_.push_back(training.model.make_tape());
+        if (options.log.empty()) return;
+        log_.open(options.log, training.step() == 0 ? std::ios::trunc : std::ios::app);
+        if (training.step() == 0) write("step,training_loss,validation_loss,training_seconds\n");
+        write("");
+    }
+
+    void run() {
+        const Index steps = training_.schedule.steps, first = training_.step();
+        const auto begin = Clock::now();
+        double seconds = 0, loss_since = 0;  // of training alone; since the last report
+        Index steps_since = 0;
+        while (training_.step() < steps) {
+            const auto start = Clock::now();
+            loss_since += step();
+            ++steps_since;
+            seconds += since(start);
+            const Index now = training_.step();
+            const bool last = now == steps, saves = last || now % options_.save_every == 0;
+            std::optional<double> validation;
+            if (last) {
+                validation = mean_loss(training_.model, corpus_.validation_sequences(all));
+            } else if (now % options_.validate_every == 0) {
+                validation = mean_loss(training_.model, corpus_.validation_sequences(options_.validation_sequences));
+            }
+            // A training that is resumed has to say what one without a break would have said.
+            if (saves || validation || now % options_.report_every == 0) {
+                const double loss = loss_since / static_cast<double>(steps_since);
+                const double done = static_cast<double>(now - first);
+                report(loss, validation, seconds / done, since(begin) / done);
+                write(fmt::format("{},{:.6f},{},{:.3f}\n", now, loss,
+                                  validation ? fmt::format("{:.6f}", *validation) : "", seconds));
+                loss_since = 0;
+                steps_since = 0;
+            }
+            if (saves) save(options_.checkpoint, training_);
+        }
+    }
+
+    /// One step; the mean loss of its bytes.
+    double step() {
+        const Schedule& schedule = training_.schedule;
+        const Index next = training_.step() + 1;
+        const std::vector<std::string_view> batch = corpus_.batch(schedule.batch, schedule.seed, next);
+        const double count = static_cast<double>(schedule.batch * training_.model.config().context);
+        std::vector<double> losses(batch.size());
+        gradient_.set_zero();
+        training::for_parts(schedule.batch, [&](Index i) {
+            losses[std::size_t(i)] = training_.model.learn(batch[std::size_t(i)], static_cast<float>(1 / count),
+                                                           tapes_[std::size_t(i)], gradient_.part(i));
+        });
+        Weights& gradient = gradient_.sum();
+        training::clip(gradient.matrices(), 1.0);
+        training_.optimizer.step(training_.model.weights, gradient, schedule.rate(next), {});
+        training_.model.update();
+        double sum = 0;
+        for (const double loss : losses) sum += loss;
+        return sum / count;
+    }
+
+  private:
+    using Clock = std::chrono::steady_clock;
+
+    static double since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+
+    void report(double loss, std::optional<double> validation, double step_seconds, double whole_seconds) const {
+        const Schedule& schedule = training_.schedule;
+        const Index now = training_.step();
+        const double tokens = static_cast<double>(schedule.batch * training_.model.config().context);
+        const Index left = static_cast<Index>(whole_seconds * static_cast<double>(schedule.steps - now));
+        fmt::print("step {:>5} of {}   loss {:.4f}   perplexity {:7.3f}   {:>6.0f} tokens/s   {}:{:02} left{}\n", now,
+                   schedule.steps, loss, std::exp(loss), tokens / step_seconds, left / 60, left % 60,
+                   validation ? fmt::format("   validation {:.4f}, {:.3f}", *validation, std::exp(*validation)) : "");
+        std::fflush(stdout);
+    }
+
+    void write(const std::string& line) {
+        if (options_.log.empty()) return;
+        log_ << line;
+        log_.flush();
+        if (!log_) throw BadInput(fmt::format("the log \"{}\" could not be written", options_.log));
+    }
+
+    Training& training_;
+    const Corpus& corpus_;
+    TrainOptions options_;
+    training::BatchGradient<Weights> gradient_;
+    std::vector<Tape> tapes_;
+    std::ofstream log_;
+};
+
+}  // namespace language_model

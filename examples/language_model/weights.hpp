@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <random>
+#include <string>
+#include <vector>
+
+#include <castle/multi_head_weights.hpp>
+
+#include "../training/matrices.hpp"
+#include "attention.hpp"
+#include "config.hpp"
+#include "swiglu.hpp"
+
+namespace language_model {
+
+struct BlockWeights {
+    Matrix attention_norm;  // [1, d_model]
+    castle::MultiHeadWeights<float> attention;
+    Matrix feed_forward_norm;  // [1, d_model]
+    SwiGluWeights feed_forward;
+};
+
+struct Weights {
+    Matrix embedding;  // [bytes, d_model]
+    std::vector<BlockWeights> blocks;
+    Matrix norm;  // [1, d_model]
+    Matrix head;  // [d_model, bytes]
+
+    training::NamedMatrices matrices() {
+        training::NamedMatrices all = {{"embedding", &embedding}};
+        for (std::size_t i = 0; i < blocks.size(); ++i) {
+            BlockWeights& block = blocks[i];
+            const std::string prefix = "blocks." + std::to_string(i) + ".";
+            all.push_back({prefix + "attention_norm", &block.attention_norm, false});
+            training::append(all, prefix + "attention", block.attention);
+            all.push_back({prefix + "feed_forward_norm", &block.feed_forward_norm, false});
+            all.push_back({prefix + "feed_forward.gate", &block.feed_forward.gate});
+            all.push_back({prefix + "feed_forward.up", &block.feed_forward.up});
+            all.push_back({prefix + "feed_forward.down", &block.feed_forward.down});
+        }
+        all.push_back({"norm", &norm, false});
+        all.push_back({"head", &head});
+        return all;
+    }
+};
+
+/// The weights that training begins with.
+inline Weights initial_weights(const Config& config, std::uint64_t seed) {
+    std::mt19937_64 random(seed);
+    const Index d = config.d_model, hidden = config.hidden();
+    const auto matrix = [&](Index rows, Index cols, double deviation) {
+        return training::normal_matrix(rows, cols, deviation, random);
+    };
+    const auto inverse_root = [](Index n) { return 1 / std::sqrt(static_cast<double>(n)); };
+    // What is added to the residual stream grows with the number of blocks, unless it begins smaller.
+    const double residual = inverse_root(2 * config.layers);
+    Weights w{.embedding = matrix(bytes, d, 0.5), .blocks = {}, .norm = Matrix::Ones(1, d), .head = {}};
+    for (Index i = 0; i < config.layers; ++i) {
+        BlockWeights block{.attention_norm = Matrix::Ones(1, d),
+                           .attention = Attention(config, random()).layer().weights(),
+                           .feed_forward_norm = Matrix::Ones(1, d),
+                           .feed_forward = {.gate = matrix(d, hidden, inverse_root(d)),
+                                            .up = matrix(d, hidden, inverse_root(d)),
+                                            .down = matrix(hidden, d, residual * inverse_root(hidden))}};
+        block.attention.w_out *= static_cast<float>(residual);
+        w.blocks.push_back(std::move(block));
+    }
+    w.head = matrix(d, bytes, inverse_root(d) / 4);
+    return w;
+}
+
+}  // namespace language_model
