@@ -74,8 +74,8 @@ void run_backward(HeadWorkspace<T>& workspace, const HeadInput<T>& head, ConstMa
 /// CASTLE over a whole sequence, as `parallel` computes it and with its bits, into `out`, `[L, dv]`; `workspace` keeps
 /// what `backward` needs, in place of what it held before. `out` must not overlap the input.
 ///
-/// Throws std::invalid_argument if a shape does not fit, and std::bad_alloc if memory runs out; `out` is untouched
-/// then.
+/// Throws std::invalid_argument if a shape does not fit, and nothing has changed then; and std::bad_alloc if memory
+/// runs out: `out` is untouched then, but the workspace holds no forward pass.
 template <Scalar T>
 void forward(Workspace<T>& workspace, const std::type_identity_t<HeadInput<T>>& head,
              std::type_identity_t<MatrixView<T>> out) {

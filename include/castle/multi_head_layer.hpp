@@ -127,7 +127,8 @@ class MultiHeadLayer {
     /// place of what it held before. `y` must not overlap `x`.
     ///
     /// Throws std::invalid_argument if a shape does not fit or the workspace belongs to a layer of another kind, and
-    /// std::bad_alloc if memory runs out; `y` is untouched then.
+    /// nothing has changed then; and std::bad_alloc if memory runs out: `y` is untouched then, but the workspace holds
+    /// no forward pass.
     void forward(MultiHeadWorkspace<T>& workspace, std::type_identity_t<ConstMatrixView<T>> x,
                  std::type_identity_t<MatrixView<T>> y) const {
         const Index rows = x.rows();

@@ -43,14 +43,12 @@ class MultiHeadWorkspace {
                        Index in_cols, Index width)
         : kind_(kind), heads_(std::move(heads)), in_transposed_(in_cols, d_model), out_transposed_(d_model, width) {}
 
-    // Before a forward pass. Where it throws, no tokens have changed.
+    // Before a forward pass. Where it throws, the workspace holds none.
     void start(Index tokens, Index row_numbers, Index attended_numbers) {
-        detail::AlignedBuffer<T> rows, d_attended;
-        if (row_numbers > rows_.size()) rows = detail::AlignedBuffer<T>(row_numbers);
-        if (attended_numbers > d_attended_.size()) d_attended = detail::AlignedBuffer<T>(attended_numbers);
+        for (auto& head : heads_) head.finish();
+        if (row_numbers > rows_.size()) rows_ = detail::AlignedBuffer<T>(row_numbers);
+        if (attended_numbers > d_attended_.size()) d_attended_ = detail::AlignedBuffer<T>(attended_numbers);
         for (auto& head : heads_) head.reserve(tokens);
-        if (rows.size() > 0) rows_ = std::move(rows);
-        if (d_attended.size() > 0) d_attended_ = std::move(d_attended);
         for (auto& head : heads_) head.start(tokens);
     }
 

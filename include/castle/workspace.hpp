@@ -85,14 +85,13 @@ struct WorkspaceAccess {
     static MatrixView<T> out(HeadWorkspace<T>& workspace) {
         return {workspace.out_.data(), workspace.size(), workspace.shape().dv};
     }
-    // Before a forward pass of `tokens` tokens. Where it throws, no tokens have changed.
+    // Before a forward pass of `tokens` tokens. Where it throws, the workspace holds none.
     template <Scalar T>
     static void start(HeadWorkspace<T>& workspace, Index tokens) {
-        AlignedBuffer<T> out;
+        workspace.record_.finish();
         const Index numbers = tokens * workspace.shape().dv;
-        if (numbers > workspace.out_.size()) out = AlignedBuffer<T>(numbers);
+        if (numbers > workspace.out_.size()) workspace.out_ = AlignedBuffer<T>(numbers);
         workspace.record_.reserve(tokens);
-        if (out.size() > 0) workspace.out_ = std::move(out);
         workspace.record_.start(tokens);
     }
     template <Scalar T>

@@ -209,4 +209,37 @@ TYPED_TEST(Allocation, IsNoneInTrainingOfALayerWithAUsedWorkspace) {
     }
 }
 
+// With a larger sequence than the one whose forward pass waits.
+TYPED_TEST(Allocation, ThatFailsInTrainingLeavesAWorkspaceWithoutAForwardPass) {
+    using T = TypeParam;
+    const castle::MultiHeadCastle<T> layer({.d_model = 20, .heads = 3, .d_head = 6});
+    Random random(22);
+    Matrix<T> x(300, 20), y(300, 20);
+    fill_normal(random, x);
+    const Matrix<T> expected = layer.forward(x);
+    const auto untouched = Matrix<T>::Constant(300, 20, sentinel<T>());
+    bool failed = true;
+    for (long failures = 0; failed; ++failures) {
+        SCOPED_TRACE(describe(failures, " allocations go well"));
+        castle::MultiHeadWorkspace<T> workspace = layer.make_workspace();
+        layer.forward(workspace, x.topRows(50), y.topRows(50));
+        EXPECT_EQ(workspace.size(), 50);
+        y = untouched;
+        failed = false;
+        try {
+            const Allocations::Failure failure(failures);
+            layer.forward(workspace, x, y);
+        } catch (const std::bad_alloc&) {
+            failed = true;
+        }
+        if (failed) {
+            EXPECT_TRUE(same_bits(y, Matrix<T>(untouched)));
+            EXPECT_EQ(workspace.size(), 0);
+            layer.forward(workspace, x, y);
+        }
+        EXPECT_TRUE(same_bits(y, expected));
+        ASSERT_LT(failures, 1000);
+    }
+}
+
 }  // namespace

@@ -37,20 +37,13 @@ class HeadRecord {
         return state_.bytes() + gradients_.bytes() + numbers * Index(sizeof(T));
     }
 
-    // Room for `tokens` tokens, for both passes. Where it throws, no tokens have changed.
+    // Room for `tokens` tokens, for both passes of a sequence that is to come. May throw.
     void reserve(Index tokens) {
-        AlignedBuffer<T> log_sum_exp, scratch;
-        if (tokens > log_sum_exp_.size()) {
-            log_sum_exp = AlignedBuffer<T>(tokens);
-            scratch = AlignedBuffer<T>(
-                std::max(extension_numbers(state_, 0, tokens), BackwardPass<T>::numbers(state_, tokens)));
-        }
         gradients_.reserve(tokens);
         state_.reserve(tokens);
-        if (log_sum_exp.size() == 0) return;
-        log_sum_exp_ = std::move(log_sum_exp);
-        scratch_ = std::move(scratch);
-        size_ = 0;
+        const Index numbers = std::max(extension_numbers(state_, 0, tokens), BackwardPass<T>::numbers(state_, tokens));
+        if (numbers > scratch_.size()) scratch_ = AlignedBuffer<T>(numbers);
+        if (tokens > log_sum_exp_.size()) log_sum_exp_ = AlignedBuffer<T>(tokens);
     }
 
     // Before a forward pass of `tokens` tokens, which there is room for.

@@ -25,6 +25,7 @@
 // To keys go, summed over blocks:  dV^C += P^T dO_I   dK^C += dS^T scale Q^C_I   dQ^U += dA^T scale K^U_I
 //                                  dU += dS^U^T scale Q^C_I
 // To tokens go, summed over panels:  dQ^C += dS K^C + dS^U U   dV^U += G dU   dK^U += dA Q^U   dT += dS^U G^T
+// What goes through tril(dT), and the scale of dQ^C and dK^U, come when the panels are summed up.
 //
 // Fourteen products of block, panel and d. The sums over tokens multiply with packets along keys; those over keys
 // multiply with packets along tokens, and for them P's relatives are transposed.
