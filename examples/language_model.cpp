@@ -6,7 +6,9 @@
 #include <cstdint>
 #include <cstdio>
 #include <filesystem>
+#include <stdexcept>
 #include <string>
+#include <system_error>
 #include <vector>
 
 #include <fmt/core.h>
@@ -19,12 +21,11 @@
 #include "language_model/train.hpp"
 #include "support/bad_input.hpp"
 #include "support/command_line.hpp"
+#include "support/memory.hpp"
 
 namespace {
 
 using namespace language_model;
-
-constexpr Index many = Index(1) << 30;
 
 struct Arguments {
     std::string text;
@@ -38,19 +39,27 @@ struct Arguments {
     Index seed = 1;
 };
 
-CLI::Option* number(CLI::App& app, const std::string& name, Index& value, Index least, Index most,
-                    const std::string& help) {
+CLI::Option* number(CLI::App& app, const std::string& name, Index& value, Limits limits, const std::string& help) {
     return app.add_option(name, value, help)
-        ->check(CLI::Range(least, most).description(fmt::format("{} to {}", least, most)))
+        ->check(CLI::Range(limits.least, limits.most).description(fmt::format("{} to {}", limits.least, limits.most)))
         ->type_name("N")
         ->capture_default_str();
 }
 
 void describe(const Training& training) {
     const Config& c = training.model.config();
-    fmt::print("{} attention{}, {} layers, d_model {}, {} heads of {}, {} parameters\n", c.attention,
-               c.attention == "castle-swl" ? fmt::format(" with a window of {}", c.window) : "", c.layers, c.d_model,
+    fmt::print("{}, {} layers, d_model {}, {} heads of {}, {} parameters\n", c.description(), c.layers, c.d_model,
                c.attention_heads(), c.d_head, c.parameters());
+}
+
+// About as many bytes as a training of this takes: weights, moments, a gradient for every sequence, and what its pass
+// leaves for its backward pass.
+double needed_memory(const Config& c, Index batch) {
+    const auto number = [](Index n) { return static_cast<double>(n); };
+    const double parameters = number(c.parameters());
+    const double token =
+        number(c.layers) * number(16 * c.d_model + 8 * c.hidden() + 24 * c.attention_heads() * c.d_head);
+    return sizeof(float) * (4 * parameters + number(batch) * (parameters + number(c.context) * (token + 4 * bytes)));
 }
 
 void train(const Arguments& arguments) {
@@ -58,13 +67,24 @@ void train(const Arguments& arguments) {
     if (!arguments.resume && std::filesystem::exists(checkpoint)) {
         throw BadInput(fmt::format("\"{}\" is there already; --resume goes on with it", checkpoint));
     }
+    const auto checked = [](const Config& config, const Schedule& schedule) {
+        check_memory("this training", needed_memory(config, schedule.batch));
+    };
+    if (!arguments.resume) checked(arguments.config, arguments.schedule);
     Training training = arguments.resume ? load(checkpoint) : Training(arguments.schedule, arguments.config);
+    if (arguments.resume) checked(training.model.config(), training.schedule);
     const Corpus corpus(arguments.text, training.model.config().context);
     const std::string fingerprint = corpus.fingerprint();
     if (arguments.resume && training.schedule.text != fingerprint) {
         throw BadInput(fmt::format("\"{}\" is not the text that this training began with", arguments.text));
     }
     training.schedule.text = fingerprint;
+    for (const std::string& other : {arguments.text, checkpoint}) {
+        std::error_code unknown;
+        if (std::filesystem::equivalent(arguments.train.log, other, unknown)) {
+            throw BadInput(fmt::format("--log \"{}\" would be written over \"{}\"", arguments.train.log, other));
+        }
+    }
     Trainer trainer(training, corpus, arguments.train);
     if (!arguments.resume) save(checkpoint, training);  // what cannot be written shows now rather than after a while
 
@@ -80,7 +100,7 @@ void evaluate(const Arguments& arguments) {
     const Corpus corpus(arguments.text, training.model.config().context);
     describe(training);
     const double loss = mean_loss(training.model, corpus.validation_sequences(all));
-    fmt::print("validation loss {:.6f}, perplexity {:.4f}\n", loss, std::exp(loss));
+    fmt::print("validation loss {:.4f}, perplexity {:.3f}\n", loss, std::exp(loss));
 }
 
 void generate(const Arguments& arguments) {
@@ -94,9 +114,11 @@ void generate(const Arguments& arguments) {
     const Written written = write_on(training.model, arguments.prompt, arguments.count, arguments.temperature,
                                      static_cast<std::uint64_t>(arguments.seed), put);
     put('\n');
-    fmt::print(stderr, "cache and whole pass agree on the next byte at {} of {} places\n", written.same,
-               arguments.count);
-    if (written.same != arguments.count) throw BadInput("the cache and the whole pass disagree");
+    if (std::fflush(stdout) != 0) throw BadInput("the text could not be written to the standard output");
+    const std::string agreement =
+        fmt::format("cache and whole pass agree on the next byte at {} of {} places", written.same, arguments.count);
+    if (written.same != arguments.count) throw std::logic_error(agreement);
+    fmt::print(stderr, "{}\n", agreement);
 }
 
 int run(int argc, char** argv) {
@@ -118,28 +140,30 @@ int run(int argc, char** argv) {
     new_model.push_back(training->add_option("--attention", a.config.attention, "What tokens attend with")
                             ->check(CLI::IsMember(attentions))
                             ->capture_default_str());
-    const auto size = [&](const std::string& name, Index& value, Index least, Index most, const std::string& help) {
-        new_model.push_back(number(*training, name, value, least, most, help));
+    const auto size = [&](const std::string& name, Index& value, Limits limits, const std::string& help) {
+        return new_model.emplace_back(number(*training, name, value, limits, help));
     };
-    size("--window", a.config.window, 0, many, "Lookahead window of castle-swl");
-    size("--layers", a.config.layers, 1, 1000, "Blocks");
-    size("--d_model", a.config.d_model, 1, 65536, "Numbers in a byte's vector");
-    size("--heads", a.config.heads, 4, 65536, "Heads of CASTLE, a multiple of 4; causal attention gets 7/4 of them");
-    size("--d_head", a.config.d_head, 2, 65536, "Numbers in a head's queries, keys and values, even");
-    size("--context", a.config.context, 1, 1 << 20, "Bytes that it is trained on at once");
-    size("--steps", a.schedule.steps, 1, many, "Steps of the whole training");
-    size("--batch", a.schedule.batch, 1, 65536, "Sequences in a step");
-    size("--warm_up", a.schedule.warm_up, 0, many, "Steps until the learning rate is whole");
+    CLI::Option* window = size("--window", a.config.window, limits::window, "Lookahead window of castle-swl");
+    size("--layers", a.config.layers, limits::layers, "Blocks");
+    size("--d_model", a.config.d_model, limits::d_model, "Numbers in a byte's vector");
+    size("--heads", a.config.heads, limits::heads,
+         "Heads of CASTLE, a multiple of 4; causal attention gets 7/4 of them");
+    size("--d_head", a.config.d_head, limits::d_head, "Numbers in a head's queries, keys and values, even");
+    size("--context", a.config.context, limits::context, "Bytes that it is trained on at once");
+    size("--steps", a.schedule.steps, limits::steps, "Steps of the whole training");
+    size("--batch", a.schedule.batch, limits::batch, "Sequences in a step");
+    size("--warm_up", a.schedule.warm_up, {0, limits::steps.most}, "Steps until the learning rate is whole");
     Index seed = 1;
-    size("--seed", seed, 0, 4294967295, "Of the weights and the order of the text");
+    size("--seed", seed, limits::seed, "Of the weights and the order of the text");
     new_model.push_back(training->add_option("--learning_rate", a.schedule.learning_rate, "At its highest")
                             ->check(CLI::Range(1e-8, 1.0))
                             ->capture_default_str());
-    new_model.push_back(training->add_flag("!--no-silu", a.config.silu, "Leaves the SiLU out of the scores"));
-    new_model.push_back(
-        training->add_flag("!--no-causal_keys", a.config.causal_keys, "Leaves the causal keys out of the scores"));
+    CLI::Option* no_silu = new_model.emplace_back(
+        training->add_flag("!--no-silu", a.config.silu, "Leaves the SiLU out of the scores of CASTLE"));
+    CLI::Option* no_causal_keys = new_model.emplace_back(training->add_flag(
+        "!--no-causal_keys", a.config.causal_keys, "Leaves the causal keys out of the scores of CASTLE"));
     for (CLI::Option* option : new_model) resume->excludes(option);
-    number(*training, "--save_every", a.train.save_every, 1, many, "Steps between checkpoints");
+    number(*training, "--save_every", a.train.save_every, limits::steps, "Steps between checkpoints");
     training->add_option("--log", a.train.log, "Writes the losses into this CSV file");
 
     CLI::App* evaluation = app.add_subcommand("evaluate", "The loss of a model on a text's validation part");
@@ -149,14 +173,20 @@ int run(int argc, char** argv) {
     CLI::App* generation = app.add_subcommand("generate", "Has a model write on from a prompt");
     checkpoint(generation);
     generation->add_option("--prompt", a.prompt, "What it goes on from; a line's end unless given");
-    number(*generation, "--bytes", a.count, 1, 65536, "How much it writes");
-    number(*generation, "--seed", a.seed, 0, 4294967295, "Of what is drawn");
+    number(*generation, "--bytes", a.count, {1, 65536}, "How much it writes");
+    number(*generation, "--seed", a.seed, limits::seed, "Of what is drawn");
     generation->add_option("--temperature", a.temperature, "0 takes the most probable byte each time")
         ->check(CLI::Range(0.0, 100.0))
         ->capture_default_str();
     if (!parse_command_line(app, argc, argv)) return 0;
     a.schedule.seed = static_cast<std::uint64_t>(seed);
     if (const std::string problem = a.config.problem(); !problem.empty()) throw BadInput("--" + problem);
+    const auto needs = [](CLI::Option* option, bool fits, const std::string& attention) {
+        if (option->count() > 0 && !fits) throw BadInput(option->get_name() + " is for --attention " + attention);
+    };
+    needs(window, a.config.attention == "castle-swl", "castle-swl");
+    needs(no_silu, !a.config.is_causal(), "castle and castle-swl");
+    needs(no_causal_keys, !a.config.is_causal(), "castle and castle-swl");
     if (!std::isfinite(a.schedule.learning_rate) || !std::isfinite(a.temperature)) {
         throw BadInput("--learning_rate and --temperature have to be numbers");
     }

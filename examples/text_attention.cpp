@@ -17,6 +17,7 @@
 #include <castle/multi_head.hpp>
 
 #include "support/bad_input.hpp"
+#include "support/memory.hpp"
 #include "text_attention/memory.hpp"
 #include "text_attention/progress.hpp"
 #include "text_attention/settings.hpp"
@@ -184,7 +185,7 @@ int run_program(int argc, char** argv) {
     if (!settings) return 0;
     const Text text = read_text(*settings);
     const Index tokens = static_cast<Index>(text.bytes.size());
-    check_memory(*settings, tokens);
+    check_memory(fmt::format("{} tokens with these sizes", tokens), needed_memory(*settings, tokens));
 
     print_head(*settings, text);
     const Matrix x = embed(text.bytes, settings->d_model, settings->seed);

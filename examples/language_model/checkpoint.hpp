@@ -2,11 +2,12 @@
 #pragma once
 
 #include <algorithm>
+#include <charconv>
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
-#include <limits>
 #include <string>
+#include <system_error>
 
 #include <fmt/core.h>
 
@@ -86,42 +87,47 @@ inline void save(const std::string& path, Training& training) {
 inline Training load(const std::string& path) {
     const safetensors::File file(path);
     if (file.metadata("format") != "castle language_model 1") file.refuse("is not one of language_model");
-    const auto number = [&](const std::string& name, Index least, Index most) {
-        Index value = -1;
-        try {
-            value = std::stoll(file.metadata(name));
-        } catch (const std::exception&) {
+    const auto number = [&](const std::string& name, Limits limits) {
+        const std::string text = file.metadata(name);
+        Index value = 0;
+        const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+        if (error != std::errc() || end != text.data() + text.size() || value < limits.least || value > limits.most) {
+            file.refuse(fmt::format("has no sensible \"{}\"", name));
         }
-        if (value < least || value > most) file.refuse(fmt::format("has no sensible \"{}\"", name));
         return value;
     };
-    constexpr Index many = Index(1) << 30, wide = Index(1) << 16;
-    constexpr double infinity = std::numeric_limits<double>::infinity();
     Config c{.attention = file.metadata("attention"),
-             .layers = number("layers", 1, 1000),
-             .d_model = number("d_model", 1, wide),
-             .heads = number("heads", 1, wide),
-             .d_head = number("d_head", 1, wide),
-             .window = number("window", 0, many),
-             .silu = number("silu", 0, 1) == 1,
-             .causal_keys = number("causal_keys", 0, 1) == 1,
-             .context = number("context", 1, many)};
+             .layers = number("layers", limits::layers),
+             .d_model = number("d_model", limits::d_model),
+             .heads = number("heads", limits::heads),
+             .d_head = number("d_head", limits::d_head),
+             .window = number("window", limits::window),
+             .silu = number("silu", {0, 1}) == 1,
+             .causal_keys = number("causal_keys", {0, 1}) == 1,
+             .context = number("context", limits::context)};
     if (std::find(attentions.begin(), attentions.end(), c.attention) == attentions.end()) {
         file.refuse("has an attention that is not known");
     }
     if (const std::string problem = c.problem(); !problem.empty()) file.refuse("cannot be used: its " + problem);
     // Nothing is allocated by what the file says before it is known to hold as much.
     if (file.count() != 3 * c.parameters()) file.refuse("does not have as many numbers as its model");
-    Schedule s{.steps = number("steps", 1, many),
-               .batch = number("batch", 1, wide),
-               .learning_rate = std::strtod(file.metadata("learning_rate").c_str(), nullptr),
-               .warm_up = number("warm_up", 0, many),
-               .seed = static_cast<std::uint64_t>(number("seed", 0, 4294967295)),
+    const std::string rate = file.metadata("learning_rate");
+    char* rate_end = nullptr;
+    Schedule s{.steps = number("steps", limits::steps),
+               .batch = number("batch", limits::batch),
+               .learning_rate = std::strtod(rate.c_str(), &rate_end),
+               .warm_up = number("warm_up", {0, limits::steps.most}),
+               .seed = static_cast<std::uint64_t>(number("seed", limits::seed)),
                .text = file.metadata("text")};
-    if (!(s.learning_rate > 0 && s.learning_rate < infinity)) file.refuse("has no sensible \"learning_rate\"");
+    if (rate.empty() || *rate_end != '\0' || !(s.learning_rate > 0 && std::isfinite(s.learning_rate))) {
+        file.refuse("has no sensible \"learning_rate\"");
+    }
     Training training(s, c);
     file.read(training.matrices());
-    training.optimizer.steps = number("step", 0, many);
+    for (const training::NamedMatrix& m : training.matrices()) {
+        if (!m.matrix->allFinite()) file.refuse(fmt::format("has numbers in \"{}\" that are not finite", m.name));
+    }
+    training.optimizer.steps = number("step", {0, s.steps});
     training.model.update();
     return training;
 }

@@ -4,6 +4,7 @@ docs/training.md (the part between its markers) and docs/training.svg."""
 
 import argparse
 import csv
+import hashlib
 import math
 import os
 import pathlib
@@ -67,12 +68,13 @@ class Run:
 
     def training_loss(self):
         """Over the last hundred steps."""
-        rows, total, before = self.rows(), 0.0, 0
+        rows, total, covered, before = self.rows(), 0.0, 0, 0
         for step in sorted(rows):
             if step > self.steps - 100:
                 total += float(rows[step]["training_loss"]) * (step - before)
+                covered += step - before
             before = step
-        return total / min(100, self.steps)
+        return total / covered
 
     def seconds_a_step(self):
         rows = self.rows()
@@ -162,21 +164,29 @@ def write(lines):
 
 def main():
     parser = argparse.ArgumentParser(prog="compare", description=__doc__)
-    parser.add_argument("text", type=pathlib.Path)
+    parser.add_argument("text", type=pathlib.Path, help="tiny-shakespeare, for the figures of docs/training.md")
     parser.add_argument("--steps", type=int, default=800, help="of each training (default %(default)s)")
     parser.add_argument("--seeds", type=int, default=3, help="how many (default %(default)s)")
     arguments = parser.parse_args()
     if arguments.steps < 1 or arguments.seeds < 1:
         parser.error("--steps and --seeds have to be 1 or more")
+    if not arguments.text.is_file():
+        parser.error(f"cannot open {arguments.text}")
     seeds = range(1, arguments.seeds + 1)
-    directory = ROOT / f"build/examples/comparison/{arguments.text.stem}-{arguments.steps}"
+    # Trainings are taken up again only by the same program on the same text.
+    identity = hashlib.sha256(PROGRAM.read_bytes() + arguments.text.read_bytes()).hexdigest()[:12]
+    directory = ROOT / f"build/examples/comparison/{identity}-{arguments.steps}"
     directory.mkdir(parents=True, exist_ok=True)
     runs = train(directory, arguments.text, seeds, arguments.steps)
     seconds, mebibytes = measure(directory, arguments.text)
     lines = table(runs, seeds, arguments.steps, seconds, mebibytes)
     print("\n" + "\n".join(lines))
-    plot(ROOT / "docs/training.svg", runs, seeds)
-    write(lines)
+    if (arguments.steps, arguments.seeds) == (parser.get_default("steps"), parser.get_default("seeds")):
+        plot(ROOT / "docs/training.svg", runs, seeds)
+        write([*lines, "", "![Validation losses, and their differences to standard attention](training.svg)"])
+    else:
+        plot(directory / "training.svg", runs, seeds)
+        print(f"The document is for other steps and seeds, and stays as it is; the plot is {directory / 'training.svg'}")
 
 
 if __name__ == "__main__":

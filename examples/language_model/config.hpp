@@ -15,6 +15,24 @@ using castle::Index;
 inline constexpr Index bytes = 256;  // the vocabulary
 inline const std::vector<std::string> attentions = {"castle", "castle-swl", "causal"};
 
+/// What a size may be.
+struct Limits {
+    Index least;
+    Index most;
+};
+
+namespace limits {
+inline constexpr Limits layers = {1, 1000};
+inline constexpr Limits d_model = {1, 65536};
+inline constexpr Limits heads = {4, 65536};
+inline constexpr Limits d_head = {2, 65536};
+inline constexpr Limits window = {0, Index(1) << 30};
+inline constexpr Limits context = {1, Index(1) << 20};
+inline constexpr Limits steps = {1, Index(1) << 30};
+inline constexpr Limits batch = {1, 65536};
+inline constexpr Limits seed = {0, 4294967295};
+}  // namespace limits
+
 /// What a model is, apart from its weights.
 struct Config {
     std::string attention = "castle";  // one of those above
@@ -43,6 +61,13 @@ struct Config {
         if (heads % 4 != 0) return fmt::format("heads is {} but must be a multiple of 4", heads);
         if (d_head % 2 != 0) return fmt::format("d_head is {} but must be even", d_head);
         return "";
+    }
+
+    /// Its attention, for people.
+    std::string description() const {
+        return fmt::format("{} attention{}{}{}", attention,
+                           attention == "castle-swl" ? fmt::format(" with a window of {}", window) : "",
+                           silu ? "" : " without SiLU", causal_keys ? "" : " without causal keys");
     }
 
     castle::Options options() const {

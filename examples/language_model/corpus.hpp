@@ -23,7 +23,10 @@ inline constexpr Index all = Index(1) << 40;
 /// A text, of which the last tenth is for validation.
 class Corpus {
   public:
-    Corpus(const std::string& path, Index context) : text_(read_file(path, Index(1) << 32)), context_(context) {
+    Corpus(const std::string& path, Index context) : text_(read_file(path, most_bytes + 1)), context_(context) {
+        if (static_cast<Index>(text_.size()) > most_bytes) {
+            throw BadInput(fmt::format("\"{}\" has more than {} bytes", path, most_bytes));
+        }
         const Index least = 10 * (context + 1);
         if (static_cast<Index>(text_.size()) < least) {
             throw BadInput(fmt::format("\"{}\" has {} bytes but a context of {} needs at least {}", path, text_.size(),
@@ -68,6 +71,8 @@ class Corpus {
     }
 
   private:
+    static constexpr Index most_bytes = Index(1) << 32;
+
     std::string text_;
     Index context_;
 };

@@ -25,10 +25,11 @@ inline char draw(const Eigen::RowVectorXf& logits, double temperature, std::mt19
     return static_cast<char>(best);
 }
 
-/// What the caches gave, against a pass over everything at once.
+/// What came of the caches, and at how many places a pass over everything at once finds the same byte the most
+/// probable: products of one row round differently from those of many, so a byte that is as good within that counts.
 struct Written {
     std::string bytes;
-    Index same = 0;  // places at which both find the same byte the most probable
+    Index same = 0;
 };
 
 /// Writes `count` bytes on from a prompt through the caches: take(byte) gets each as it comes.
@@ -50,8 +51,8 @@ Written write_on(const Model& model, const std::string& prompt, Index count, dou
     const Matrix at_once = model.logits(prompt + written.bytes);
     for (Index i = 0; i < count; ++i) {
         const auto row = at_once.row(Index(prompt.size()) - 1 + i);
-        // The attention gives the same bits, other products round differently for one row than for many.
-        if (row.maxCoeff() - row(best[std::size_t(i)]) < 1e-3F) ++written.same;
+        const float rounding = 1e-4F * row.cwiseAbs().maxCoeff();
+        if (row.maxCoeff() - row(best[std::size_t(i)]) <= rounding) ++written.same;
     }
     return written;
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <algorithm>
 #include <bit>
 #include <cstdint>
 #include <cstring>
@@ -8,6 +9,9 @@
 #include <fstream>
 #include <map>
 #include <string>
+#include <system_error>
+#include <utility>
+#include <vector>
 
 #include <fmt/core.h>
 #include <nlohmann/json.hpp>
@@ -68,18 +72,31 @@ inline void write(const std::filesystem::path& path, const NamedMatrices& matric
 /// A file that has been read, and found to be whole.
 class File {
   public:
-    explicit File(const std::filesystem::path& path) : path_(path.string()), bytes_(read_file(path, Index(1) << 36)) {
+    explicit File(const std::filesystem::path& path) : path_(path.string()) {
         std::uint64_t length = 0;
-        if (bytes_.size() < sizeof(length)) refuse("is too short");
-        std::memcpy(&length, bytes_.data(), sizeof(length));
-        if (length > bytes_.size() - sizeof(length)) refuse("is truncated, or another kind of file");
+        const std::string first = read_file(path, sizeof(length));
+        if (first.size() < sizeof(length)) refuse("is too short");
+        std::memcpy(&length, first.data(), sizeof(length));
+        std::error_code unknown;
+        const std::uint64_t size = std::filesystem::file_size(path, unknown);
+        if (unknown || length > size - sizeof(length)) refuse("is truncated, or another kind of file");
+        bytes_ = read_file(path, static_cast<Index>(size));
+        if (bytes_.size() != size) refuse("is truncated");
         numbers_ = sizeof(length) + length;
         header_ = nlohmann::json::parse(bytes_.begin() + sizeof(length), bytes_.begin() + Index(numbers_), nullptr,
                                         /*allow_exceptions=*/false);
         if (!header_.is_object()) refuse("is another kind of file");
+        std::vector<std::pair<std::uint64_t, std::uint64_t>> ranges;
         for (const auto& [name, entry] : header_.items()) {
-            if (name != "__metadata__") check(name, entry);
+            if (name != "__metadata__") ranges.push_back(checked_range(name, entry));
         }
+        std::sort(ranges.begin(), ranges.end());
+        std::uint64_t end = 0;
+        for (const auto& [from, to] : ranges) {
+            if (from != end) refuse("has matrices with gaps between them, or one upon another");
+            end = to;
+        }
+        if (end != bytes_.size() - numbers_) refuse("is longer than its matrices");
     }
 
     /// How many numbers there are in all matrices.
@@ -113,7 +130,8 @@ class File {
     }
 
   private:
-    void check(const std::string& name, const nlohmann::json& entry) const {
+    // From where to where a matrix lies among the numbers.
+    std::pair<std::uint64_t, std::uint64_t> checked_range(const std::string& name, const nlohmann::json& entry) const {
         const auto is_pair = [&](const char* key) {
             return entry.contains(key) && entry[key].is_array() && entry[key].size() == 2 &&
                    entry[key][0].is_number_unsigned() && entry[key][1].is_number_unsigned();
@@ -125,9 +143,12 @@ class File {
         const std::uint64_t begin = entry["data_offsets"][0], end = entry["data_offsets"][1];
         const std::uint64_t rows = entry["shape"][0], cols = entry["shape"][1];
         if (end > bytes_.size() - numbers_) refuse("is truncated");
-        if (begin > end || (cols != 0 && rows > (end - begin) / cols) || rows * cols * sizeof(float) != end - begin) {
+        const std::uint64_t count = end < begin ? 0 : (end - begin) / sizeof(float);
+        if (end < begin || count * sizeof(float) != end - begin ||
+            (cols == 0 ? count != 0 : rows != count / cols || count % cols != 0)) {
             refuse(fmt::format("has a \"{}\" whose size does not fit its shape", name));
         }
+        return {begin, end};
     }
 
     std::string path_;

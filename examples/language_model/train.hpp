@@ -4,10 +4,12 @@
 #include <chrono>
 #include <cmath>
 #include <cstdio>
+#include <filesystem>
 #include <fstream>
 #include <optional>
 #include <string>
 #include <string_view>
+#include <system_error>
 #include <vector>
 
 #include <fmt/core.h>
@@ -48,9 +50,14 @@ class Trainer {
           gradient_(training.model.weights, training.schedule.batch) {
         for (Index i = 0; i < training.schedule.batch; ++i) tapes_.push_back(training.model.make_tape());
         if (options.log.empty()) return;
-        log_.open(options.log, training.step() == 0 ? std::ios::trunc : std::ios::app);
-        if (training.step() == 0) write("step,training_loss,validation_loss,training_seconds\n");
-        write("");
+        log_.open(options.log, std::ios::app);
+        std::error_code unknown;
+        const bool has_lines = std::filesystem::file_size(options.log, unknown) > 0;
+        if (!unknown && has_lines && training.step() == 0) {
+            throw BadInput(fmt::format("the log \"{}\" is there already", options.log));
+        }
+        // Also nothing, since a log that cannot be written had better show now.
+        write(has_lines ? "" : "step,training_loss,validation_loss,training_seconds\n");
     }
 
     void run() {
@@ -85,7 +92,7 @@ class Trainer {
         }
     }
 
-    /// One step; the mean loss of its bytes.
+    /// One step; the mean loss of its bytes. Throws BadInput, and changes nothing, if the training has diverged.
     double step() {
         const Schedule& schedule = training_.schedule;
         const Index next = training_.step() + 1;
@@ -98,7 +105,9 @@ class Trainer {
                                                            tapes_[std::size_t(i)], gradient_.part(i));
         });
         Weights& gradient = gradient_.sum();
-        training::clip(gradient.matrices(), 1.0);
+        if (!std::isfinite(training::clip(gradient.matrices(), 1.0))) {
+            throw BadInput(fmt::format("the gradient of step {} is not finite; try a lower --learning_rate", next));
+        }
         training_.optimizer.step(training_.model.weights, gradient, schedule.rate(next), {});
         training_.model.update();
         double sum = 0;

@@ -12,12 +12,16 @@ namespace training {
 template <class F>
 void for_parts(Index parts, const F& f) {
     std::exception_ptr failure;
+#ifdef _OPENMP
 #pragma omp parallel for schedule(dynamic, 1)
+#endif
     for (Index part = 0; part < parts; ++part) {
         try {
             f(part);
         } catch (...) {
+#ifdef _OPENMP
 #pragma omp critical
+#endif
             failure = std::current_exception();
         }
     }

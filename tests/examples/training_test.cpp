@@ -25,7 +25,7 @@ struct Weights {
     training::NamedMatrices matrices() { return {{"a", &a}, {"b", &b, /*decays=*/false}}; }
 };
 
-// Two steps of arXiv:1711.05101, algorithm 2, number by number in double precision.
+// Five steps of arXiv:1711.05101, algorithm 2, number by number in double precision.
 TEST(Training, AdamWIsThatOfThePaper) {
     const training::AdamWSettings settings{.beta1 = 0.8, .beta2 = 0.9, .epsilon = 1e-3, .weight_decay = 0.5};
     constexpr double rate = 0.1;

@@ -2,15 +2,18 @@
 # A model of each kind is trained, evaluated, and writes.
 include("${CMAKE_CURRENT_LIST_DIR}/small.cmake")
 
+set(castle-swl_options --window 8)
 foreach(attention IN ITEMS castle castle-swl causal)
     set(model "${own}/${attention}")
     set(log "${own}/${attention}.csv")
     expect_answer("${attention} attention" "step    40 of 40   loss [0-2]\\.[0-9]+   perplexity .* tokens/s   0:00 left"
                   "validation [0-2]\\.[0-9]+"
                   ARGUMENTS train --text "${text_file}" --checkpoint "${model}" --attention ${attention} ${small}
-                            --window 8 --steps 40 --warm_up 5 --learning_rate 0.02 --log "${log}")
-    string(REGEX MATCH "validation ([0-9]+\\.[0-9][0-9])[0-9]*, [0-9.]+\nthe model is in" loss "${out}")
-    expect_answer("validation loss ${CMAKE_MATCH_1}" ARGUMENTS evaluate --text "${text_file}" --checkpoint "${model}")
+                            ${${attention}_options} --steps 40 --warm_up 5 --learning_rate 0.02 --log "${log}")
+    if(NOT out MATCHES "validation ([0-9]+\\.[0-9]+), [0-9.]+\nthe model is in")
+        message(FATAL_ERROR "nothing was said of the validation at the end:\n${out}")
+    endif()
+    expect_answer("validation loss ${CMAKE_MATCH_1}, perplexity" ARGUMENTS evaluate --text "${text_file}" --checkpoint "${model}")
     file(STRINGS "${log}" lines)
     list(LENGTH lines count)
     if(NOT count EQUAL 3)

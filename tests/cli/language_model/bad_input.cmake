@@ -16,6 +16,15 @@ endforeach()
 expect_refusal("--heads is 6 but must be a multiple of 4" train --text "${text_file}" --checkpoint "${own}/new" --heads 6)
 expect_refusal("--d_head is 5 but must be even" train --text "${text_file}" --checkpoint "${own}/new" --d_head 5)
 expect_refusal("--attention" train --text "${text_file}" --checkpoint "${own}/new" --attention dense)
+foreach(attention IN ITEMS castle causal)
+    expect_refusal("--window is for --attention castle-swl" train --text "${text_file}" --checkpoint "${own}/new"
+                   --attention ${attention} --window 3)
+endforeach()
+foreach(option IN ITEMS --no-silu --no-causal_keys)
+    expect_refusal("${option} is for --attention castle" train --text "${text_file}" --checkpoint "${own}/new"
+                   --attention causal ${option})
+endforeach()
+expect_refusal("not enough memory" train --text "${text_file}" --checkpoint "${own}/new" --layers 1000 --d_model 65536)
 expect_refusal("surplus" train --text "${text_file}" --checkpoint "${own}/new" surplus)
 
 expect_refusal("cannot open" train --text "${own}/nothing" --checkpoint "${own}/new")
@@ -32,9 +41,17 @@ foreach(subcommand IN ITEMS "evaluate;--text;${text_file}" "generate" "train;--r
     expect_refusal("cannot open \"${own}/new\"" ${subcommand} --checkpoint "${own}/new")
 endforeach()
 
+refuse_and_keep("would be written over" "${text_file}" train --text "${text_file}" --checkpoint "${own}/new" ${small}
+                --log "${text_file}")
+file(WRITE "${own}/log" "step")
+refuse_and_keep("is there already" "${own}/log" train --text "${text_file}" --checkpoint "${own}/new" ${small}
+                --log "${own}/log")
+
 set(model "${own}/model")
 expect_answer("the model is in" ARGUMENTS train --text "${text_file}" --checkpoint "${model}" ${small} --steps 2)
 refuse_and_keep("is there already" "${model}" train --text "${text_file}" --checkpoint "${model}" ${small} --steps 2)
+refuse_and_keep("would be written over" "${model}" train --resume --text "${text_file}" --checkpoint "${model}"
+                --log "${model}")
 refuse_and_keep("--layers" "${model}" train --resume --text "${text_file}" --checkpoint "${model}" --layers 3)
 file(WRITE "${own}/other" "${text}and another end")
 refuse_and_keep("other\" is not the text" "${model}" train --resume --text "${own}/other" --checkpoint "${model}")

@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <cstdint>
+#include <filesystem>
+#include <fstream>
+#include <string>
+#include <string_view>
+
+#include <fmt/core.h>
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include "language_model/safetensors.hpp"
+#include "support/read_file.hpp"
+
+namespace {
+
+using training::Index;
+using training::Matrix;
+
+class Safetensors : public ::testing::Test {
+  protected:
+    Safetensors() { safetensors::write(path_, matrices(), {{"what", "a test"}}); }
+    ~Safetensors() override {
+        std::error_code ignored;
+        std::filesystem::remove(path_, ignored);
+    }
+
+    training::NamedMatrices matrices() { return {{"a", &a_}, {"b.c", &b_}, {"empty", &empty_}}; }
+    std::string contents() const { return read_file(path_, Index(1) << 20); }
+    void put(std::string_view bytes) const { std::ofstream(path_, std::ios::binary) << bytes; }
+    bool is_refused(std::string_view bytes) {
+        put(bytes);
+        try {
+            safetensors::File(path_).read(matrices());
+        } catch (const BadInput&) {
+            return true;
+        }
+        return false;
+    }
+
+    std::string path_ =
+        (std::filesystem::temp_directory_path() / fmt::format("castle_safetensors_{}", ::getpid())).string();
+    Matrix a_ = Matrix::Random(3, 4);
+    Matrix b_ = Matrix::Random(1, 5);
+    Matrix empty_ = Matrix(0, 7);
+};
+
+std::string file_of(const std::string& header, const std::string& numbers) {
+    std::string length(8, '\0');
+    length[0] = static_cast<char>(header.size() % 256);
+    length[1] = static_cast<char>(header.size() / 256);
+    return length + header + numbers;
+}
+
+TEST_F(Safetensors, ReadsWhatItWrote) {
+    const Matrix a = a_, b = b_;
+    a_.setZero();
+    b_.setZero();
+    const safetensors::File file(path_);
+    EXPECT_EQ(file.count(), 17);
+    EXPECT_EQ(file.metadata("what"), "a test");
+    EXPECT_EQ(file.metadata("other"), "");
+    file.read(matrices());
+    EXPECT_EQ(a_, a);
+    EXPECT_EQ(b_, b);
+}
+
+// Byte by byte, as the format's description has it.
+TEST_F(Safetensors, WritesTheFormat) {
+    a_ = Matrix::Constant(1, 1, 1.0F);
+    safetensors::write(path_, {{"x", &a_}}, {{"k", "v"}});
+    EXPECT_EQ(contents(),
+              file_of(R"({"__metadata__":{"k":"v"},"x":{"dtype":"F32","shape":[1,1],"data_offsets":[0,4]}}       )",
+                      std::string("\0\0\x80\x3f", 4)));
+}
+
+TEST_F(Safetensors, RefusesEveryTruncatedFileAndEveryLongerOne) {
+    const std::string whole = contents();
+    EXPECT_FALSE(is_refused(whole));
+    for (std::size_t length = 0; length < whole.size(); ++length) {
+        EXPECT_TRUE(is_refused(std::string_view(whole).substr(0, length))) << length << " bytes";
+    }
+    EXPECT_TRUE(is_refused(whole + '\0'));
+    EXPECT_TRUE(is_refused(whole + whole));
+}
+
+// It may be read, for the format has no checksum, but nothing worse.
+TEST_F(Safetensors, ReadsOrRefusesFilesWithAnyByteChanged) {
+    const std::string whole = contents();
+    int refused = 0;
+    for (std::size_t i = 0; i < whole.size(); ++i) {
+        std::string changed = whole;
+        changed[i] = static_cast<char>(changed[i] ^ (1 << (i % 8)));
+        refused += is_refused(changed) ? 1 : 0;
+    }
+    EXPECT_GT(refused, 100);
+}
+
+TEST_F(Safetensors, RefusesHeadersThatDoNotFit) {
+    const std::string numbers(16, '\0');
+    const auto entry = [](const std::string& rest) { return R"({"a":{"dtype":"F32",)" + rest + "}}"; };
+    const auto refused = [&](const std::string& header) {
+        EXPECT_TRUE(is_refused(file_of(header, numbers))) << header;
+    };
+    a_.resize(2, 2);
+    b_.resize(0, 0);
+    put(file_of(entry(R"("shape":[2,2],"data_offsets":[0,16])"), numbers));
+    EXPECT_NO_THROW(safetensors::File(path_).read({{"a", &a_}}));
+    EXPECT_THROW(safetensors::File(path_).read({{"b", &a_}}), BadInput);
+    refused("[]");
+    refused("{}");
+    refused(R"({"a":1})");
+    refused(R"({"a":{"dtype":7,"shape":[2,2],"data_offsets":[0,16]}})");
+    refused(R"({"a":{"dtype":"F16","shape":[2,2],"data_offsets":[0,16]}})");
+    refused(entry(R"("shape":[2,2])"));
+    refused(entry(R"("shape":[4],"data_offsets":[0,16])"));
+    refused(entry(R"("shape":[2,-2],"data_offsets":[0,16])"));
+    refused(entry(R"("shape":[2,"2"],"data_offsets":[0,16])"));
+    refused(entry(R"("shape":[2,2],"data_offsets":[16,0])"));
+    refused(entry(R"("shape":[2,2],"data_offsets":[0,12])"));
+    refused(entry(R"("shape":[2,2],"data_offsets":[4,20])"));
+    refused(entry(R"("shape":[1,4],"data_offsets":[0,16])"));
+    refused(entry(R"("shape":[0,0],"data_offsets":[0,0])"));
+    refused(entry(R"("shape":[4611686018427387904,4],"data_offsets":[0,16])"));
+    refused(entry(R"("shape":[4611686018427387905,0],"data_offsets":[0,0])"));
+    const std::string half = R"(:{"dtype":"F32","shape":[1,2],"data_offsets":)";
+    refused(R"({"a")" + half + R"([0,8]},"b")" + half + "[0,8]}}");
+    refused(R"({"a")" + half + R"([0,8]},"b")" + half + "[4,12]}}");
+}
+
+}  // namespace
