@@ -20,9 +20,11 @@ inline namespace CASTLE_ABI {
 template <Scalar T>
 class UqKvCache : public HeadCache<T> {
   public:
-    /// An empty cache for heads of `shape`. Throws std::invalid_argument if a size is below 1 or above 2^24, the window
-    /// negative or the scale not finite.
-    explicit UqKvCache(HeadShape shape, Options options = {}) : HeadCache<T>("UqKvCache", shape, std::move(options)) {}
+    /// An empty cache for heads of `shape` that can always take off the last `rollback` tokens. For every 32 of those
+    /// it keeps a copy of `U`, of the keys within the window: `d` numbers a token. Throws std::invalid_argument if a
+    /// size is below 1 or above 2^24, the window negative, the scale not finite, or `rollback` negative or above 2^24.
+    explicit UqKvCache(HeadShape shape, Options options = {}, Index rollback = default_rollback)
+        : HeadCache<T>("UqKvCache", shape, std::move(options), rollback) {}
 
     const Options& options() const { return this->all_options(); }
 

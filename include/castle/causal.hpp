@@ -35,7 +35,7 @@ class KvCache : public HeadCache<T> {
     /// An empty cache for heads of `shape`. Throws std::invalid_argument if a size is below 1 or above 2^24,
     /// or the scale not finite.
     explicit KvCache(HeadShape shape, CausalOptions options = {})
-        : HeadCache<T>("KvCache", shape, detail::without_lookahead(std::move(options))) {}
+        : HeadCache<T>("KvCache", shape, detail::without_lookahead(std::move(options)), 0) {}
 };
 
 namespace detail {

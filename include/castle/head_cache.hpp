@@ -6,6 +6,7 @@
 
 #include <castle/detail/checks.hpp>
 #include <castle/detail/head_state.hpp>
+#include <castle/detail/rollback.hpp>
 #include <castle/input.hpp>
 #include <castle/options.hpp>
 #include <castle/types.hpp>
@@ -16,6 +17,9 @@ inline namespace CASTLE_ABI {
 namespace detail {
 struct CacheAccess;
 }
+
+/// How many tokens a cache can take off again at any time unless it is told otherwise.
+inline constexpr Index default_rollback = 64;
 
 /// What the caches of one head, UqKvCache and KvCache, have in common: everything but what is in them.
 ///
@@ -49,12 +53,26 @@ class HeadCache {
     /// Forgets every token and keeps the memory. `O(capacity d)` time: `U` begins at zero again.
     void clear() { state_.clear(); }
 
+    /// Takes off the last `tokens` tokens: what follows has the same bits as if they had never been there. Tokens of
+    /// the open block of 32 cost nothing; each finished block that loses tokens costs a copy of `U`, `size d` numbers,
+    /// and the last of them the making of its gates anew.
+    ///
+    /// Throws std::invalid_argument if `tokens` is negative or more than `max_rollback()`; nothing has changed then.
+    void rollback(Index tokens) {
+        detail::check_rollback(tokens, max_rollback());
+        detail::rollback(state_, tokens);
+    }
+    /// How many tokens `rollback` can take off right now. In a cache of standard attention all of them; otherwise it
+    /// reaches back to where the cache was shorter, by as many tokens as it was made for, than it ever was.
+    Index max_rollback() const { return state_.max_rollback(); }
+
     /// Memory that the cache holds, in bytes.
     Index bytes() const { return state_.bytes(); }
 
   protected:
-    HeadCache(std::string_view where, HeadShape shape, Options options)
-        : options_(detail::checked_options<T>(where, shape, std::move(options))), state_(shape, options_) {}
+    HeadCache(std::string_view where, HeadShape shape, Options options, Index rollback)
+        : options_(detail::checked_options<T>(where, shape, std::move(options))),
+          state_(shape, options_, detail::checked_rollback(where, rollback)) {}
 
     const Options& all_options() const { return options_; }
     const detail::HeadState<T>& state() const { return state_; }

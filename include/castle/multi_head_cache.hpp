@@ -9,6 +9,7 @@
 #include <castle/detail/checks.hpp>
 #include <castle/detail/head_state.hpp>
 #include <castle/detail/lookahead_keys.hpp>
+#include <castle/detail/rollback.hpp>
 #include <castle/rope.hpp>
 #include <castle/types.hpp>
 
@@ -63,6 +64,13 @@ class MultiHeadCache {
     void clear() {
         for (auto& head : heads_) head.clear();
     }
+
+    /// Takes off the last `tokens` tokens, as of HeadCache: bits, costs and errors are the same.
+    void rollback(Index tokens) {
+        detail::check_rollback(tokens, max_rollback());
+        for (auto& head : heads_) detail::rollback(head, tokens);
+    }
+    Index max_rollback() const { return heads_.front().max_rollback(); }
 
     /// Memory that the cache holds, in bytes.
     Index bytes() const {

@@ -17,6 +17,7 @@
 #include <castle/detail/random_weights.hpp>
 #include <castle/detail/weight_gradient.hpp>
 #include <castle/gradient.hpp>
+#include <castle/head_cache.hpp>
 #include <castle/multi_head_cache.hpp>
 #include <castle/multi_head_config.hpp>
 #include <castle/multi_head_weights.hpp>
@@ -61,10 +62,14 @@ class MultiHeadLayer {
 
     /// An empty cache for this layer. Layers of the same kind and sizes make caches that cannot be told apart: take
     /// care not to swap those of two layers of a stack.
-    MultiHeadCache<T> make_cache() const {
+    ///
+    /// It can always take off the last `rollback` tokens, at the cost in memory that UqKvCache tells of. Throws
+    /// std::invalid_argument if that is negative or above 2^24.
+    MultiHeadCache<T> make_cache(Index rollback = default_rollback) const {
+        detail::checked_rollback(where_, rollback);
         std::vector<detail::HeadState<T>> heads;
         heads.reserve(std::size_t(config_.heads));
-        for (Index h = 0; h < config_.heads; ++h) heads.emplace_back(head_shape(), options_);
+        for (Index h = 0; h < config_.heads; ++h) heads.emplace_back(head_shape(), options_, rollback);
         return {kind(), std::move(heads), widths().numbers()};
     }
 
@@ -103,7 +108,7 @@ class MultiHeadLayer {
 
     /// The layer over a whole sequence `x`, `[L, d_model]`, into `y`, `[L, d_model]`: `extend` of an empty cache.
     void forward(std::type_identity_t<ConstMatrixView<T>> x, std::type_identity_t<MatrixView<T>> y) const {
-        MultiHeadCache<T> cache = make_cache();
+        MultiHeadCache<T> cache = make_cache(/*rollback=*/0);
         extend(cache, x, y);
     }
 

@@ -19,7 +19,7 @@ void parallel(const HeadInput<T>& head, std::type_identity_t<MatrixView<T>> out,
     const HeadShape shape = detail::checked_shape("parallel", head, options);
     const Index rows = head.causal.q.rows();
     detail::check_shape("parallel", "", "out", out, rows, shape.dv, detail::because_of(head));
-    UqKvCache<T> cache(shape, options);
+    UqKvCache<T> cache(shape, options, /*rollback=*/0);
     extend(cache, head, out);
 }
 

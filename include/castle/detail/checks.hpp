@@ -46,6 +46,19 @@ inline void check_tokens(std::string_view where, std::string_view name, Index to
     if (tokens > most) fail(where, name, " is ", tokens, " but must not exceed ", most);
 }
 
+// How many tokens a cache is to be able to take off.
+inline Index checked_rollback(std::string_view where, Index rollback) {
+    constexpr Index most = Index(1) << 24;
+    check_size(where, "rollback", rollback, 0);
+    if (rollback > most) fail(where, "rollback is ", rollback, " but must not exceed ", most);
+    return rollback;
+}
+
+inline void check_rollback(Index tokens, Index most) {
+    check_size("rollback", "tokens", tokens, 0);
+    if (tokens > most) fail("rollback", "tokens is ", tokens, " but the cache can take off ", most, " at most now");
+}
+
 template <Scalar T>
 void check_options(std::string_view where, const Options& options) {
     check_size(where, "options.lookahead_window", options.lookahead_window, 0);

@@ -42,13 +42,17 @@ class Extension {
     // Calls run_group(group) for every group, then counts the new tokens in.
     template <class F>
     void for_groups(const F& run_group) {
+        for (Index h = 0; h < heads_; ++h) state_(h).history().start(after_);
         Index first = before_;
         while (first < after_) {
             const Index end = std::min(after_, round_down(first, block_size) + group_size);
             run_group(Group{.first = first, .end = end, .call_row = first - before_});
             first = end;
         }
-        for (Index h = 0; h < heads_; ++h) state_(h).set_size(after_);
+        for (Index h = 0; h < heads_; ++h) {
+            state_(h).history().finish(before_ / block_size, after_ / block_size);
+            state_(h).set_size(after_);
+        }
     }
 
     // input(h) and output(h) give head h's HeadInput and OutputRows; the group's rows begin at group.call_row in both.

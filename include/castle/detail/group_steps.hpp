@@ -42,6 +42,8 @@ void pack_block(HeadState<T>& state, const GroupScratch<T>& scratch, const Group
     transpose(input.lookahead.v, call_row, rows.count(), T(1), block.lookahead_values() + skip, block_size);
     multiply<block_size>(rows.count(), d, Operand<T>{block.causal_queries() + skip, 1, block_size},
                          block.lookahead_values(), block_size, block.triangle() + skip * block_size, block_size);
+    const Index index = rows.origin / block_size;
+    if (rows.finishes() && state.history().keeps(index)) state.history().keep_operands(index, block);
 }
 
 // Calls f(panel, rows) for the panels of a span and the group's blocks that see them. All blocks take one panel before
@@ -118,13 +120,13 @@ void merge_spans(const HeadState<T>& state, const GroupScratch<T>& scratch, cons
 }
 
 // After the group: its last block becomes the open one. Its gates are in the state already, and only its lookahead
-// values are still needed.
+// keys and values, which lie side by side, are still needed.
 template <Scalar T>
 void keep_open_block(HeadState<T>& state, const GroupScratch<T>& scratch, const Group& group) {
     const BlockRows<T> last = scratch.block(group, group.blocks() - 1);
     if (state.has_lookahead() && group.blocks() > 1 && !last.finishes()) {
-        std::copy_n(last.operands.lookahead_values(), state.shape().d * block_size,
-                    state.open_block().lookahead_values());
+        std::copy_n(last.operands.lookahead_keys(), 2 * state.shape().d * block_size,
+                    state.open_block().lookahead_keys());
     }
 }
 

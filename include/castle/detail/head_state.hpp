@@ -5,8 +5,10 @@
 #include <limits>
 #include <utility>
 
+#include <castle/detail/absorption.hpp>
 #include <castle/detail/aligned_buffer.hpp>
 #include <castle/detail/block_operands.hpp>
+#include <castle/detail/fold_history.hpp>
 #include <castle/detail/layout.hpp>
 #include <castle/detail/panel_store.hpp>
 #include <castle/detail/simd.hpp>
@@ -26,7 +28,8 @@ namespace detail {
 template <Scalar T>
 class HeadState {
   public:
-    HeadState(HeadShape shape, const Options& options)
+    // The last `rollback` tokens can be taken off again, and often a few more.
+    HeadState(HeadShape shape, const Options& options, Index rollback)
         : shape_(shape),
           dv_padded_(round_up(shape.dv, Simd<T>::width)),
           scale_(static_cast<T>(scale_for(options, shape.d))),
@@ -36,7 +39,8 @@ class HeadState {
           panels_(((has_lookahead() ? 2 : 1) * shape.d + dv_padded_) * panel_size),
           query_panels_(shape.d * panel_size),
           gate_tiles_(block_size * panel_size),
-          open_block_(BlockOperands<T>::numbers(shape.d, has_lookahead())) {}
+          open_block_(BlockOperands<T>::numbers(shape.d, has_lookahead())),
+          history_(shape.d, has_lookahead() ? ceil_div(rollback, block_size) : 0, most_gate_tiles()) {}
 
     HeadShape shape() const { return shape_; }
     Index dv_padded() const { return dv_padded_; }
@@ -49,6 +53,10 @@ class HeadState {
     Index size() const { return size_; }
     Index capacity() const { return panels_.size() * panel_size; }
     void set_size(Index size) { size_ = size; }
+    // How many tokens can be taken off, to the bit.
+    Index max_rollback() const {
+        return has_lookahead() ? size_ % block_size + history_.undoable() * block_size : size_;
+    }
 
     // Makes room for `tokens` tokens in all; after it, extending by single tokens up to there allocates nothing.
     // Changes nothing if an allocation throws.
@@ -60,11 +68,13 @@ class HeadState {
         auto fresh_panels = panels_.missing(panels);
         auto fresh_queries = query_panels_.missing(query_panels);
         auto fresh_tiles = gate_tiles_.missing(gate_tiles);
+        auto fresh_history = history_.missing(panels);
         AlignedBuffer<T> row(row_scratch_numbers(panels));
         // Nothing throws from here on.
         panels_.add(std::move(fresh_panels));
         query_panels_.add(std::move(fresh_queries));
         gate_tiles_.add(std::move(fresh_tiles));
+        history_.add(std::move(fresh_history));
         row_scratch_ = std::move(row);
     }
 
@@ -72,6 +82,7 @@ class HeadState {
     // is read.
     void clear() {
         size_ = 0;
+        history_.forget();
         if (!has_lookahead()) return;
         for (Index p = 0; p < panels_.size(); ++p) {
             std::fill_n(lookahead_keys(p), shape_.d * panel_size, T(0));
@@ -80,7 +91,7 @@ class HeadState {
 
     Index bytes() const {
         const Index numbers = panels_.numbers() + query_panels_.numbers() + gate_tiles_.numbers() + open_block_.size() +
-                              row_scratch_.size();
+                              row_scratch_.size() + history_.numbers();
         return numbers * Index(sizeof(T));
     }
 
@@ -98,6 +109,19 @@ class HeadState {
 
     BlockOperands<T> open_block() { return {open_block_.data(), shape_.d}; }
     BlockOperands<T> open_block() const { return const_cast<HeadState*>(this)->open_block(); }
+
+    FoldHistory<T>& history() { return history_; }
+
+    // U as it was before the block, which is the last one that was folded.
+    void undo_fold(Index block) {
+        const Index origin = block * block_size;
+        const AbsorbedTokens tokens(window_, origin, origin + block_size);
+        for (Index p = 0; p * panel_size < origin + block_size; ++p) {
+            if (tokens.by_keys(p * panel_size, panel_size) == Absorbed::none) continue;
+            history_.restore_panel(block, p, lookahead_keys(p));
+        }
+        history_.undone();
+    }
 
     // Scratch for extending by one row.
     T* row_scratch() { return row_scratch_.data(); }
@@ -127,6 +151,7 @@ class HeadState {
     PanelStore<T> gate_tiles_;
     AlignedBuffer<T> open_block_;
     AlignedBuffer<T> row_scratch_;
+    FoldHistory<T> history_;
 };
 
 }  // namespace detail

@@ -86,6 +86,8 @@ class PanelSweep {
         }
         accumulate_values(softmax, softmax_row);
         if (absorbed_ && rows_.finishes()) {
+            const Index block = rows_.origin / block_size;
+            if (state_.history().keeps(block)) state_.history().keep_panel(block, p_, state_.lookahead_keys(p_));
             fold_block(state_, tokens_, block_size, rows_.operands, gates_, p_, state_.lookahead_keys(p_));
         }
     }

@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <algorithm>
+#include <utility>
+
+#include <castle/detail/aligned_buffer.hpp>
+#include <castle/detail/block_operands.hpp>
+#include <castle/detail/layout.hpp>
+#include <castle/detail/panel_store.hpp>
+
+namespace castle {
+inline namespace CASTLE_ABI {
+namespace detail {
+
+// What it takes to undo the folding of a head's last blocks to the bit, which no subtraction would: U as it was before
+// each of them, and the blocks' own lookahead keys and values. Slots go round, over blocks and over panels.
+template <Scalar T>
+class FoldHistory {
+  public:
+    // For as many blocks of heads of size d; a block is folded into at most `most_panels` panels.
+    FoldHistory(Index d, Index blocks, Index most_panels)
+        : d_(d),
+          blocks_(blocks),
+          most_panels_(most_panels),
+          panels_(blocks * d * panel_size),
+          operands_(blocks * operand_numbers()) {}
+
+    // How many of the last blocks can be undone.
+    Index undoable() const { return undoable_; }
+
+    // For states of so many panels; as of PanelStore.
+    AlignedBuffer<T> missing(Index panels) { return panels_.missing(blocks_ > 0 ? std::min(panels, most_panels_) : 0); }
+    void add(AlignedBuffer<T> slab) { panels_.add(std::move(slab)); }
+
+    // Before a call that leaves `size` tokens: which blocks are worth keeping.
+    void start(Index size) { first_kept_ = size / block_size - blocks_; }
+    bool keeps(Index block) const { return blocks_ > 0 && block >= first_kept_; }
+    // After it: from how many finished blocks to how many.
+    void finish(Index before, Index after) { undoable_ = std::min(blocks_, undoable_ + after - before); }
+    void forget() { undoable_ = 0; }
+
+    void keep_operands(Index block, const BlockOperands<T>& from) {
+        std::copy_n(from.lookahead_keys(), operand_numbers(), operands(block));
+    }
+    void keep_panel(Index block, Index p, const T* lookahead_keys) {
+        std::copy_n(lookahead_keys, d_ * panel_size, panel(block, p));
+    }
+    // U of panel p as it was before the block, which is the last one that was folded.
+    void restore_panel(Index block, Index p, T* lookahead_keys) {
+        std::copy_n(panel(block, p), d_ * panel_size, lookahead_keys);
+    }
+    void restore_operands(Index block, const BlockOperands<T>& to) {
+        std::copy_n(operands(block), operand_numbers(), to.lookahead_keys());
+    }
+    void undone() { --undoable_; }
+
+    Index numbers() const { return panels_.numbers() + operands_.size(); }
+
+  private:
+    // Lookahead keys and values lie side by side.
+    Index operand_numbers() const { return 2 * d_ * block_size; }
+    T* operands(Index block) { return operands_.data() + block % blocks_ * operand_numbers(); }
+    T* panel(Index block, Index p) { return panels_[p % panels_.size()] + block % blocks_ * d_ * panel_size; }
+
+    Index d_;
+    Index blocks_;
+    Index most_panels_;
+    Index first_kept_ = 0;
+    Index undoable_ = 0;
+    PanelStore<T> panels_;
+    AlignedBuffer<T> operands_;
+};
+
+}  // namespace detail
+}  // namespace CASTLE_ABI
+}  // namespace castle

@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <castle/detail/absorption.hpp>
+#include <castle/detail/head_state.hpp>
+#include <castle/detail/layout.hpp>
+#include <castle/detail/panel_sweep.hpp>
+#include <castle/types.hpp>
+
+namespace castle {
+inline namespace CASTLE_ABI {
+namespace detail {
+
+// Takes off the last `tokens` tokens, at most max_rollback() of them, and leaves what there would be without them.
+//
+// Tokens of the open block have left nothing but rows that are written anew. A finished block's folding is undone from
+// the history, the last one first; then one that loses only a part of its tokens is open again, and needs its gates.
+template <Scalar T>
+void rollback(HeadState<T>& state, Index tokens) {
+    const Index size = state.size() - tokens;
+    const Index block = size / block_size, open = state.size() / block_size;
+    if (state.has_lookahead() && block < open) {
+        for (Index b = open - 1; b >= block; --b) state.undo_fold(b);
+        if (size % block_size != 0) {
+            const Index origin = block * block_size;
+            state.history().restore_operands(block, state.open_block());
+            const BlockRows<T> rows{.origin = origin, .first = origin, .end = size, .operands = state.open_block()};
+            for (Index p = 0; p * panel_size < size; ++p) PanelSweep<T>(state, rows, p).make_gates();
+        }
+    }
+    state.set_size(size);
+}
+
+}  // namespace detail
+}  // namespace CASTLE_ABI
+}  // namespace castle
