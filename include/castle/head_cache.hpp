@@ -72,7 +72,7 @@ class HeadCache {
   protected:
     HeadCache(std::string_view where, HeadShape shape, Options options, Index rollback)
         : options_(detail::checked_options<T>(where, shape, std::move(options))),
-          state_(shape, options_, detail::checked_rollback(where, rollback)) {}
+          state_(shape, options_, {.rollback = detail::checked_rollback(where, rollback)}) {}
 
     const Options& all_options() const { return options_; }
     const detail::HeadState<T>& state() const { return state_; }

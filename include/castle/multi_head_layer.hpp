@@ -69,7 +69,9 @@ class MultiHeadLayer {
         detail::checked_rollback(where_, rollback);
         std::vector<detail::HeadState<T>> heads;
         heads.reserve(std::size_t(config_.heads));
-        for (Index h = 0; h < config_.heads; ++h) heads.emplace_back(head_shape(), options_, rollback);
+        for (Index h = 0; h < config_.heads; ++h) {
+            heads.emplace_back(head_shape(), options_, detail::Keeping{.rollback = rollback});
+        }
         return {kind(), std::move(heads), widths().numbers()};
     }
 

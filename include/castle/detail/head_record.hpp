@@ -24,7 +24,7 @@ template <Scalar T>
 class HeadRecord {
   public:
     HeadRecord(HeadShape shape, const Options& options)
-        : state_(shape, options, /*rollback=*/0), gradients_(shape, state_.has_lookahead()) {}
+        : state_(shape, options, {.every_query = true}), gradients_(shape, state_.has_lookahead()) {}
 
     HeadState<T>& state() { return state_; }
     HeadShape shape() const { return state_.shape(); }

@@ -20,6 +20,12 @@ namespace castle {
 inline namespace CASTLE_ABI {
 namespace detail {
 
+// What a head remembers beyond what the tokens that are to come need.
+struct Keeping {
+    Index rollback = 0;        // so many of the last tokens can be taken off again, and often a few more
+    bool every_query = false;  // Q^U of tokens that have left the window behind as well
+};
+
 // What one head remembers. Without lookahead (a window of 0) it is the key-value cache of standard attention.
 //
 // Keys live in panels, transposed, [d][panel_size]; values as they are, [panel_size][dv_padded]. A panel never moves
@@ -28,19 +34,20 @@ namespace detail {
 template <Scalar T>
 class HeadState {
   public:
-    // The last `rollback` tokens can be taken off again, and often a few more.
-    HeadState(HeadShape shape, const Options& options, Index rollback)
+    HeadState(HeadShape shape, const Options& options, Keeping keeping)
         : shape_(shape),
           dv_padded_(round_up(shape.dv, Simd<T>::width)),
           scale_(static_cast<T>(scale_for(options, shape.d))),
           window_(options.lookahead_window),
           has_silu_(options.silu),
           has_causal_scores_(options.causal_keys),
+          history_blocks_(has_lookahead() ? ceil_div(keeping.rollback, block_size) : 0),
+          keeps_every_query_(keeping.every_query),
           panels_(((has_lookahead() ? 2 : 1) * shape.d + dv_padded_) * panel_size),
           query_panels_(shape.d * panel_size),
           gate_tiles_(block_size * panel_size),
           open_block_(BlockOperands<T>::numbers(shape.d, has_lookahead())),
-          history_(shape.d, has_lookahead() ? ceil_div(rollback, block_size) : 0, most_gate_tiles()) {}
+          history_(shape.d, history_blocks_, most_gate_tiles()) {}
 
     HeadShape shape() const { return shape_; }
     Index dv_padded() const { return dv_padded_; }
@@ -63,7 +70,7 @@ class HeadState {
     void reserve(Index tokens) {
         const Index panels = ceil_div(tokens, panel_size);
         if (panels <= panels_.size()) return;
-        const Index query_panels = has_lookahead() ? panels : 0;
+        const Index query_panels = has_lookahead() ? std::min(panels, most_query_panels()) : 0;
         const Index gate_tiles = has_lookahead() ? std::min(panels, most_gate_tiles()) : 0;
         auto fresh_panels = panels_.missing(panels);
         auto fresh_queries = query_panels_.missing(query_panels);
@@ -95,8 +102,9 @@ class HeadState {
         return numbers * Index(sizeof(T));
     }
 
-    // Panel p, [d][panel_size] each; the values [panel_size][dv_padded].
-    T* lookahead_queries(Index p) { return query_panels_[p]; }
+    // Panel p, [d][panel_size] each; the values [panel_size][dv_padded]. Q^U goes round: panels that the window has
+    // left behind, also that of what may be taken off again, make room.
+    T* lookahead_queries(Index p) { return query_panels_[p % query_panels_.size()]; }
     T* lookahead_keys(Index p) { return panels_[p]; }
     T* causal_keys(Index p) { return lookahead_keys(p) + (has_lookahead() ? shape_.d * panel_size : 0); }
     T* values(Index p) { return causal_keys(p) + shape_.d * panel_size; }
@@ -127,12 +135,19 @@ class HeadState {
     T* row_scratch() { return row_scratch_.data(); }
 
   private:
-    // Panels that the gates of all blocks of one group can touch together, so that no two of them share a tile: keys
-    // from a window before the group's first token to its last, which need not begin with a panel.
-    Index most_gate_tiles() const {
+    // Panels that gates can ask for together, so that no two of them share a place: keys from a window before the first
+    // of `tokens` tokens to the last, which need not begin with a panel.
+    Index most_panels(Index tokens) const {
         constexpr Index every_panel = std::numeric_limits<Index>::max();
-        if (window_ >= every_panel - 2 * group_size) return every_panel;
-        return ceil_div(window_ + group_size, panel_size) + 1;
+        if (window_ >= every_panel - tokens - panel_size) return every_panel;
+        return ceil_div(window_ + tokens, panel_size) + 1;
+    }
+    // Those of all blocks of one group.
+    Index most_gate_tiles() const { return most_panels(group_size); }
+    // Those of a group, and of what can be taken off before it.
+    Index most_query_panels() const {
+        return keeps_every_query_ ? std::numeric_limits<Index>::max()
+                                  : most_panels(group_size + (history_blocks_ + 1) * block_size);
     }
 
     Index row_scratch_numbers(Index panels) const {
@@ -145,9 +160,11 @@ class HeadState {
     Index window_;
     bool has_silu_;
     bool has_causal_scores_;
+    Index history_blocks_;
+    bool keeps_every_query_;
     Index size_ = 0;
     PanelStore<T> panels_;        // U, K^C, V^C, in the order in which a step of decoding reads them
-    PanelStore<T> query_panels_;  // Q^U, which only panels within the window are asked for
+    PanelStore<T> query_panels_;  // Q^U
     PanelStore<T> gate_tiles_;
     AlignedBuffer<T> open_block_;
     AlignedBuffer<T> row_scratch_;
