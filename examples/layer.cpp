@@ -39,7 +39,7 @@ int main() {
     }
 
     std::cout << layer.parameters() << " parameters, " << cache.size() << " tokens in a cache of "
-              << cache.bytes() / 1024 << " KiB\n"
+              << cache.bytes().owned / 1024 << " KiB\n"
               << "Largest difference between forward and prefill with decoding: "
               << (y - stepwise).cwiseAbs().maxCoeff() << "\n";
 }

@@ -89,7 +89,7 @@ Result run(const Layer& layer, const Matrix& x, Index tokens_at_a_time, Matrix& 
     return {.form = {},
             .heads = layer.config().heads,
             .seconds = taken.count(),
-            .cache_bytes = cache.bytes(),
+            .cache_bytes = cache.bytes().owned,
             .is_reference = false,
             .same_bits = true,
             .difference = 0};

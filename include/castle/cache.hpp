@@ -28,8 +28,19 @@ class UqKvCache : public HeadCache<T> {
 
     const Options& options() const { return this->all_options(); }
 
+    /// A second cache with the same tokens, for beams, or for a prompt that several texts go on from. The two share
+    /// their memory until one of them writes to it, and from then on the rest: `K^C`, `V^C` and `Q^U` of finished
+    /// panels of 64 tokens stay shared, `U` of those within the window does until the next block of 32 tokens is full.
+    /// Both go on like caches of their own, to the bit, and on threads of their own, one a cache. What the first tokens
+    /// after a fork are written to is allocated then, also within the capacity. Throws std::bad_alloc if memory runs
+    /// out.
+    UqKvCache fork() const { return UqKvCache(this->all_options(), this->state().fork()); }
+
     /// `U^t` of eqs. 3 and 13, every token so far folded in: row `s` is the lookahead key of token `s`, `[size, d]`.
     Matrix<T> lookahead_keys() const { return detail::lookahead_keys(this->state()); }
+
+  private:
+    using HeadCache<T>::HeadCache;
 };
 
 }  // namespace CASTLE_ABI

@@ -36,6 +36,12 @@ class KvCache : public HeadCache<T> {
     /// or the scale not finite.
     explicit KvCache(HeadShape shape, CausalOptions options = {})
         : HeadCache<T>("KvCache", shape, detail::without_lookahead(std::move(options)), 0) {}
+
+    /// As of UqKvCache.
+    KvCache fork() const { return KvCache(this->all_options(), this->state().fork()); }
+
+  private:
+    using HeadCache<T>::HeadCache;
 };
 
 namespace detail {

@@ -21,6 +21,15 @@ struct CacheAccess;
 /// How many tokens a cache can take off again at any time unless it is told otherwise.
 inline constexpr Index default_rollback = 64;
 
+/// Memory, in bytes: what a cache holds alone, and what it shares with its forks, each of which counts it.
+struct CacheBytes {
+    Index owned = 0;
+    Index shared = 0;
+
+    Index total() const { return owned + shared; }
+    bool operator==(const CacheBytes&) const = default;
+};
+
 /// What the caches of one head, UqKvCache and KvCache, have in common: everything but what is in them.
 ///
 /// A cache moves but does not copy; one that was moved from can only be assigned to or destroyed. It may be used from
@@ -50,24 +59,26 @@ class HeadCache {
         state_.reserve(tokens);
     }
 
-    /// Forgets every token and keeps the memory. `O(capacity d)` time: `U` begins at zero again.
+    /// Forgets every token and keeps the memory.
     void clear() { state_.clear(); }
 
     /// Takes off the last `tokens` tokens: what follows has the same bits as if they had never been there. Tokens of
     /// the open block of 32 cost nothing; each finished block that loses tokens costs a copy of `U`, `size d` numbers,
     /// and the last of them the making of its gates anew.
     ///
-    /// Throws std::invalid_argument if `tokens` is negative or more than `max_rollback()`; nothing has changed then.
+    /// Throws std::invalid_argument if `tokens` is negative or more than `max_rollback()`; nothing has changed then. In
+    /// a cache that shares memory with a fork finished blocks need memory of their own; std::bad_alloc if there is
+    /// none.
     void rollback(Index tokens) {
         detail::check_rollback(tokens, max_rollback());
+        state_.own_for_rollback(size() - tokens);
         detail::rollback(state_, tokens);
     }
     /// How many tokens `rollback` can take off right now. In a cache of standard attention all of them; otherwise it
     /// reaches back to where the cache was shorter, by as many tokens as it was made for, than it ever was.
     Index max_rollback() const { return state_.max_rollback(); }
 
-    /// Memory that the cache holds, in bytes.
-    Index bytes() const { return state_.bytes(); }
+    CacheBytes bytes() const { return {.owned = state_.owned_bytes(), .shared = state_.shared_bytes()}; }
 
   protected:
     HeadCache(std::string_view where, HeadShape shape, Options options, Index rollback)
@@ -76,6 +87,9 @@ class HeadCache {
 
     const Options& all_options() const { return options_; }
     const detail::HeadState<T>& state() const { return state_; }
+
+    // A fork.
+    HeadCache(const Options& options, detail::HeadState<T> state) : options_(options), state_(std::move(state)) {}
 
   private:
     friend detail::CacheAccess;

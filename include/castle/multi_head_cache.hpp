@@ -10,6 +10,7 @@
 #include <castle/detail/head_state.hpp>
 #include <castle/detail/lookahead_keys.hpp>
 #include <castle/detail/rollback.hpp>
+#include <castle/head_cache.hpp>
 #include <castle/rope.hpp>
 #include <castle/types.hpp>
 
@@ -68,14 +69,25 @@ class MultiHeadCache {
     /// Takes off the last `tokens` tokens, as of HeadCache: bits, costs and errors are the same.
     void rollback(Index tokens) {
         detail::check_rollback(tokens, max_rollback());
+        for (auto& head : heads_) head.own_for_rollback(size() - tokens);
         for (auto& head : heads_) detail::rollback(head, tokens);
     }
     Index max_rollback() const { return heads_.front().max_rollback(); }
 
-    /// Memory that the cache holds, in bytes.
-    Index bytes() const {
-        Index total = row_.size() * Index(sizeof(T));
-        for (const auto& head : heads_) total += head.bytes();
+    /// A second cache with the same tokens, as of UqKvCache.
+    MultiHeadCache fork() const {
+        std::vector<detail::HeadState<T>> heads;
+        heads.reserve(heads_.size());
+        for (const auto& head : heads_) heads.push_back(head.fork());
+        return {kind_, std::move(heads), row_.size()};
+    }
+
+    CacheBytes bytes() const {
+        CacheBytes total{.owned = row_.size() * Index(sizeof(T))};
+        for (const auto& head : heads_) {
+            total.owned += head.owned_bytes();
+            total.shared += head.shared_bytes();
+        }
         return total;
     }
 

@@ -136,7 +136,7 @@ TYPED_TEST(Allocation, ThatFailsInReserveChangesNothing) {
         castle::UqKvCache<T> cache({.d = 3, .dv = 2});
         cache.reserve(100);
         const Index capacity = cache.capacity();
-        const Index bytes = cache.bytes();
+        const auto bytes = cache.bytes();
         try {
             const Allocations::Failure failure(failures);
             cache.reserve(1000);

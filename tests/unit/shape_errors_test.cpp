@@ -312,7 +312,7 @@ TEST(ShapeErrors, LeaveTheCacheAsItWas) {
     for (const Index chunk : chunks) {
         const Input right = head.input().tokens(first, chunk);
         const Matrix<Scalar> keys = cache.lookahead_keys();
-        const Index bytes = cache.bytes();
+        const auto bytes = cache.bytes();
         for (std::size_t i = 0; i < 6; ++i) {
             Input wrong = right;
             *views(wrong)[i] = views(wrong)[i]->middle_cols(0, 2);

@@ -44,6 +44,12 @@ class AlignedBuffer {
         std::fill(data_.get(), data_.get() + size, T(0));
     }
 
+    AlignedBuffer copy() const {
+        AlignedBuffer other(size_);
+        std::copy_n(data(), size_, other.data());
+        return other;
+    }
+
     T* data() { return data_.get(); }
     const T* data() const { return data_.get(); }
     Index size() const { return size_; }

@@ -36,7 +36,10 @@ class Extension {
           executor_(executor),
           before_(state(0).size()),
           after_(before_ + rows) {
-        for (Index h = 0; h < heads; ++h) state(h).reserve(after_);
+        for (Index h = 0; h < heads; ++h) {
+            state(h).reserve(after_);
+            state(h).own(before_, after_);
+        }
     }
 
     // Calls run_group(group) for every group, then counts the new tokens in.

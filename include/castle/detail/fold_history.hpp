@@ -30,8 +30,19 @@ class FoldHistory {
     Index undoable() const { return undoable_; }
 
     // For states of so many panels; as of PanelStore.
-    AlignedBuffer<T> missing(Index panels) { return panels_.missing(blocks_ > 0 ? std::min(panels, most_panels_) : 0); }
-    void add(AlignedBuffer<T> slab) { panels_.add(std::move(slab)); }
+    auto missing(Index panels) { return panels_.missing(blocks_ > 0 ? std::min(panels, most_panels_) : 0); }
+    void add(typename PanelStore<T>::Panels fresh) { panels_.add(std::move(fresh)); }
+    void own(Index first, Index end) { panels_.own(first, end); }
+
+    // For a fork: panels are shared.
+    FoldHistory fork() const {
+        FoldHistory other(d_, blocks_, most_panels_);
+        other.first_kept_ = first_kept_;
+        other.undoable_ = undoable_;
+        other.panels_ = panels_.share();
+        other.operands_ = operands_.copy();
+        return other;
+    }
 
     // Before a call that leaves `size` tokens: which blocks are worth keeping.
     void start(Index size) { first_kept_ = size / block_size - blocks_; }
@@ -55,7 +66,8 @@ class FoldHistory {
     }
     void undone() { --undoable_; }
 
-    Index numbers() const { return panels_.numbers() + operands_.size(); }
+    Index owned_numbers() const { return panels_.owned_numbers() + operands_.size(); }
+    Index shared_numbers() const { return panels_.shared_numbers(); }
 
   private:
     // Lookahead keys and values lie side by side.

@@ -37,6 +37,8 @@ void pack_block(HeadState<T>& state, const GroupScratch<T>& scratch, const Group
     transpose(input.causal.q, call_row, rows.count(), state.scale(), block.causal_queries() + skip, block_size);
     if (!state.has_lookahead()) return;
 
+    // U of a panel begins at zero with the panel's first token.
+    if (rows.first % panel_size == 0) std::fill_n(state.lookahead_keys(p), d * panel_size, T(0));
     transpose(input.lookahead.q, call_row, rows.count(), T(1), state.lookahead_queries(p) + column, panel_size);
     transpose(input.lookahead.k, call_row, rows.count(), state.scale(), block.lookahead_keys() + skip, block_size);
     transpose(input.lookahead.v, call_row, rows.count(), T(1), block.lookahead_values() + skip, block_size);

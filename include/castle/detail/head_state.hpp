@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <limits>
 #include <utility>
+#include <vector>
 
 #include <castle/detail/absorption.hpp>
 #include <castle/detail/aligned_buffer.hpp>
@@ -49,6 +50,10 @@ class HeadState {
           open_block_(BlockOperands<T>::numbers(shape.d, has_lookahead())),
           history_(shape.d, history_blocks_, most_gate_tiles()) {}
 
+    HeadState(HeadState&&) = default;
+    HeadState& operator=(HeadState&&) = default;
+    ~HeadState() = default;
+
     HeadShape shape() const { return shape_; }
     Index dv_padded() const { return dv_padded_; }
     T scale() const { return scale_; }
@@ -76,6 +81,7 @@ class HeadState {
         auto fresh_queries = query_panels_.missing(query_panels);
         auto fresh_tiles = gate_tiles_.missing(gate_tiles);
         auto fresh_history = history_.missing(panels);
+        if (has_lookahead()) own_keys_.resize(std::size_t(panels));
         AlignedBuffer<T> row(row_scratch_numbers(panels));
         // Nothing throws from here on.
         panels_.add(std::move(fresh_panels));
@@ -85,28 +91,57 @@ class HeadState {
         row_scratch_ = std::move(row);
     }
 
-    // As before the first token, with the memory kept. Only U has to begin at zero again; the rest is written before it
-    // is read.
+    // As before the first token, with the memory kept. What is not zeroed is written before it is read.
     void clear() {
         size_ = 0;
         history_.forget();
-        if (!has_lookahead()) return;
-        for (Index p = 0; p < panels_.size(); ++p) {
-            std::fill_n(lookahead_keys(p), shape_.d * panel_size, T(0));
-        }
     }
 
-    Index bytes() const {
-        const Index numbers = panels_.numbers() + query_panels_.numbers() + gate_tiles_.numbers() + open_block_.size() +
-                              row_scratch_.size() + history_.numbers();
+    // The same tokens once more, in memory that is shared until one of the two writes there.
+    HeadState fork() const { return HeadState(*this); }
+
+    // Before tokens are put on, from `before` to `after`: what that writes to is shared with nobody any more. Where it
+    // throws, no tokens have changed. For a state that has never been forked it is but a look.
+    void own(Index before, Index after) {
+        const Index first = before / panel_size, end = ceil_div(after, panel_size);
+        panels_.own(first, end);
+        if (!has_lookahead()) return;
+        query_panels_.own(first, end);
+        const Index oldest = oldest_panel(before);
+        gate_tiles_.own(oldest, end);
+        if (before / block_size == after / block_size) return;
+        history_.own(oldest, end);
+        own_keys(oldest, end);
+    }
+    // The same before tokens are taken off down to `after`.
+    void own_for_rollback(Index after) {
+        if (!has_lookahead() || after / block_size == size_ / block_size) return;
+        const Index oldest = oldest_panel(after), end = ceil_div(size_, panel_size);
+        gate_tiles_.own(oldest, end);
+        own_keys(oldest, end);
+    }
+
+    Index owned_bytes() const {
+        Index numbers = panels_.owned_numbers() + query_panels_.owned_numbers() + gate_tiles_.owned_numbers() +
+                        open_block_.size() + row_scratch_.size() + history_.owned_numbers();
+        for (const Panel<T>& keys : own_keys_) numbers += keys && !keys.is_shared() ? key_numbers() : 0;
+        return numbers * Index(sizeof(T));
+    }
+    Index shared_bytes() const {
+        Index numbers = panels_.shared_numbers() + query_panels_.shared_numbers() + gate_tiles_.shared_numbers() +
+                        history_.shared_numbers();
+        for (const Panel<T>& keys : own_keys_) numbers += keys.is_shared() ? key_numbers() : 0;
         return numbers * Index(sizeof(T));
     }
 
     // Panel p, [d][panel_size] each; the values [panel_size][dv_padded]. Q^U goes round: panels that the window has
     // left behind, also that of what may be taken off again, make room.
     T* lookahead_queries(Index p) { return query_panels_[p % query_panels_.size()]; }
-    T* lookahead_keys(Index p) { return panels_[p]; }
-    T* causal_keys(Index p) { return lookahead_keys(p) + (has_lookahead() ? shape_.d * panel_size : 0); }
+    T* lookahead_keys(Index p) {
+        const Panel<T>& own = own_keys_[std::size_t(p)];
+        return own ? own.data() : panels_[p];
+    }
+    T* causal_keys(Index p) { return panels_[p] + (has_lookahead() ? key_numbers() : 0); }
     T* values(Index p) { return causal_keys(p) + shape_.d * panel_size; }
     const T* lookahead_keys(Index p) const { return const_cast<HeadState*>(this)->lookahead_keys(p); }
 
@@ -135,6 +170,52 @@ class HeadState {
     T* row_scratch() { return row_scratch_.data(); }
 
   private:
+    // A fork.
+    HeadState(const HeadState& from)
+        : shape_(from.shape_),
+          dv_padded_(from.dv_padded_),
+          scale_(from.scale_),
+          window_(from.window_),
+          has_silu_(from.has_silu_),
+          has_causal_scores_(from.has_causal_scores_),
+          history_blocks_(from.history_blocks_),
+          keeps_every_query_(from.keeps_every_query_),
+          size_(from.size_),
+          panels_(from.panels_.share()),
+          query_panels_(from.query_panels_.share()),
+          gate_tiles_(from.gate_tiles_.share()),
+          open_block_(from.open_block_.copy()),
+          row_scratch_(from.row_scratch_.size()),
+          history_(from.history_.fork()) {
+        own_keys_.reserve(from.own_keys_.size());
+        for (const Panel<T>& keys : from.own_keys_) own_keys_.push_back(keys.share());
+    }
+
+    Index key_numbers() const { return shape_.d * panel_size; }
+
+    // The first panel with keys that absorb tokens of the block of this one.
+    Index oldest_panel(Index token) const {
+        const Index origin = round_down(token, block_size);
+        return window_ < origin ? (origin - window_) / panel_size : 0;
+    }
+
+    // U of the panels [first, end) is to be written to.
+    void own_keys(Index first, Index end) {
+        const auto is_shared = [&](Index p) {
+            const Panel<T>& own = own_keys_[std::size_t(p)];
+            return own ? own.is_shared() : panels_.is_shared(p);
+        };
+        Index shared = 0;
+        for (Index p = first; p < end; ++p) shared += is_shared(p) ? 1 : 0;
+        auto fresh = PanelStore<T>::make_panels(shared, key_numbers());
+        for (Index p = end; p-- > first && !fresh.empty();) {
+            if (!is_shared(p)) continue;
+            std::copy_n(lookahead_keys(p), key_numbers(), fresh.back().data());
+            own_keys_[std::size_t(p)] = std::move(fresh.back());
+            fresh.pop_back();
+        }
+    }
+
     // Panels that gates can ask for together, so that no two of them share a place: keys from a window before the first
     // of `tokens` tokens to the last, which need not begin with a panel.
     Index most_panels(Index tokens) const {
@@ -163,8 +244,9 @@ class HeadState {
     Index history_blocks_;
     bool keeps_every_query_;
     Index size_ = 0;
-    PanelStore<T> panels_;        // U, K^C, V^C, in the order in which a step of decoding reads them
-    PanelStore<T> query_panels_;  // Q^U
+    PanelStore<T> panels_;            // U, K^C, V^C, in the order in which a step of decoding reads them
+    std::vector<Panel<T>> own_keys_;  // U where the panel is or was shared: K^C and V^C stay as they are, and can be
+    PanelStore<T> query_panels_;      // Q^U
     PanelStore<T> gate_tiles_;
     AlignedBuffer<T> open_block_;
     AlignedBuffer<T> row_scratch_;

@@ -3,55 +3,92 @@
 
 #include <algorithm>
 #include <limits>
+#include <memory>
 #include <new>
 #include <utility>
 #include <vector>
 
-#include <castle/detail/aligned_buffer.hpp>
+#include <castle/detail/panel.hpp>
 
 namespace castle {
 inline namespace CASTLE_ABI {
 namespace detail {
 
-// Panels of equal size, zero at first, which never move once they are there. Those that come together lie one after
-// the other, so that reading them in order is one stream.
+// Panels of equal size, zero at first, which stay where they are unless they are shared. Those that come together lie
+// one after the other, so that reading them in order is one stream.
+//
+// Panels may go round: whoever asks for panel p of a store that has room for as many as are needed together gets that
+// at p modulo its size.
 template <Scalar T>
 class PanelStore {
   public:
+    using Panels = std::vector<Panel<T>>;
+
     explicit PanelStore(Index panel_numbers) : panel_numbers_(panel_numbers) {}
 
     Index size() const { return Index(panels_.size()); }
-    Index numbers() const { return size() * panel_numbers_; }
-
-    T* operator[](Index p) { return panels_[std::size_t(p)]; }
-    const T* operator[](Index p) const { return panels_[std::size_t(p)]; }
-
-    // To grow: memory for the panels that are missing to `panels`, if any, to be added. This may throw, and changes
-    // nothing that can be seen; adding does not throw.
-    AlignedBuffer<T> missing(Index panels) {
-        const Index count = panels - size();
-        if (count <= 0) return {};
-        if (count > std::numeric_limits<Index>::max() / panel_numbers_) throw std::bad_array_new_length();
-        AlignedBuffer<T> slab(count * panel_numbers_);
-        make_room(slabs_, slabs_.size() + 1);
-        make_room(panels_, std::size_t(panels));
-        return slab;
+    // Numbers in panels that no other store holds, or that others hold too.
+    Index owned_numbers() const { return size() * panel_numbers_ - shared_numbers(); }
+    Index shared_numbers() const {
+        return panel_numbers_ * Index(std::count_if(panels_.begin(), panels_.end(),
+                                                    [](const Panel<T>& panel) { return panel.is_shared(); }));
     }
-    void add(AlignedBuffer<T> slab) {
-        if (slab.size() == 0) return;
-        for (Index i = 0; i < slab.size(); i += panel_numbers_) panels_.push_back(slab.data() + i);
-        slabs_.push_back(std::move(slab));
+
+    T* operator[](Index p) { return panels_[std::size_t(p)].data(); }
+    const T* operator[](Index p) const { return panels_[std::size_t(p)].data(); }
+    bool is_shared(Index p) const { return panels_[std::size_t(p)].is_shared(); }
+
+    // To grow: the panels that are missing to `panels`, if any, to be added. This may throw, and changes nothing that
+    // can be seen; adding does not throw.
+    Panels missing(Index panels) {
+        Panels fresh = make_panels(std::max<Index>(panels - size(), 0), panel_numbers_);
+        const std::size_t needed = panels_.size() + fresh.size();
+        if (needed > panels_.capacity()) panels_.reserve(std::max(needed, 2 * panels_.capacity()));
+        return fresh;
+    }
+    void add(Panels fresh) {
+        for (Panel<T>& panel : fresh) panels_.push_back(std::move(panel));
+    }
+
+    // The same panels for one more store.
+    PanelStore share() const {
+        PanelStore other(panel_numbers_);
+        other.panels_.reserve(panels_.size());
+        for (const Panel<T>& panel : panels_) other.panels_.push_back(panel.share());
+        return other;
+    }
+
+    // Before writing to the panels [first, end): those that are shared are copied. Where it throws, all are as they
+    // were.
+    void own(Index first, Index end) {
+        end = std::min(end, first + size());
+        const auto place = [&](Index p) -> Panel<T>& { return panels_[std::size_t(p % size())]; };
+        Index shared = 0;
+        for (Index p = first; p < end; ++p) shared += place(p).is_shared() ? 1 : 0;
+        if (shared == 0) return;
+        Panels fresh = make_panels(shared, panel_numbers_);
+        for (Index p = first; p < end; ++p) {
+            if (!place(p).is_shared() || fresh.empty()) continue;
+            std::copy_n(place(p).data(), panel_numbers_, fresh.back().data());
+            place(p) = std::move(fresh.back());
+            fresh.pop_back();
+        }
+    }
+
+    // So many panels of `numbers` numbers.
+    static Panels make_panels(Index count, Index numbers) {
+        Panels fresh;
+        if (count == 0) return fresh;
+        if (count > std::numeric_limits<Index>::max() / numbers) throw std::bad_array_new_length();
+        const auto slab = std::make_shared<typename Panel<T>::Slab>(count, numbers);
+        fresh.reserve(std::size_t(count));
+        for (Index i = 0; i < count; ++i) fresh.emplace_back(slab, i);
+        return fresh;
     }
 
   private:
-    template <class E>
-    static void make_room(std::vector<E>& elements, std::size_t size) {
-        if (size > elements.capacity()) elements.reserve(std::max(size, 2 * elements.capacity()));
-    }
-
     Index panel_numbers_;
-    std::vector<T*> panels_;
-    std::vector<AlignedBuffer<T>> slabs_;
+    Panels panels_;
 };
 
 }  // namespace detail

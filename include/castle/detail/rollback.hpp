@@ -14,7 +14,8 @@ namespace detail {
 // Takes off the last `tokens` tokens, at most max_rollback() of them, and leaves what there would be without them.
 //
 // Tokens of the open block have left nothing but rows that are written anew. A finished block's folding is undone from
-// the history, the last one first; then one that loses only a part of its tokens is open again, and needs its gates.
+// the history, the last one first; then one that loses only a part of its tokens is open again, and needs its gates. If
+// anything that this writes to is shared with a fork, it is to be owned first.
 template <Scalar T>
 void rollback(HeadState<T>& state, Index tokens) {
     const Index size = state.size() - tokens;

@@ -1,0 +1,248 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "support/allocations.hpp"
+
+#include <array>
+#include <new>
+#include <optional>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include <gtest/gtest.h>
+
+#include <castle/castle.hpp>
+
+#include "support/executors.hpp"
+#include "support/generators.hpp"
+#include "support/runs.hpp"
+#include "support/scalars.hpp"
+#include "support/tolerances.hpp"
+
+// Caches that share memory, each like one of its own.
+namespace {
+
+using castle::Index;
+using castle::Matrix;
+using namespace support;
+
+template <class T>
+class Fork : public ::testing::Test {};
+TYPED_TEST_SUITE(Fork, support::Scalars);
+
+constexpr Index d = 7, dv = 5;
+
+// A cache, and which tokens of `pool` are in it.
+template <class T>
+class Text {
+  public:
+    Text(Head<T>& pool, const castle::Options& options, Index rollback)
+        : pool_(&pool), cache_({.d = d, .dv = dv}, options, rollback) {}
+
+    Text fork() const { return Text(*pool_, cache_.fork(), tokens_); }
+
+    Index size() const { return Index(tokens_.size()); }
+    castle::UqKvCache<T>& cache() { return cache_; }
+
+    void extend(Random& random, Index count) {
+        const Index before = size();
+        for (Index i = 0; i < count; ++i) tokens_.push_back(random.integer(0, pool_->qc.rows() - 1));
+        Head<T> head = all();
+        const Matrix<T> out = castle::extend(cache_, head.input().tokens(before, count));
+        const Outcome<T> alone = run_at_once(head.input(), cache_.options());
+        EXPECT_TRUE(same_bits(out, Matrix<T>(alone.output.bottomRows(count)))) << count << " tokens onto " << before;
+        EXPECT_TRUE(same_bits(cache_.lookahead_keys(), alone.lookahead_keys)) << size() << " tokens";
+    }
+    void rollback(Index count) {
+        cache_.rollback(count);
+        tokens_.resize(tokens_.size() - std::size_t(count));
+    }
+    void clear() {
+        cache_.clear();
+        tokens_.clear();
+    }
+
+  private:
+    Text(Head<T>& pool, castle::UqKvCache<T> cache, std::vector<Index> tokens)
+        : pool_(&pool), cache_(std::move(cache)), tokens_(std::move(tokens)) {}
+
+    Head<T> all() const {
+        Head<T> head({size(), d, dv});
+        for (std::size_t m = 0; m < 6; ++m) {
+            for (Index t = 0; t < size(); ++t) head.all()[m]->row(t) = pool_->all()[m]->row(tokens_[std::size_t(t)]);
+        }
+        return head;
+    }
+
+    Head<T>* pool_;
+    castle::UqKvCache<T> cache_;
+    std::vector<Index> tokens_;
+};
+
+TYPED_TEST(Fork, GoesOnLikeACacheOfItsOwnInAnyOrderOfCalls) {
+    using T = TypeParam;
+    for (std::uint64_t seed = 3200; seed < 3230; ++seed) {
+        Random random(seed);
+        const Index window = random.pick(std::array<Index, 6>{0, 1, 33, 64, 130, castle::unlimited});
+        const Index rollback = random.pick(std::array<Index, 3>{0, 64, 100});
+        SCOPED_TRACE(describe("seed ", seed, ", window ", window, ", rollback ", rollback));
+        Head<T> pool = random_head<T>(random, {50, d, dv});
+        std::vector<Text<T>> texts;
+        texts.emplace_back(pool, castle::Options{.lookahead_window = window}, rollback);
+        for (int step = 0; step < 60; ++step) {
+            const std::size_t i = std::size_t(random.integer(0, Index(texts.size()) - 1));
+            Text<T>& text = texts[i];
+            switch (random.integer(0, 7)) {
+                case 0:
+                    if (texts.size() < 6) texts.push_back(text.fork());
+                    break;
+                case 1:
+                    if (texts.size() > 1) texts.erase(texts.begin() + std::ptrdiff_t(i));
+                    break;
+                case 2:
+                    text.rollback(random.integer(0, text.cache().max_rollback()));
+                    break;
+                case 3:
+                    if (random.integer(0, 5) == 0) text.clear();
+                    break;
+                default:
+                    if (text.size() < 400) {
+                        text.extend(random, random.integer(0, random.pick(std::array<Index, 3>{1, 20, 150})));
+                    }
+            }
+        }
+    }
+}
+
+TYPED_TEST(Fork, SharesWhatNeitherWritesTo) {
+    using T = TypeParam;
+    constexpr Index length = 64 * 40;
+    Random random(3300);
+    const Head<T> head = random_head<T>(random, {length + 64, 16, 16});
+    for (const Index window : {Index(64), castle::unlimited}) {
+        SCOPED_TRACE(describe("window ", window));
+        castle::UqKvCache<T> cache({.d = 16, .dv = 16}, {.lookahead_window = window}, 0);
+        castle::extend(cache, head.first_tokens(length));
+        const castle::CacheBytes alone = cache.bytes();
+        EXPECT_EQ(alone.shared, 0);
+        std::optional<castle::UqKvCache<T>> fork = cache.fork();
+        EXPECT_EQ(cache.bytes(), fork->bytes());
+        EXPECT_EQ(cache.bytes().total(), alone.total());
+        EXPECT_GT(cache.bytes().shared, alone.total() * 9 / 10);
+
+        // A block later K^C, V^C and Q^U are shared still, and with a window U as well.
+        castle::extend(*fork, head.input().tokens(length, 32));
+        const Index number = 16 * Index(sizeof(T));
+        EXPECT_GE(fork->bytes().shared, length * (window == 64 ? 3 : 4) * number * 9 / 10);
+        EXPECT_LE(fork->bytes().owned, window == 64 ? 64 * 16 * number : length * (1 + 2) * number * 11 / 10);
+
+        castle::extend(cache, head.input().tokens(length, 32));
+        fork.reset();
+        EXPECT_EQ(cache.bytes().shared, 0);
+    }
+}
+
+TYPED_TEST(Fork, OfACacheOfStandardAttentionSharesItsPanels) {
+    using T = TypeParam;
+    Random random(3310);
+    const Head<T> head = random_head<T>(random, {300, d, dv});
+    castle::KvCache<T> cache({.d = d, .dv = dv});
+    castle::extend(cache, head.first_tokens(200).causal);
+    castle::KvCache<T> fork = cache.fork();
+    const Matrix<T> whole = castle::causal_attention(head.input().causal);
+    for (castle::KvCache<T>* one : {&cache, &fork}) {
+        EXPECT_TRUE(
+            same_bits(castle::extend(*one, head.input().tokens(200, 100).causal), Matrix<T>(whole.bottomRows(100))));
+        EXPECT_GT(one->bytes().shared, 0);
+    }
+}
+
+TYPED_TEST(Fork, OfALayerIsThatOfItsHeads) {
+    using T = TypeParam;
+    const castle::MultiHeadConfig config{.d_model = 20, .heads = 3, .d_head = 6, .rotary = castle::Rotary{}};
+    const castle::MultiHeadCastle<T> layer(config, {.lookahead_window = 50});
+    Random random(3320);
+    Matrix<T> x(300, 20), other(300, 20);
+    fill_normal(random, x);
+    fill_normal(random, other);
+    other.topRows(150) = x.topRows(150);
+    castle::MultiHeadCache<T> cache = layer.make_cache();
+    layer.extend(cache, x.topRows(150));
+    castle::MultiHeadCache<T> fork = cache.fork();
+    EXPECT_GT(fork.bytes().shared, fork.bytes().owned);
+    for (Index t = 150; t < 300; t += 50) {
+        EXPECT_TRUE(same_bits(layer.extend(cache, x.middleRows(t, 50)), Matrix<T>(layer.forward(x).middleRows(t, 50))));
+        EXPECT_TRUE(
+            same_bits(layer.extend(fork, other.middleRows(t, 50)), Matrix<T>(layer.forward(other).middleRows(t, 50))));
+    }
+}
+
+// One cache a thread; what the thread sanitizer is for.
+TYPED_TEST(Fork, GoesOnOnAThreadOfItsOwn) {
+    using T = TypeParam;
+    Random random(3330);
+    Head<T> pool = random_head<T>(random, {50, d, dv});
+    for (const Index window : {Index(40), castle::unlimited}) {
+        Text<T> prompt(pool, {.lookahead_window = window}, 64);
+        prompt.extend(random, 150);
+        std::vector<std::thread> threads;
+        for (std::uint64_t i = 0; i < 4; ++i) {
+            threads.emplace_back([i, own = prompt.fork()]() mutable {
+                Random numbers(3340 + i);
+                for (int step = 0; step < 4; ++step) {
+                    own.extend(numbers, 1 + Index(i) * 13);
+                    Text<T> child = own.fork();
+                    own.rollback(std::min<Index>(3, own.cache().max_rollback()));
+                    child.extend(numbers, 20);
+                    if (step == 2) own = std::move(child);
+                }
+            });
+        }
+        prompt.extend(random, 40);
+        for (std::thread& thread : threads) thread.join();
+        prompt.extend(random, 40);
+    }
+}
+
+TYPED_TEST(Fork, WithoutMemoryLeavesBothAsTheyWere) {
+    using T = TypeParam;
+    Random random(3350);
+    const Head<T> head = random_head<T>(random, {300, d, dv});
+    const Outcome<T> whole = run_at_once(head.input());
+    const auto expect_whole = [&](castle::UqKvCache<T>& cache) {
+        const Index before = cache.size();
+        EXPECT_TRUE(same_bits(castle::extend(cache, head.input().tokens(before, 300 - before)),
+                              Matrix<T>(whole.output.bottomRows(300 - before))));
+        EXPECT_TRUE(same_bits(cache.lookahead_keys(), whole.lookahead_keys));
+    };
+    // call(cache) on a cache of 190 tokens, with fewer and fewer allocations that fail.
+    const auto expect_unchanged = [&](const auto& call) {
+        bool failed = true;
+        for (long successes = 0; failed; ++successes) {
+            SCOPED_TRACE(describe(successes, " allocations go well"));
+            castle::UqKvCache<T> cache({.d = d, .dv = dv});
+            castle::extend(cache, head.first_tokens(190));
+            std::optional<castle::UqKvCache<T>> fork = cache.fork();
+            failed = false;
+            try {
+                const Allocations::Failure failure(successes);
+                call(cache);
+            } catch (const std::bad_alloc&) {
+                failed = true;
+                EXPECT_EQ(cache.size(), 190);
+            }
+            expect_whole(cache);
+            expect_whole(*fork);
+            ASSERT_LT(successes, 1000);
+        }
+    };
+    Matrix<T> out(100, dv);
+    expect_unchanged([](castle::UqKvCache<T>& cache) { static_cast<void>(cache.fork()); });
+    expect_unchanged([](castle::UqKvCache<T>& cache) { cache.rollback(70); });
+    for (const Index tokens : {1, 2, 5, 100}) {
+        expect_unchanged([&](castle::UqKvCache<T>& cache) {
+            castle::extend(cache, head.input().tokens(190, tokens), out.topRows(tokens));
+        });
+    }
+}
+
+}  // namespace
