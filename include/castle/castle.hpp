@@ -5,6 +5,7 @@
 /// be included alone.
 
 #include <castle/backward.hpp>
+#include <castle/batch.hpp>
 #include <castle/cache.hpp>
 #include <castle/causal.hpp>
 #include <castle/dense.hpp>

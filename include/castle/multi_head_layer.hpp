@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <array>
 #include <optional>
+#include <span>
 #include <string_view>
 #include <utility>
 #include <vector>
@@ -106,6 +107,40 @@ class MultiHeadLayer {
         Matrix<T> y(x.rows(), d_model());
         extend(cache, x, y);
         return y;
+    }
+
+    /// Puts one token onto each of `caches`, which may hold texts of different lengths: row `i` of `x`,
+    /// `[caches, d_model]`, goes onto cache `i`, and its output to row `i` of `y`, `[caches, d_model]`. The weights are
+    /// read once for all of them, the work is shared over the executor's threads, and the bits are those of `extend` on
+    /// every cache alone. Allocates nothing within the caches' capacities, unless the first one has not led as large a
+    /// batch before.
+    ///
+    /// Throws std::invalid_argument if a cache is missing, or there twice, or belongs to a layer of another kind, or a
+    /// shape does not fit, and std::bad_alloc if memory runs out; the tokens in the caches are as they were then. `y`
+    /// must not overlap `x`.
+    void extend(std::span<MultiHeadCache<T>* const> caches, std::type_identity_t<ConstMatrixView<T>> x,
+                std::type_identity_t<MatrixView<T>> y) const {
+        const Index count = Index(caches.size());
+        detail::check_batch(where_, caches);
+        check_tokens("x", x, count);
+        check_tokens("y", y, count);
+        for (const MultiHeadCache<T>* cache : caches) check_made_for("cache", cache->kind_);
+        if (count == 0) return;
+
+        auto& memory = caches.front()->row_;
+        if (memory.size() < count * widths().numbers()) memory = detail::AlignedBuffer<T>(count * widths().numbers());
+        const Rows rows(widths(), memory.data(), count);
+        const auto state = [&](Index i) -> auto& {
+            return caches[std::size_t(i / config_.heads)]->heads_[std::size_t(i % config_.heads)];
+        };
+        for (Index i = 0; i < count * config_.heads; ++i) state(i).make_room(state(i).size() + 1);
+        project(
+            x, [&](Index i) { return caches[std::size_t(i)]->size(); }, rows);
+        detail::extend_by_one_each<T>(
+            count * config_.heads, state, [&](Index i) { return i / config_.heads; },
+            [&](Index i) { return rows.input(i % config_.heads); },
+            [&](Index i) { return detail::OutputRows<T>{.out = rows.attended(i % config_.heads)}; }, options_.executor);
+        detail::run(options_.executor, out_.panels(), [&](Index p) { out_.multiply_panel(rows.attended(), p, y); });
     }
 
     /// The layer over a whole sequence `x`, `[L, d_model]`, into `y`, `[L, d_model]`: `extend` of an empty cache.
@@ -331,7 +366,8 @@ class MultiHeadLayer {
         detail::Extension<T, State, Scratch> extension(config_.heads, x.rows(), state, scratch, options_.executor);
         extension.for_groups([&](const detail::Group& group) {
             const Rows rows = kept.rows() < x.rows() ? kept : kept.from(group.call_row);
-            project(x.middle_rows(group.call_row, group.rows()), group.first, rows);
+            project(
+                x.middle_rows(group.call_row, group.rows()), [&](Index i) { return group.first + i; }, rows);
             const detail::Group own{.first = group.first, .end = group.end, .call_row = 0};
             extension.run(
                 own, [&](Index h) { return rows.input(h); },
@@ -346,11 +382,14 @@ class MultiHeadLayer {
         });
     }
 
-    // The projections of x, whose first row is at `position`, rotated where they are to be.
-    void project(ConstMatrixView<T> x, Index position, const Rows& scratch) const {
+    // The projections of x, whose row i is at position(i), rotated where they are to be.
+    template <class Position>
+    void project(ConstMatrixView<T> x, const Position& position, const Rows& scratch) const {
         const MatrixView<T> projected = scratch.projected().middle_rows(0, x.rows());
         detail::run(options_.executor, in_.panels(), [&](Index p) { in_.multiply_panel(x, p, projected); });
-        if (table_) table_->fill(position, x.rows(), scratch.angles(0));
+        if (table_) {
+            for (Index i = 0; i < x.rows(); ++i) table_->fill(position(i), scratch.angles(i));
+        }
         rotate(scratch, x.rows(), [&](T* head, const T* angles) { table_->rotate(head, angles); });
     }
 

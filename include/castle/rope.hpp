@@ -46,14 +46,12 @@ class RotaryTable {
     // Numbers that a row of the table takes.
     Index row_size() const { return 2 * padded(); }
 
-    // The cosines and sines of `rows` positions from `first` on, to table[rows, row_size()].
-    void fill(Index first, Index rows, T* table) const {
-        for (Index i = 0; i < rows; ++i, table += row_size()) {
-            for (Index k = 0; k < half_; ++k) {
-                const double angle = static_cast<double>(first + i) * frequencies_[std::size_t(k)];
-                table[k] = static_cast<T>(std::cos(angle));
-                table[padded() + k] = static_cast<T>(std::sin(angle));
-            }
+    // The cosines and sines of a position, to row[row_size()].
+    void fill(Index position, T* row) const {
+        for (Index k = 0; k < half_; ++k) {
+            const double angle = static_cast<double>(position) * frequencies_[std::size_t(k)];
+            row[k] = static_cast<T>(std::cos(angle));
+            row[padded() + k] = static_cast<T>(std::sin(angle));
         }
     }
 
@@ -121,7 +119,7 @@ void rotate(X&& x, Index first_position, double base = Rotary{}.base) {
     const detail::RotaryTable<T> table(rows.cols(), base);
     detail::AlignedBuffer<T> angles(table.row_size());
     for (Index i = 0; i < rows.rows(); ++i) {
-        table.fill(first_position + i, 1, angles.data());
+        table.fill(first_position + i, angles.data());
         table.rotate(rows.row(i), angles.data());
     }
 }

@@ -54,6 +54,18 @@ inline Index checked_rollback(std::string_view where, Index rollback) {
     return rollback;
 }
 
+// A batch has each of its caches once.
+template <class Caches>
+void check_batch(std::string_view where, const Caches& caches) {
+    for (std::size_t i = 0; i < caches.size(); ++i) {
+        if (caches[i] == nullptr) fail(where, "caches[", Index(i), "] is null");
+        for (std::size_t j = 0; j < i; ++j) {
+            if (caches[i] == caches[j])
+                fail(where, "caches[", Index(j), "] and caches[", Index(i), "] are the same cache");
+        }
+    }
+}
+
 inline void check_rollback(Index tokens, Index most) {
     check_size("rollback", "tokens", tokens, 0);
     if (tokens > most) fail("rollback", "tokens is ", tokens, " but the cache can take off ", most, " at most now");

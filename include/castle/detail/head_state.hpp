@@ -65,6 +65,19 @@ class HeadState {
     Index size() const { return size_; }
     Index capacity() const { return panels_.size() * panel_size; }
     void set_size(Index size) { size_ = size; }
+
+    // A call that leaves `after` tokens makes room, the only part that throws, and starts; then comes its work, and it
+    // finishes. Where making room throws, no token has changed.
+    void make_room(Index after) {
+        reserve(after);
+        own(size_, after);
+    }
+    void start(Index after) { history_.start(after); }
+    void finish(Index after) {
+        history_.finish(size_ / block_size, after / block_size);
+        size_ = after;
+    }
+
     // How many tokens can be taken off, to the bit.
     Index max_rollback() const {
         return has_lookahead() ? size_ % block_size + history_.undoable() * block_size : size_;
