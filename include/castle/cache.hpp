@@ -24,7 +24,7 @@ class UqKvCache : public HeadCache<T> {
     /// it keeps a copy of `U`, of the keys within the window: `d` numbers a token. Throws std::invalid_argument if a
     /// size is below 1 or above 2^24, the window negative, the scale not finite, or `rollback` negative or above 2^24.
     explicit UqKvCache(HeadShape shape, Options options = {}, Index rollback = default_rollback)
-        : HeadCache<T>("UqKvCache", shape, std::move(options), rollback) {}
+        : HeadCache<T>("UqKvCache", 6, shape, std::move(options), rollback) {}
 
     const Options& options() const { return this->all_options(); }
 
@@ -34,13 +34,20 @@ class UqKvCache : public HeadCache<T> {
     /// Both go on like caches of their own, to the bit, and on threads of their own, one a cache. What the first tokens
     /// after a fork are written to is allocated then, also within the capacity. Throws std::bad_alloc if memory runs
     /// out.
-    UqKvCache fork() const { return UqKvCache(this->all_options(), this->state().fork()); }
+    UqKvCache fork() const { return UqKvCache(this->fork_head()); }
 
     /// `U^t` of eqs. 3 and 13, every token so far folded in: row `s` is the lookahead key of token `s`, `[size, d]`.
     Matrix<T> lookahead_keys() const { return detail::lookahead_keys(this->state()); }
 
+    /// The cache that `save` has written, which can take off as many tokens again as the saved one could, up to
+    /// `rollback` or a few more. Throws std::runtime_error if the stream holds no cache of this kind and scalar, or one
+    /// that is truncated or corrupted, and std::bad_alloc if there is no memory for what has been read.
+    static UqKvCache load(std::istream& in, Executor executor = {}, Index rollback = default_rollback) {
+        return UqKvCache(HeadCache<T>::load(in, "UqKvCache::load", 6, std::move(executor), rollback));
+    }
+
   private:
-    using HeadCache<T>::HeadCache;
+    explicit UqKvCache(HeadCache<T> cache) : HeadCache<T>(std::move(cache)) {}
 };
 
 }  // namespace CASTLE_ABI

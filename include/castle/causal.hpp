@@ -35,13 +35,18 @@ class KvCache : public HeadCache<T> {
     /// An empty cache for heads of `shape`. Throws std::invalid_argument if a size is below 1 or above 2^24,
     /// or the scale not finite.
     explicit KvCache(HeadShape shape, CausalOptions options = {})
-        : HeadCache<T>("KvCache", shape, detail::without_lookahead(std::move(options)), 0) {}
+        : HeadCache<T>("KvCache", 3, shape, detail::without_lookahead(std::move(options)), 0) {}
 
     /// As of UqKvCache.
-    KvCache fork() const { return KvCache(this->all_options(), this->state().fork()); }
+    KvCache fork() const { return KvCache(this->fork_head()); }
+
+    /// As of UqKvCache.
+    static KvCache load(std::istream& in, Executor executor = {}) {
+        return KvCache(HeadCache<T>::load(in, "KvCache::load", 3, std::move(executor), 0));
+    }
 
   private:
-    using HeadCache<T>::HeadCache;
+    explicit KvCache(HeadCache<T> cache) : HeadCache<T>(std::move(cache)) {}
 };
 
 namespace detail {

@@ -1,12 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <bit>
+#include <cstdint>
+#include <istream>
+#include <ostream>
+#include <span>
 #include <string_view>
 #include <utility>
 
 #include <castle/detail/checks.hpp>
 #include <castle/detail/head_state.hpp>
 #include <castle/detail/rollback.hpp>
+#include <castle/detail/saved_cache.hpp>
+#include <castle/executor.hpp>
 #include <castle/input.hpp>
 #include <castle/options.hpp>
 #include <castle/types.hpp>
@@ -80,20 +87,52 @@ class HeadCache {
 
     CacheBytes bytes() const { return {.owned = state_.owned_bytes(), .shared = state_.shared_bytes()}; }
 
+    /// Writes the cache, for `load` of a cache of the same kind and scalar: its tokens, how it was made, and what a
+    /// rollback needs; with checksums. A cache that is loaded goes on with the same bits in every build that computes
+    /// the same bits. Caches can follow one another in a stream. Throws std::runtime_error if the stream cannot be
+    /// written.
+    void save(std::ostream& out) const {
+        detail::save_cache<T>(out, detail::SavedIdentity::of_head(state_, projections_), std::span(&state_, 1));
+    }
+
   protected:
-    HeadCache(std::string_view where, HeadShape shape, Options options, Index rollback)
-        : options_(detail::checked_options<T>(where, shape, std::move(options))),
+    // `projections` is 6, or 3 for standard attention.
+    HeadCache(std::string_view where, std::uint64_t projections, HeadShape shape, Options options, Index rollback)
+        : projections_(projections),
+          options_(detail::checked_options<T>(where, shape, std::move(options))),
           state_(shape, options_, {.rollback = detail::checked_rollback(where, rollback)}) {}
 
     const Options& all_options() const { return options_; }
     const detail::HeadState<T>& state() const { return state_; }
 
-    // A fork.
-    HeadCache(const Options& options, detail::HeadState<T> state) : options_(options), state_(std::move(state)) {}
+    HeadCache fork_head() const { return HeadCache(projections_, options_, state_.fork()); }
+
+    static HeadCache load(std::istream& in, std::string_view where, std::uint64_t projections, Executor executor,
+                          Index rollback) {
+        detail::checked_rollback(where, rollback);
+        const auto saved = detail::read_identity<T>(in);
+        if (saved.d_model != 0 || saved.heads != 1 || saved.rotated != 0 || saved.rotary_base != 0 ||
+            saved.projections != projections || (projections == 3 && saved.window != 0)) {
+            detail::refuse_cache("is of another kind");
+        }
+        Options options{.scale = std::bit_cast<double>(saved.scale),
+                        .lookahead_window = Index(saved.window),
+                        .silu = saved.silu == 1,
+                        .causal_keys = saved.causal_keys == 1,
+                        .executor = std::move(executor)};
+        const HeadShape shape{.d = Index(saved.d), .dv = Index(saved.dv)};
+        auto states = detail::read_states<T>(
+            in, saved, [&] { return detail::HeadState<T>(shape, options, detail::Keeping{.rollback = rollback}); });
+        return HeadCache(projections, options, std::move(states.front()));
+    }
 
   private:
     friend detail::CacheAccess;
 
+    HeadCache(std::uint64_t projections, Options options, detail::HeadState<T> state)
+        : projections_(projections), options_(std::move(options)), state_(std::move(state)) {}
+
+    std::uint64_t projections_;
     Options options_;
     detail::HeadState<T> state_;
 };

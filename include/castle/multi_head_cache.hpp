@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <cstdint>
 #include <optional>
+#include <ostream>
 #include <utility>
 #include <vector>
 
@@ -10,6 +12,7 @@
 #include <castle/detail/head_state.hpp>
 #include <castle/detail/lookahead_keys.hpp>
 #include <castle/detail/rollback.hpp>
+#include <castle/detail/saved_cache.hpp>
 #include <castle/head_cache.hpp>
 #include <castle/rope.hpp>
 #include <castle/types.hpp>
@@ -91,6 +94,9 @@ class MultiHeadCache {
         return total;
     }
 
+    /// Writes the cache, for `load_cache` of a layer of the same kind; otherwise as of HeadCache.
+    void save(std::ostream& out) const { detail::save_cache<T>(out, identity(), heads_); }
+
     /// `U` of one head, every token so far folded in, `[size, d_head]`, made of the values after any rotation; zeros in
     /// a cache of standard attention. Throws std::invalid_argument if there is no such head.
     Matrix<T> lookahead_keys(Index head) const {
@@ -105,6 +111,14 @@ class MultiHeadCache {
 
     MultiHeadCache(const detail::LayerKind& kind, std::vector<detail::HeadState<T>> heads, Index row_numbers)
         : kind_(kind), heads_(std::move(heads)), row_(row_numbers) {}
+
+    detail::SavedIdentity identity() const {
+        auto identity = detail::SavedIdentity::of_head(heads_.front(), std::uint64_t(kind_.projections));
+        identity.d_model = std::uint64_t(kind_.d_model);
+        identity.heads = std::uint64_t(heads());
+        if (kind_.rotary) identity.set_rotary(*kind_.rotary);
+        return identity;
+    }
 
     detail::LayerKind kind_;
     std::vector<detail::HeadState<T>> heads_;

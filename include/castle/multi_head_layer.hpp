@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <array>
+#include <istream>
 #include <optional>
 #include <span>
 #include <string_view>
@@ -74,6 +75,18 @@ class MultiHeadLayer {
             heads.emplace_back(head_shape(), options_, detail::Keeping{.rollback = rollback});
         }
         return {kind(), std::move(heads), widths().numbers()};
+    }
+
+    /// The cache that `MultiHeadCache::save` has written. Throws std::runtime_error if the stream holds no cache of a
+    /// layer like this one, rotary settings included, or one that is truncated or corrupted; otherwise as
+    /// `UqKvCache::load`.
+    MultiHeadCache<T> load_cache(std::istream& in, Index rollback = default_rollback) const {
+        MultiHeadCache<T> cache = make_cache(rollback);
+        const auto saved = detail::read_identity<T>(in);
+        if (!saved.is_kind_of(cache.identity())) detail::refuse_cache("is of a layer of another kind");
+        auto next = cache.heads_.begin();
+        cache.heads_ = detail::read_states<T>(in, saved, [&] { return std::move(*next++); });
+        return cache;
     }
 
     /// Puts the `m >= 0` tokens `x`, `[m, d_model]`, onto the cache and writes the layer's output for them, eq. 14, to

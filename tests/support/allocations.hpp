@@ -21,6 +21,8 @@ class Allocations {
   public:
     /// Allocations so far, of the whole program; those of Eigen only within a Count.
     static long count() { return count_; }
+    /// The bytes that they asked for; without Eigen's.
+    static long long bytes() { return bytes_; }
 
     /// Counts the allocations during its life.
     class Count {
@@ -49,6 +51,7 @@ class Allocations {
 
     static void* allocate(std::size_t size, std::size_t alignment) {
         ++count_;
+        bytes_ += static_cast<long long>(size);
         if (left_ != no_failure) {
             if (left_ == 0) throw std::bad_alloc();
             --left_;
@@ -73,6 +76,7 @@ class Allocations {
   private:
     static constexpr long no_failure = -1;
     static inline std::atomic<long> count_ = 0;
+    static inline std::atomic<long long> bytes_ = 0;
     static inline std::atomic<long> left_ = no_failure;
 };
 

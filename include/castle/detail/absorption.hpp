@@ -16,6 +16,12 @@ namespace detail {
 // Which pairs of a range of keys and a range of tokens there are where the key absorbs the token.
 enum class Absorbed { none, some, all };
 
+// The first panel with keys that absorb tokens of the block of `token`.
+inline Index oldest_panel(Index window, Index token) {
+    const Index origin = round_down(token, block_size);
+    return window < origin ? (origin - window) / panel_size : 0;
+}
+
 // The tokens [origin, end) of one block, to be absorbed.
 class AbsorbedTokens {
   public:

@@ -50,6 +50,8 @@ class FoldHistory {
     // After it: from how many finished blocks to how many.
     void finish(Index before, Index after) { undoable_ = std::min(blocks_, undoable_ + after - before); }
     void forget() { undoable_ = 0; }
+    // Of a cache that was saved, as far as there is room for them.
+    void set_undoable(Index blocks) { undoable_ = std::min(blocks, blocks_); }
 
     void keep_operands(Index block, const BlockOperands<T>& from) {
         std::copy_n(from.lookahead_keys(), operand_numbers(), operands(block));
@@ -66,15 +68,16 @@ class FoldHistory {
     }
     void undone() { --undoable_; }
 
+    // Lookahead keys and values of a block, [2 d][block_size]; U of panel p before it, [d][panel_size].
+    T* operands(Index block) { return operands_.data() + block % blocks_ * operand_numbers(); }
+    T* panel(Index block, Index p) { return panels_[p % panels_.size()] + block % blocks_ * d_ * panel_size; }
+
     Index owned_numbers() const { return panels_.owned_numbers() + operands_.size(); }
     Index shared_numbers() const { return panels_.shared_numbers(); }
 
   private:
     // Lookahead keys and values lie side by side.
     Index operand_numbers() const { return 2 * d_ * block_size; }
-    T* operands(Index block) { return operands_.data() + block % blocks_ * operand_numbers(); }
-    T* panel(Index block, Index p) { return panels_[p % panels_.size()] + block % blocks_ * d_ * panel_size; }
-
     Index d_;
     Index blocks_;
     Index most_panels_;

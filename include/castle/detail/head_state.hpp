@@ -120,7 +120,7 @@ class HeadState {
         panels_.own(first, end);
         if (!has_lookahead()) return;
         query_panels_.own(first, end);
-        const Index oldest = oldest_panel(before);
+        const Index oldest = oldest_panel(window_, before);
         gate_tiles_.own(oldest, end);
         if (before / block_size == after / block_size) return;
         history_.own(oldest, end);
@@ -129,7 +129,7 @@ class HeadState {
     // The same before tokens are taken off down to `after`.
     void own_for_rollback(Index after) {
         if (!has_lookahead() || after / block_size == size_ / block_size) return;
-        const Index oldest = oldest_panel(after), end = ceil_div(size_, panel_size);
+        const Index oldest = oldest_panel(window_, after), end = ceil_div(size_, panel_size);
         gate_tiles_.own(oldest, end);
         own_keys(oldest, end);
     }
@@ -167,6 +167,7 @@ class HeadState {
     BlockOperands<T> open_block() const { return const_cast<HeadState*>(this)->open_block(); }
 
     FoldHistory<T>& history() { return history_; }
+    const FoldHistory<T>& history() const { return history_; }
 
     // U as it was before the block, which is the last one that was folded.
     void undo_fold(Index block) {
@@ -205,12 +206,6 @@ class HeadState {
     }
 
     Index key_numbers() const { return shape_.d * panel_size; }
-
-    // The first panel with keys that absorb tokens of the block of this one.
-    Index oldest_panel(Index token) const {
-        const Index origin = round_down(token, block_size);
-        return window_ < origin ? (origin - window_) / panel_size : 0;
-    }
 
     // U of the panels [first, end) is to be written to.
     void own_keys(Index first, Index end) {

@@ -1,0 +1,295 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "support/allocations.hpp"
+
+#include <algorithm>
+#include <array>
+#include <cstdint>
+#include <limits>
+#include <new>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include <gtest/gtest.h>
+
+#include <castle/castle.hpp>
+
+#include "support/executors.hpp"
+#include "support/generators.hpp"
+#include "support/runs.hpp"
+#include "support/scalars.hpp"
+#include "support/tolerances.hpp"
+
+// Caches as bytes, there and back.
+namespace {
+
+using castle::Index;
+using castle::Matrix;
+using namespace support;
+
+template <class T>
+class Save : public ::testing::Test {};
+TYPED_TEST_SUITE(Save, support::Scalars);
+
+constexpr Index d = 7, dv = 5;
+
+template <class Cache>
+std::string saved(const Cache& cache) {
+    std::ostringstream out;
+    cache.save(out);
+    return out.str();
+}
+
+template <class T>
+castle::UqKvCache<T> loaded(const std::string& bytes, Index rollback = castle::default_rollback) {
+    std::istringstream in(bytes);
+    return castle::UqKvCache<T>::load(in, {}, rollback);
+}
+
+TEST(Checksum, IsThatOfTheStandard) {
+    castle::detail::Checksum checksum;
+    EXPECT_EQ(checksum.value(), 0U);
+    checksum.add("123456789", 9);
+    EXPECT_EQ(checksum.value(), 0xcbf43926U);  // the check value of CRC-32/ISO-HDLC
+    for (const std::size_t cut : {1, 7, 8, 9, 16, 40}) {
+        const std::string text = "The quick brown fox jumps over the lazy dog";
+        castle::detail::Checksum parts;
+        parts.add(text.data(), cut);
+        parts.add(text.data() + cut, text.size() - cut);
+        EXPECT_EQ(parts.value(), 0x414fa339U);
+    }
+}
+
+TYPED_TEST(Save, ALoadedCacheGoesOnWithTheSameBits) {
+    using T = TypeParam;
+    for (std::uint64_t seed = 3500; seed < 3540; ++seed) {
+        Random random(seed);
+        const Index window = random.pick(std::array<Index, 7>{0, 1, 33, 64, 100, 200, castle::unlimited});
+        const Index before = random.integer(0, 300);
+        const castle::Options options{.scale = seed % 2 == 0 ? std::optional<double>() : 0.3,
+                                      .lookahead_window = window,
+                                      .silu = seed % 5 != 0,
+                                      .causal_keys = seed % 7 != 0};
+        SCOPED_TRACE(describe("seed ", seed, ", window ", window, ", ", before, " tokens"));
+        const Head<T> head = random_head<T>(random, {before + 150, d, dv});
+        castle::UqKvCache<T> cache({.d = d, .dv = dv}, options, 64);
+        run_extend(cache, head.first_tokens(before), random_split(random, before));
+        // What was taken off must not be in the file either.
+        castle::extend(cache, head.input().tokens(before, 20));
+        cache.rollback(20);
+
+        const std::string bytes = saved(cache);
+        castle::UqKvCache<T> other = loaded<T>(bytes);
+        EXPECT_EQ(other.size(), before);
+        EXPECT_EQ(other.shape().d, d);
+        EXPECT_EQ(other.shape().dv, dv);
+        EXPECT_EQ(other.options().lookahead_window, window);
+        EXPECT_EQ(other.options().silu, options.silu);
+        EXPECT_EQ(other.options().causal_keys, options.causal_keys);
+        EXPECT_EQ(other.max_rollback(), cache.max_rollback());
+        EXPECT_TRUE(same_bits(other.lookahead_keys(), cache.lookahead_keys()));
+        EXPECT_EQ(saved(other), bytes);
+
+        const Index back = random.integer(0, cache.max_rollback());
+        for (castle::UqKvCache<T>* one : {&cache, &other}) one->rollback(back);
+        const auto rest = head.input().tokens(before - back, 100 + back);
+        EXPECT_TRUE(same_bits(castle::extend(cache, rest), castle::extend(other, rest)));
+        EXPECT_TRUE(same_bits(other.lookahead_keys(), cache.lookahead_keys()));
+    }
+}
+
+TYPED_TEST(Save, TellsEqualCachesByEqualBytes) {
+    using T = TypeParam;
+    Random random(3550);
+    const Head<T> head = random_head<T>(random, {200, d, dv});
+    castle::UqKvCache<T> one({.d = d, .dv = dv}, {}, 0), other({.d = d, .dv = dv}, {}, 0);
+    castle::extend(one, head.input());
+    run_extend(other, head.input(), one_by_one(200));
+    EXPECT_EQ(saved(one), saved(other));
+}
+
+TYPED_TEST(Save, ALoadedCacheKeepsAsMuchHistoryAsItIsAskedTo) {
+    using T = TypeParam;
+    Random random(3560);
+    const Head<T> head = random_head<T>(random, {200, d, dv});
+    castle::UqKvCache<T> cache({.d = d, .dv = dv}, {}, 128);
+    castle::extend(cache, head.input());
+    for (const Index rollback : {0, 32, 64, 1000}) {
+        castle::UqKvCache<T> other = loaded<T>(saved(cache), rollback);
+        EXPECT_EQ(other.max_rollback(), 200 % 32 + std::min<Index>(rollback, 128));
+    }
+}
+
+TYPED_TEST(Save, CachesFollowOneAnotherInAStream) {
+    using T = TypeParam;
+    Random random(3570);
+    const Head<T> head = random_head<T>(random, {90, d, dv});
+    castle::UqKvCache<T> first({.d = d, .dv = dv}), second({.d = d, .dv = dv}, {.lookahead_window = 10});
+    castle::KvCache<T> third({.d = d, .dv = dv});
+    castle::extend(first, head.input());
+    castle::extend(second, head.first_tokens(33));
+    castle::extend(third, head.first_tokens(64).causal);
+    std::stringstream stream;
+    first.save(stream);
+    second.save(stream);
+    third.save(stream);
+    stream << "the rest";
+    EXPECT_EQ(castle::UqKvCache<T>::load(stream).size(), 90);
+    EXPECT_EQ(castle::UqKvCache<T>::load(stream).size(), 33);
+    castle::KvCache<T> causal = castle::KvCache<T>::load(stream);
+    const auto rest = head.input().tokens(64, 26).causal;
+    EXPECT_TRUE(same_bits(castle::extend(causal, rest), castle::extend(third, rest)));
+    std::string word;
+    stream >> word;
+    EXPECT_EQ(word, "the");
+}
+
+template <class T>
+void expect_refused(const std::string& bytes) {
+    EXPECT_THROW(loaded<T>(bytes), std::runtime_error);
+}
+
+TYPED_TEST(Save, RefusesEveryFlippedBitAndEveryTruncation) {
+    using T = TypeParam;
+    Random random(3580);
+    const Head<T> head = random_head<T>(random, {70, 2, 1});
+    castle::UqKvCache<T> cache({.d = 2, .dv = 1}, {.lookahead_window = 40}, 32);
+    castle::extend(cache, head.input());
+    const std::string bytes = saved(cache);
+    for (std::size_t i = 0; i < bytes.size(); ++i) {
+        std::string changed = bytes;
+        changed[i] = static_cast<char>(changed[i] ^ (1 << (i % 8)));
+        SCOPED_TRACE(i);
+        expect_refused<T>(changed);
+        changed[i] = static_cast<char>(~bytes[i]);
+        expect_refused<T>(changed);
+        expect_refused<T>(bytes.substr(0, i));
+    }
+    EXPECT_EQ(loaded<T>(bytes).size(), 70);
+}
+
+// A cache whose identity has been changed and whose checksum fits again.
+std::string forged(std::string bytes, std::size_t word, std::uint64_t value) {
+    const auto put = [&](std::size_t place, std::uint64_t x) {
+        for (unsigned i = 0; i < 8; ++i) bytes[place + i] = static_cast<char>(x >> (8 * i));
+    };
+    constexpr std::size_t end = 8 + 8 * castle::detail::SavedIdentity::words;
+    put(8 + 8 * word, value);
+    castle::detail::Checksum checksum;
+    checksum.add(bytes.data(), end);
+    put(end, checksum.value());
+    return bytes;
+}
+
+TYPED_TEST(Save, RefusesForeignCachesWhateverTheirChecksum) {
+    using T = TypeParam;
+    using Other = std::conditional_t<std::same_as<T, float>, double, float>;
+    Random random(3590);
+    const Head<T> head = random_head<T>(random, {70, d, dv});
+    castle::UqKvCache<T> cache({.d = d, .dv = dv});
+    castle::extend(cache, head.input());
+    const std::string bytes = saved(cache);
+    expect_refused<T>("");
+    expect_refused<T>("castle");
+    expect_refused<T>(std::string(100000, 'x'));
+    expect_refused<Other>(bytes);
+    std::istringstream in(bytes);
+    EXPECT_THROW(castle::KvCache<T>::load(in), std::runtime_error);
+
+    const auto words = castle::detail::SavedIdentity{}.to_words();
+    for (std::size_t word = 0; word < words.size(); ++word) {
+        for (const std::uint64_t value : {std::uint64_t(0), std::uint64_t(1), std::uint64_t(2), std::uint64_t(3),
+                                          std::uint64_t(65), std::uint64_t(1) << 24, std::uint64_t(1) << 40,
+                                          std::uint64_t(1) << 62, std::numeric_limits<std::uint64_t>::max()}) {
+            // Some of these are caches: without SiLU, with another scale.
+            try {
+                castle::UqKvCache<T> other = loaded<T>(forged(bytes, word, value));
+                EXPECT_TRUE(word == 16 || word == 10 || word == 11 || word == 12 || word == 13 || word == 17 ||
+                            forged(bytes, word, value) == bytes)
+                    << "word " << word << ", " << value;
+                castle::extend(other, head.input());
+            } catch (const std::runtime_error&) {
+            }
+        }
+    }
+}
+
+// Sizes are no reason to ask for memory before as much has come.
+TYPED_TEST(Save, AllocatesNoMoreThanTheStreamHasBytesFor) {
+    using T = TypeParam;
+    castle::UqKvCache<T> empty({.d = d, .dv = dv});
+    std::string bytes = saved(empty);
+    for (const std::size_t word : {8, 9, 16}) bytes = forged(bytes, word, (std::uint64_t(1) << 24) - 1);
+    const Index before = Allocations::bytes();
+    expect_refused<T>(bytes);
+    EXPECT_LT(Allocations::bytes() - before, 8 << 20);
+}
+
+TYPED_TEST(Save, OfALayerKnowsItsLayer) {
+    using T = TypeParam;
+    const castle::MultiHeadConfig config{.d_model = 20, .heads = 3, .d_head = 6, .rotary = castle::Rotary{}};
+    const castle::MultiHeadCastle<T> layer(config, {.lookahead_window = 50});
+    Random random(3600);
+    Matrix<T> x(200, 20);
+    fill_normal(random, x);
+    castle::MultiHeadCache<T> cache = layer.make_cache();
+    layer.extend(cache, x.topRows(150));
+    const std::string bytes = saved(cache);
+    const auto load = [&](const auto& by) {
+        std::istringstream in(bytes);
+        return by.load_cache(in);
+    };
+    castle::MultiHeadCache<T> other = load(layer);
+    EXPECT_EQ(other.max_rollback(), cache.max_rollback());
+    other.rollback(60);
+    EXPECT_TRUE(same_bits(layer.extend(other, x.bottomRows(110)), Matrix<T>(layer.forward(x).bottomRows(110))));
+
+    castle::MultiHeadConfig changed = config;
+    changed.rotary->base = 500;
+    EXPECT_THROW(load(castle::MultiHeadCastle<T>(changed, {.lookahead_window = 50})), std::runtime_error);
+    changed = config;
+    changed.rotary->causal_v = true;
+    EXPECT_THROW(load(castle::MultiHeadCastle<T>(changed, {.lookahead_window = 50})), std::runtime_error);
+    changed.rotary.reset();
+    EXPECT_THROW(load(castle::MultiHeadCastle<T>(changed, {.lookahead_window = 50})), std::runtime_error);
+    changed = config;
+    changed.heads = 4;
+    EXPECT_THROW(load(castle::MultiHeadCastle<T>(changed, {.lookahead_window = 50})), std::runtime_error);
+    EXPECT_THROW(load(castle::MultiHeadCastle<T>(config, {.lookahead_window = 51})), std::runtime_error);
+    EXPECT_THROW(load(castle::MultiHeadCausal<T>(config)), std::runtime_error);
+    expect_refused<T>(bytes);
+}
+
+TYPED_TEST(Save, SaysWhenTheStreamCannotBeWritten) {
+    castle::UqKvCache<TypeParam> cache({.d = d, .dv = dv});
+    std::ostringstream out;
+    out.setstate(std::ios::badbit);
+    EXPECT_THROW(cache.save(out), std::runtime_error);
+}
+
+TYPED_TEST(Save, WithoutMemoryIsNoCache) {
+    using T = TypeParam;
+    Random random(3610);
+    const Head<T> head = random_head<T>(random, {70, d, dv});
+    castle::UqKvCache<T> cache({.d = d, .dv = dv});
+    castle::extend(cache, head.input());
+    std::istringstream in(saved(cache));
+    bool failed = true;
+    for (long successes = 0; failed; ++successes) {
+        in.clear();
+        in.seekg(0);
+        failed = false;
+        try {
+            const Allocations::Failure failure(successes);
+            cache = castle::UqKvCache<T>::load(in);
+        } catch (const std::bad_alloc&) {
+            failed = true;
+        }
+        EXPECT_EQ(cache.size(), 70);
+        EXPECT_TRUE(same_bits(cache.lookahead_keys(), run_at_once(head.input()).lookahead_keys));
+        ASSERT_LT(successes, 1000);
+    }
+}
+
+}  // namespace
