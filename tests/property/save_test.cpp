@@ -52,7 +52,7 @@ TEST(Checksum, IsThatOfTheStandard) {
     EXPECT_EQ(checksum.value(), 0U);
     checksum.add("123456789", 9);
     EXPECT_EQ(checksum.value(), 0xcbf43926U);  // the check value of CRC-32/ISO-HDLC
-    for (const std::size_t cut : {1, 7, 8, 9, 16, 40}) {
+    for (const std::size_t cut : {1U, 7U, 8U, 9U, 16U, 40U}) {
         const std::string text = "The quick brown fox jumps over the lazy dog";
         castle::detail::Checksum parts;
         parts.add(text.data(), cut);
@@ -220,7 +220,7 @@ TYPED_TEST(Save, AllocatesNoMoreThanTheStreamHasBytesFor) {
     using T = TypeParam;
     castle::UqKvCache<T> empty({.d = d, .dv = dv});
     std::string bytes = saved(empty);
-    for (const std::size_t word : {8, 9, 16}) bytes = forged(bytes, word, (std::uint64_t(1) << 24) - 1);
+    for (const std::size_t word : {8U, 9U, 16U}) bytes = forged(bytes, word, (std::uint64_t(1) << 24) - 1);
     const Index before = Allocations::bytes();
     expect_refused<T>(bytes);
     EXPECT_LT(Allocations::bytes() - before, 8 << 20);
