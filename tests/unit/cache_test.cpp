@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
 #include <limits>
+#include <string>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -137,6 +138,18 @@ TYPED_TEST(Cache, SaysItsBytes) {
     const Index full = castle.bytes().owned;
     castle.clear();
     EXPECT_EQ(castle.bytes().owned, full);
+}
+
+// 8 heads of CASTLE have as many parameters as 14 of standard attention.
+TYPED_TEST(Cache, WithAWindowIsSmallerThanThatOfStandardAttentionAtEqualParameters) {
+    using T = TypeParam;
+    castle::UqKvCache<T> windowed({.d = 64, .dv = 64}, {.lookahead_window = 128});
+    castle::KvCache<T> causal({.d = 64, .dv = 64});
+    windowed.reserve(16384);
+    causal.reserve(16384);
+    const double ratio = 8.0 * double(windowed.bytes().owned) / (14.0 * double(causal.bytes().owned));
+    EXPECT_LE(ratio, 0.88);
+    this->RecordProperty("ratio", std::to_string(ratio));
 }
 
 TYPED_TEST(Cache, MovesWithItsTokensAndDoesNotCopy) {

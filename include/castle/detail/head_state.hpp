@@ -48,7 +48,7 @@ class HeadState {
           query_panels_(shape.d * panel_size),
           gate_tiles_(block_size * panel_size),
           open_block_(BlockOperands<T>::numbers(shape.d, has_lookahead())),
-          history_(shape.d, history_blocks_, most_gate_tiles()) {}
+          history_(shape.d, history_blocks_, most_panels(block_size)) {}
 
     HeadState(HeadState&&) = default;
     HeadState& operator=(HeadState&&) = default;
@@ -233,10 +233,10 @@ class HeadState {
     }
     // Those of all blocks of one group.
     Index most_gate_tiles() const { return most_panels(group_size); }
-    // Those of a group, and of what can be taken off before it.
+    // Those of a group, or of what is left once all has been taken off that can be.
     Index most_query_panels() const {
         return keeps_every_query_ ? std::numeric_limits<Index>::max()
-                                  : most_panels(group_size + (history_blocks_ + 1) * block_size);
+                                  : most_panels(std::max(group_size, (history_blocks_ + 1) * block_size));
     }
 
     Index row_scratch_numbers(Index panels) const {
