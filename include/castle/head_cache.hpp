@@ -81,8 +81,9 @@ class HeadCache {
         state_.own_for_rollback(size() - tokens);
         detail::rollback(state_, tokens);
     }
-    /// How many tokens `rollback` can take off right now. In a cache of standard attention all of them; otherwise it
-    /// reaches back to where the cache was shorter, by as many tokens as it was made for, than it ever was.
+    /// How many tokens `rollback` can take off right now: all of them in a cache of standard attention. Otherwise at
+    /// least as many as the cache was made for, counted from the most tokens that it has held since it was empty: what
+    /// has been taken off comes back only with new tokens.
     Index max_rollback() const { return state_.max_rollback(); }
 
     CacheBytes bytes() const { return {.owned = state_.owned_bytes(), .shared = state_.shared_bytes()}; }

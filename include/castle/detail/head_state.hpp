@@ -173,7 +173,7 @@ class HeadState {
     void undo_fold(Index block) {
         const Index origin = block * block_size;
         const AbsorbedTokens tokens(window_, origin, origin + block_size);
-        for (Index p = 0; p * panel_size < origin + block_size; ++p) {
+        for (Index p = oldest_panel(window_, origin); p * panel_size < origin + block_size; ++p) {
             if (tokens.by_keys(p * panel_size, panel_size) == Absorbed::none) continue;
             history_.restore_panel(block, p, lookahead_keys(p));
         }

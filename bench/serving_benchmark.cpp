@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// What does it cost to take tokens off a cache of t tokens, to fork it, to save and load it? One head on one thread;
+// bytes are the cache's own after that. And how many tokens a second does a layer give to many texts, one call for all
+// of them against a call for each?
+#include <chrono>
+#include <optional>
+#include <sstream>
+#include <vector>
+
+#include <castle/multi_head.hpp>
+
+#include "decoding.hpp"
+
+namespace {
+
+using castle_bench::Index;
+using castle_bench::Matrix;
+
+constexpr Index d = 64;
+
+castle::UqKvCache<float> filled(Index t, Index window) {
+    castle::UqKvCache<float> cache({.d = d, .dv = d}, {.lookahead_window = window});
+    castle_bench::fill(cache, t);
+    return cache;
+}
+
+// Tokens [0, count) of a block, again and again.
+void advance(castle::UqKvCache<float>& cache, Index count) {
+    static const castle_bench::NewTokens tokens(d);
+    Matrix out(1, d);
+    for (Index i = 0; i < count; ++i) castle::extend(cache, tokens.token(i % castle_bench::block_size), out);
+}
+
+// Times call() alone, between prepare() before it and restore() after it.
+template <class Prepare, class Call, class Restore>
+void measure(benchmark::State& state, const Prepare& prepare, const Call& call, const Restore& restore) {
+    for (auto _ : state) {
+        prepare();
+        const auto start = std::chrono::steady_clock::now();
+        call();
+        state.SetIterationTime(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+        restore();
+    }
+}
+
+// The last eight tokens of `tokens` onto t; t begins a block.
+void rollback(benchmark::State& state, Index window, Index tokens) {
+    castle::UqKvCache<float> cache = filled(state.range(0), window);
+    measure(
+        state, [&] { advance(cache, tokens); }, [&] { cache.rollback(8); }, [&] { cache.rollback(tokens - 8); });
+}
+
+void fork(benchmark::State& state, Index window) {
+    const castle::UqKvCache<float> cache = filled(state.range(0), window);
+    std::optional<castle::UqKvCache<float>> other;
+    measure(
+        state, [] {}, [&] { other = cache.fork(); }, [&] { other.reset(); });
+}
+
+// The first tokens onto a fork, which then needs memory of its own.
+void after_fork(benchmark::State& state, Index window, Index tokens) {
+    const castle::UqKvCache<float> cache = filled(state.range(0), window);
+    std::optional<castle::UqKvCache<float>> other;
+    double owned = 0, shared = 0;
+    measure(
+        state, [&] { other = cache.fork(); }, [&] { advance(*other, tokens); },
+        [&] {
+            owned = castle_bench::number(other->bytes().owned);
+            shared = castle_bench::number(other->bytes().shared);
+            other.reset();
+        });
+    state.counters["owned"] = owned;
+    state.counters["shared"] = shared;
+}
+
+void save(benchmark::State& state, Index window) {
+    const castle::UqKvCache<float> cache = filled(state.range(0), window);
+    std::stringstream file;
+    measure(
+        state, [&] { file.str({}); }, [&] { cache.save(file); }, [] {});
+    state.counters["bytes"] = castle_bench::number(Index(file.str().size()));
+}
+
+void load(benchmark::State& state, Index window) {
+    std::stringstream file;
+    filled(state.range(0), window).save(file);
+    measure(
+        state, [&] { file.seekg(0); }, [&] { benchmark::DoNotOptimize(castle::UqKvCache<float>::load(file)); }, [] {});
+}
+
+void sizes(benchmark::internal::Benchmark* benchmark) {
+    benchmark->ArgName("t")->Arg(1024)->Arg(16384)->UseManualTime()->Unit(benchmark::kMicrosecond);
+}
+
+BENCHMARK_CAPTURE(rollback, open_block / no_window, castle::unlimited, 16)->Apply(sizes);
+BENCHMARK_CAPTURE(rollback, finished_block / no_window, castle::unlimited, 36)->Apply(sizes);
+BENCHMARK_CAPTURE(rollback, finished_block / window_128, 128, 36)->Apply(sizes);
+BENCHMARK_CAPTURE(fork, no_window, castle::unlimited)->Apply(sizes);
+BENCHMARK_CAPTURE(fork, window_128, 128)->Apply(sizes);
+BENCHMARK_CAPTURE(after_fork, a_token / no_window, castle::unlimited, 1)->Apply(sizes);
+BENCHMARK_CAPTURE(after_fork, a_token / window_128, 128, 1)->Apply(sizes);
+BENCHMARK_CAPTURE(after_fork, a_block / no_window, castle::unlimited, 32)->Apply(sizes);
+BENCHMARK_CAPTURE(after_fork, a_block / window_128, 128, 32)->Apply(sizes);
+BENCHMARK_CAPTURE(save, no_window, castle::unlimited)->Apply(sizes);
+BENCHMARK_CAPTURE(load, no_window, castle::unlimited)->Apply(sizes);
+
+constexpr Index d_model = 896;
+
+// The paper's small model with a window; texts of t tokens. `together` decides between one call and a call for each.
+void texts(benchmark::State& state, bool together) {
+    const castle::MultiHeadCastle<float> layer({.d_model = d_model, .heads = 8, .d_head = d, .seed = 1},
+                                               {.lookahead_window = 128});
+    const Index t = state.range(0), count = state.range(1);
+    const Matrix prompt = Matrix::Random(t, d_model), x = Matrix::Random(count, d_model);
+    Matrix y(count, d_model);
+    std::vector<castle::MultiHeadCache<float>> caches;
+    std::vector<castle::MultiHeadCache<float>*> batch;
+    caches.push_back(layer.make_cache());
+    layer.extend(caches.front(), prompt);
+    for (Index i = 1; i < count; ++i) caches.push_back(caches.front().fork());
+    for (auto& cache : caches) batch.push_back(&cache);
+    for (auto _ : state) {
+        if (together) {
+            layer.extend(batch, x, y);
+        } else {
+            for (Index i = 0; i < count; ++i) layer.extend(caches[std::size_t(i)], x.row(i), y.row(i));
+        }
+        benchmark::DoNotOptimize(y.data());
+        benchmark::ClobberMemory();
+        if (caches.front().size() - t == castle::default_rollback) {
+            state.PauseTiming();
+            for (auto& cache : caches) cache.rollback(castle::default_rollback);
+            state.ResumeTiming();
+        }
+    }
+    state.counters["tokens/s"] =
+        benchmark::Counter(castle_bench::number(count), benchmark::Counter::kIsIterationInvariantRate);
+}
+
+void text_sizes(benchmark::internal::Benchmark* benchmark) {
+    benchmark->ArgNames({"t", "texts"})->ArgsProduct({{512}, {1, 8, 32}})->Unit(benchmark::kMicrosecond);
+}
+
+BENCHMARK_CAPTURE(texts, together, true)->Apply(text_sizes);
+BENCHMARK_CAPTURE(texts, one_by_one, false)->Apply(text_sizes);
+
+}  // namespace
