@@ -12,8 +12,8 @@
 namespace castle {
 inline namespace CASTLE_ABI {
 
-/// The UQ-KV cache of one head (eq. 13, Algorithms 4 and 5): the lookahead keys `U`, and `K^C`, `V^C` and, as far as the
-/// window reaches, `Q^U` of every token so far. `extend` puts tokens onto it, `rollback` takes them off.
+/// The UQ-KV cache of one head (eq. 13, Algorithms 4 and 5): the lookahead keys `U`, and `K^C`, `V^C` and, as far as
+/// the window reaches, `Q^U` of every token so far. `extend` puts tokens onto it, `rollback` takes them off.
 ///
 /// `U` is kept with every finished block of 32 tokens folded in, beside the gates and lookahead values of the open
 /// block. The executor of its options is kept with it.
