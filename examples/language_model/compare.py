@@ -63,6 +63,10 @@ class Run:
             sys.exit(2)  # the program has said why
         self.mebibytes = usage.ru_maxrss / 1024
 
+    def forget(self):
+        self.checkpoint.unlink(missing_ok=True)
+        self.log.unlink(missing_ok=True)
+
     def validation(self):
         return {step: float(row["validation_loss"]) for step, row in self.rows().items() if row["validation_loss"]}
 
@@ -102,11 +106,11 @@ def measure(directory, text):
         for kind in KINDS:
             run = Run(directory, kind, "timed", TIMED_STEPS)
             run.new = [*KINDS[kind], "--steps", str(TIMED_STEPS)]
-            run.checkpoint.unlink(missing_ok=True)
+            run.forget()  # one that was interrupted
             run.do(text, quietly=True)
-            run.checkpoint.unlink()
             seconds[kind] = min(seconds.get(kind, math.inf), run.seconds_a_step())
             mebibytes[kind] = min(mebibytes.get(kind, math.inf), run.mebibytes)
+            run.forget()
     return seconds, mebibytes
 
 
