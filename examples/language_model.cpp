@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <filesystem>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <system_error>
@@ -34,6 +35,7 @@ struct Arguments {
     TrainOptions train;
     bool resume = false;
     std::string prompt = "\n";
+    std::string draft;
     Index count = 500;
     double temperature = 0.8;
     Index seed = 1;
@@ -105,20 +107,23 @@ void evaluate(const Arguments& arguments) {
 
 void generate(const Arguments& arguments) {
     const Training training = load(arguments.train.checkpoint);
+    std::optional<Training> draft;
+    if (!arguments.draft.empty()) draft = load(arguments.draft);
     if (arguments.prompt.empty()) throw BadInput("--prompt is empty but has to have a byte at least");
     const auto put = [](char c) {
         std::fputc(c, stdout);
         std::fflush(stdout);
     };
     for (const char c : arguments.prompt) put(c);
-    const Written written = write_on(training.model, arguments.prompt, arguments.count, arguments.temperature,
-                                     static_cast<std::uint64_t>(arguments.seed), put);
+    const Written written = write_on(training.model, draft ? &draft->model : nullptr, arguments.prompt, arguments.count,
+                                     arguments.temperature, static_cast<std::uint64_t>(arguments.seed), put);
     put('\n');
     if (std::fflush(stdout) != 0) throw BadInput("the text could not be written to the standard output");
     const std::string agreement =
         fmt::format("cache and whole pass agree on the next byte at {} of {} places", written.same, arguments.count);
     if (written.same != arguments.count) throw std::logic_error(agreement);
     fmt::print(stderr, "{}\n", agreement);
+    if (draft) fmt::print(stderr, "{} bytes in {} passes of the model\n", arguments.count, written.passes);
 }
 
 int run(int argc, char** argv) {
@@ -173,6 +178,7 @@ int run(int argc, char** argv) {
     CLI::App* generation = app.add_subcommand("generate", "Has a model write on from a prompt");
     checkpoint(generation);
     generation->add_option("--prompt", a.prompt, "What it goes on from; a line's end unless given");
+    generation->add_option("--draft", a.draft, "The checkpoint of a smaller model that guesses ahead; writes the same");
     number(*generation, "--bytes", a.count, {1, 65536}, "How much it writes");
     number(*generation, "--seed", a.seed, limits::seed, "Of what is drawn");
     generation->add_option("--temperature", a.temperature, "0 takes the most probable byte each time")

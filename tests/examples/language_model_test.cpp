@@ -148,7 +148,7 @@ TEST(LanguageModel, CachesGiveWhatAWholePassGives) {
         for (Index t = 70; t < 150; ++t) by_cache.row(t) = model.logits(text.substr(std::size_t(t), 1), caches);
         const Matrix at_once = model.logits(text);
         EXPECT_LE((by_cache - at_once).cwiseAbs().maxCoeff(), 1e-4F * at_once.cwiseAbs().maxCoeff());
-        EXPECT_EQ(write_on(model, text, 60, 0.9, 1, [](char) {}).same, 60);
+        EXPECT_EQ(write_on(model, nullptr, text, 60, 0.9, 1, [](char) {}).same, 60);
     }
 }
 
@@ -166,16 +166,37 @@ TEST(LanguageModel, NoByteIsPredictedFromItself) {
 
 TEST(LanguageModel, DrawsByProbability) {
     const Eigen::RowVectorXf logits{{std::log(1.0F), std::log(2.0F), std::log(5.0F)}};
-    std::mt19937_64 random(1);
-    Eigen::Array3d counts = Eigen::Array3d::Zero();
-    constexpr int draws = 8000;
-    for (int i = 0; i < draws; ++i) counts(draw(logits, 1, random)) += 1;
-    // Five standard errors at most, of a half.
-    const double error = 5 * 0.5 / std::sqrt(double(draws));
-    EXPECT_NEAR(counts(0) / draws, 1.0 / 8, error);
-    EXPECT_NEAR(counts(1) / draws, 2.0 / 8, error);
-    EXPECT_NEAR(counts(2) / draws, 5.0 / 8, error);
-    for (int i = 0; i < 100; ++i) EXPECT_EQ(draw(logits, 0, random), 2);
+    for (int i = 0; i < 80; ++i) {
+        const double place = (i + 0.5) / 80;
+        EXPECT_EQ(byte_at(place, logits, 1), place < 1.0 / 8 ? 0 : place < 3.0 / 8 ? 1 : 2) << place;
+        // With a temperature of a half the probabilities are as 1 to 4 to 25.
+        EXPECT_EQ(byte_at(place, logits, 0.5), place < 1.0 / 30 ? 0 : place < 5.0 / 30 ? 1 : 2) << place;
+        EXPECT_EQ(byte_at(place, logits, 0), 2);
+    }
+}
+
+// Speculative decoding: whoever guesses, and however badly, the text is the model's.
+TEST(LanguageModel, WritesTheSameWithADraft) {
+    const std::string prompt = random_text(70, 11);
+    const auto ignore = [](char) {};
+    constexpr Index count = 100;
+    for (const Config& config : small_configs()) {
+        SCOPED_TRACE(describe(config));
+        const Model model(config, 12);
+        const Written alone = write_on(model, nullptr, prompt, count, 0.3, 1, ignore);
+        EXPECT_EQ(alone.passes, count);
+        const Written by_itself = write_on(model, &model, prompt, count, 0.3, 1, ignore);
+        EXPECT_EQ(by_itself.bytes, alone.bytes);
+        EXPECT_EQ(by_itself.same, count);
+        EXPECT_LE(by_itself.passes, count / 7 + 2) << "a model guesses what it would write";
+        for (const Config& other : small_configs()) {
+            const Model draft(other, 13);
+            const Written drafted = write_on(model, &draft, prompt, count, 0.3, 1, ignore);
+            EXPECT_EQ(drafted.bytes, alone.bytes);
+            EXPECT_EQ(drafted.same, count);
+            EXPECT_LE(drafted.passes, count);
+        }
+    }
 }
 
 TEST(LanguageModel, TheLearningRateWarmsUpAndFalls) {

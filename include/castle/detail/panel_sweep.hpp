@@ -122,13 +122,14 @@ class PanelSweep {
 
     // s^U[t, s] = scale q^C_t . U_s + sum_{j <= t} triangle[t, j] gates[j, s]
     void compute_lookahead_scores() {
+        const T* keys = state_.lookahead_keys(p_);
         tokens_.for_column_ranges(p_, columns_, [&](auto columns, Index first, Absorbed absorbed) {
             for_row_tiles(rows_.count(), [&](auto height, Index i) {
                 for_column_tiles<T, columns>([&](auto packets, Index column) {
                     const Index c = first + column;
                     Tile<T, height, packets> tile;
                     tile.set_zero();
-                    tile.multiply_add(queries(i), state_.lookahead_keys(p_) + c, panel_size, state_.shape().d);
+                    tile.multiply_add(queries(i), keys + c, panel_size, state_.shape().d);
                     if (absorbed == Absorbed::all) {
                         add_open_block(tile, i, c);
                     } else if constexpr (columns == block_size) {  // a whole panel is of one kind
