@@ -120,6 +120,8 @@ class File {
                                    m.matrix->rows(), m.matrix->cols()));
             }
             const std::uint64_t begin = (*entry)["data_offsets"][0];
+            // An empty matrix has no memory, and then there is nothing to copy from either.
+            if (m.matrix->size() == 0) continue;
             std::memcpy(m.matrix->data(), bytes_.data() + numbers_ + begin,
                         static_cast<std::size_t>(m.matrix->size()) * sizeof(float));
         }

@@ -6,21 +6,16 @@
 #include <cstdlib>
 #include <new>
 
-// Replaces the global operator new and delete by ones that count, and that fail on demand. For one translation unit of
-// a program, that of the tests which need it, and before anything of Eigen there: Eigen takes memory from malloc, and
-// lets nobody count that but through an assertion.
-#ifdef EIGEN_CORE_H
-#error "support/allocations.hpp has to come before Eigen"
-#endif
-#define EIGEN_RUNTIME_NO_MALLOC
-#define eigen_assert(condition) ((condition) ? void() : support::Allocations::failed_assertion())
+#include "support/eigen_allocations.hpp"
 
+// Replaces the global operator new and delete by ones that count, and that fail on demand. For one translation unit of
+// a program, that of the tests which need it.
 namespace support {
 
 class Allocations {
   public:
     /// Allocations so far, of the whole program; those of Eigen only within a Count.
-    static long count() { return count_; }
+    static long count() { return count_ + eigen_allocations; }
     /// The bytes that they asked for; without Eigen's.
     static long long bytes() { return bytes_; }
 
@@ -37,8 +32,6 @@ class Allocations {
       private:
         long before_;
     };
-
-    static void failed_assertion();
 
     /// While it lives, the first `successes` allocations go well and all later ones throw std::bad_alloc.
     class Failure {
@@ -80,19 +73,8 @@ class Allocations {
     static inline std::atomic<long> left_ = no_failure;
 };
 
-}  // namespace support
-
-#include <Eigen/Core>
-
-namespace support {
-
 inline Allocations::Count::Count() : before_(count()) { Eigen::internal::set_is_malloc_allowed(false); }
 inline Allocations::Count::~Count() { Eigen::internal::set_is_malloc_allowed(true); }
-
-inline void Allocations::failed_assertion() {
-    if (Eigen::internal::is_malloc_allowed()) std::abort();  // an assertion about something else
-    ++count_;
-}
 
 }  // namespace support
 

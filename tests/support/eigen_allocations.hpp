@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <atomic>
+#include <cstdlib>
+
+// Eigen takes memory from malloc, and lets nobody count that but through an assertion, which has to be there before
+// anything of Eigen, and the same in all of a program.
+#ifdef EIGEN_CORE_H
+#error "support/eigen_allocations.hpp has to come before Eigen"
+#endif
+#define EIGEN_RUNTIME_NO_MALLOC
+#define eigen_assert(condition) ((condition) ? void() : support::failed_eigen_assertion())
+
+namespace support {
+
+/// Allocations of Eigen's while it is allowed none.
+inline std::atomic<long> eigen_allocations = 0;
+
+void failed_eigen_assertion();
+
+}  // namespace support
+
+#include <Eigen/Core>
+
+namespace support {
+
+inline void failed_eigen_assertion() {
+    if (Eigen::internal::is_malloc_allowed()) std::abort();  // an assertion about something else
+    ++eigen_allocations;
+}
+
+}  // namespace support
