@@ -13,24 +13,32 @@
 namespace support {
 
 class Allocations {
+    // Takes hold of Eigen's allocations.
+    class Hold {
+      public:
+        Hold() {
+            on_eigen_allocation = [] { take(0); };
+            Eigen::internal::set_is_malloc_allowed(false);
+        }
+        Hold(const Hold&) = delete;
+        Hold& operator=(const Hold&) = delete;
+        ~Hold() { Eigen::internal::set_is_malloc_allowed(true); }
+    };
+
   public:
-    /// Allocations so far, of the whole program; those of Eigen only within a Count.
-    static long count() { return count_ + eigen_allocations; }
+    /// Allocations so far, of the whole program; those of Eigen only within a Count or a Failure.
+    static long count() { return count_; }
     /// The bytes that they asked for; without Eigen's.
     static long long bytes() { return bytes_; }
 
     /// Counts the allocations during its life.
     class Count {
       public:
-        Count();
-        Count(const Count&) = delete;
-        Count& operator=(const Count&) = delete;
-        ~Count();
-
         long allocations() const { return count() - before_; }
 
       private:
-        long before_;
+        Hold hold_;
+        long before_ = count();
     };
 
     /// While it lives, the first `successes` allocations go well and all later ones throw std::bad_alloc.
@@ -40,15 +48,13 @@ class Allocations {
         Failure(const Failure&) = delete;
         Failure& operator=(const Failure&) = delete;
         ~Failure() { left_ = no_failure; }
+
+      private:
+        Hold hold_;
     };
 
     static void* allocate(std::size_t size, std::size_t alignment) {
-        ++count_;
-        bytes_ += static_cast<long long>(size);
-        if (left_ != no_failure) {
-            if (left_ == 0) throw std::bad_alloc();
-            --left_;
-        }
+        take(size);
         // aligned_alloc wants a multiple of the alignment.
         const std::size_t rounded = (size + alignment - 1) / alignment * alignment;
         void* p = std::aligned_alloc(alignment, rounded == 0 ? alignment : rounded);
@@ -67,14 +73,20 @@ class Allocations {
 #endif
 
   private:
+    static void take(std::size_t size) {
+        ++count_;
+        bytes_ += static_cast<long long>(size);
+        if (left_ != no_failure) {
+            if (left_ == 0) throw std::bad_alloc();
+            --left_;
+        }
+    }
+
     static constexpr long no_failure = -1;
     static inline std::atomic<long> count_ = 0;
     static inline std::atomic<long long> bytes_ = 0;
     static inline std::atomic<long> left_ = no_failure;
 };
-
-inline Allocations::Count::Count() : before_(count()) { Eigen::internal::set_is_malloc_allowed(false); }
-inline Allocations::Count::~Count() { Eigen::internal::set_is_malloc_allowed(true); }
 
 }  // namespace support
 

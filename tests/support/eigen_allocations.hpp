@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <atomic>
 #include <cstdlib>
 
 // Eigen takes memory from malloc, and lets nobody count that but through an assertion, which has to be there before
@@ -14,8 +13,8 @@
 
 namespace support {
 
-/// Allocations of Eigen's while it is allowed none.
-inline std::atomic<long> eigen_allocations = 0;
+/// Called for every allocation of Eigen's while it is allowed none.
+inline void (*on_eigen_allocation)() = nullptr;
 
 void failed_eigen_assertion();
 
@@ -26,8 +25,10 @@ void failed_eigen_assertion();
 namespace support {
 
 inline void failed_eigen_assertion() {
-    if (Eigen::internal::is_malloc_allowed()) std::abort();  // an assertion about something else
-    ++eigen_allocations;
+    if (Eigen::internal::is_malloc_allowed() || on_eigen_allocation == nullptr) {
+        std::abort();  // an assertion about something else
+    }
+    on_eigen_allocation();
 }
 
 }  // namespace support
