@@ -24,13 +24,18 @@ void many_heads(benchmark::State& state) {
     const castle_bench::RandomHead head(length, d);
     const castle::HeadInput<float> input = head.input();
     std::vector<Matrix> out(static_cast<std::size_t>(heads), Matrix(length, d));
+    constexpr castle::HeadShape shape{.d = d, .dv = d};
     std::vector<castle::detail::HeadState<float>> states;
-    for (Index h = 0; h < heads; ++h) states.emplace_back(castle::HeadShape{d, d}, castle::Options());
+    for (Index h = 0; h < heads; ++h) states.emplace_back(shape, castle::Options(), castle::detail::Keeping());
     const auto head_state = [&](Index h) -> auto& { return states[static_cast<std::size_t>(h)]; };
+    const Index numbers = castle::detail::extension_numbers(states.front(), 0, length);
+    castle::detail::AlignedBuffer<float> memory(heads * numbers);
+    const auto scratch = [&](Index h) { return memory.data() + h * numbers; };
     const castle::Executor executor = castle_bench::executor(threads);
     for (auto _ : state) {
         for (auto& one : states) one.clear();
-        castle::detail::Extension<float, decltype(head_state)> extension(heads, length, head_state, executor);
+        castle::detail::Extension<float, decltype(head_state), decltype(scratch)> extension(heads, length, head_state,
+                                                                                            scratch, executor);
         extension.for_groups([&](const castle::detail::Group& group) {
             extension.run(
                 group, [&](Index) -> auto& { return input; },
