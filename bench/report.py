@@ -35,13 +35,13 @@ class Results:
             if run.get("error_occurred"):
                 print(f"{path.name}: {run['name']}: {run.get('error_message', 'failed')}", file=sys.stderr)
                 continue
-            name = re.sub(r"(/iterations:\d+)?/real_time", "", run["run_name"])
+            name = re.sub(r"(/iterations:\d+)?(/(real|manual)_time)?$", "", run["run_name"])
             entry = self.best.setdefault(name, {})
             if run.get("aggregate_name") == "min":
                 entry["seconds"] = run["real_time"] * SECONDS[run["time_unit"]]
                 entry["s/step"] = run.get("s/step")
             elif run.get("aggregate_name") == "max":
-                for counter in ("of_peak", "bandwidth", "FLOP/s", "bytes/s", "numbers/(L d)", "tokens/s"):
+                for counter in ("of_peak", "bandwidth", "FLOP/s", "bytes/s", "numbers/(L d)", "tokens/s", "owned", "shared"):
                     if counter in run:
                         entry[counter] = run[counter]
 
@@ -304,6 +304,37 @@ def write_performance(r):
                 row += [f"{1e6 * step:.0f}", f"{step / causal:.2f}"]
             table.append(row)
     doc.table(["d", "t", "standard", "CASTLE", "ratio", "CASTLE, window 128", "ratio"], table)
+
+    doc.text("## Serving")
+    doc.text("Calls on the cache of one head of t tokens, d = 64, in microseconds. After a fork its first token needs an open block of its own, and its first full block, where the window reaches, a `U` of its own: behind the times is what the fork then owns, of all that it holds.")
+    serving = r["serving"]
+    calls = (
+        ("`rollback(8)` within the open block", "rollback/open_block_no_window"),
+        ("`rollback(8)`, 4 of them of a finished block", "rollback/finished_block_no_window"),
+        ("the same, window 128", "rollback/finished_block_window_128"),
+        ("`fork()`", "fork/no_window"),
+        ("`fork()`, window 128", "fork/window_128"),
+        ("a fork's first token", "after_fork/a_token_no_window"),
+        ("a fork's first token, window 128", "after_fork/a_token_window_128"),
+        ("a fork's first 32 tokens", "after_fork/a_block_no_window"),
+        ("a fork's first 32 tokens, window 128", "after_fork/a_block_window_128"),
+        ("`save`", "save/no_window"),
+        ("`load`", "load/no_window"),
+    )
+
+    def call_cell(best):
+        cell = f"{1e6 * best['seconds']:.2f}" if best["seconds"] < 1e-5 else f"{1e6 * best['seconds']:.0f}"
+        if "owned" in best:
+            cell += f" ({best['owned'] / (best['owned'] + best['shared']):.0%} of {(best['owned'] + best['shared']) / 2**20:.1f} MiB)"
+        return cell
+
+    doc.table(["", "t = 1024", "t = 16384"], [[words, *(call_cell(serving[f"{name}/t:{t}"]) for t in (1024, 16384))] for words, name in calls])
+    doc.text("Tokens a second of a layer (d_model = 896, 8 heads, d = 64, window 128) that goes on with several texts of 512 tokens and more, one thread:")
+    table = []
+    for count in (1, 8, 32):
+        together, one_by_one = (serving[f"texts/{how}/t:512/texts:{count}"]["tokens/s"] for how in ("together", "one_by_one"))
+        table.append([str(count), f"{together:.0f}", f"{one_by_one:.0f}", f"{together / one_by_one:.2f}"])
+    doc.table(["texts", "one call for all", "a call for each", "times"], table)
 
     doc.text("## Over the length")
     lengths = [256 << i for i in range(8)]

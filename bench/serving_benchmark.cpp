@@ -93,15 +93,15 @@ void sizes(benchmark::internal::Benchmark* benchmark) {
     benchmark->ArgName("t")->Arg(1024)->Arg(16384)->UseManualTime()->Unit(benchmark::kMicrosecond);
 }
 
-BENCHMARK_CAPTURE(rollback, open_block / no_window, castle::unlimited, 16)->Apply(sizes);
-BENCHMARK_CAPTURE(rollback, finished_block / no_window, castle::unlimited, 36)->Apply(sizes);
-BENCHMARK_CAPTURE(rollback, finished_block / window_128, 128, 36)->Apply(sizes);
+BENCHMARK_CAPTURE(rollback, open_block_no_window, castle::unlimited, 16)->Apply(sizes);
+BENCHMARK_CAPTURE(rollback, finished_block_no_window, castle::unlimited, 36)->Apply(sizes);
+BENCHMARK_CAPTURE(rollback, finished_block_window_128, 128, 36)->Apply(sizes);
 BENCHMARK_CAPTURE(fork, no_window, castle::unlimited)->Apply(sizes);
 BENCHMARK_CAPTURE(fork, window_128, 128)->Apply(sizes);
-BENCHMARK_CAPTURE(after_fork, a_token / no_window, castle::unlimited, 1)->Apply(sizes);
-BENCHMARK_CAPTURE(after_fork, a_token / window_128, 128, 1)->Apply(sizes);
-BENCHMARK_CAPTURE(after_fork, a_block / no_window, castle::unlimited, 32)->Apply(sizes);
-BENCHMARK_CAPTURE(after_fork, a_block / window_128, 128, 32)->Apply(sizes);
+BENCHMARK_CAPTURE(after_fork, a_token_no_window, castle::unlimited, 1)->Apply(sizes);
+BENCHMARK_CAPTURE(after_fork, a_token_window_128, 128, 1)->Apply(sizes);
+BENCHMARK_CAPTURE(after_fork, a_block_no_window, castle::unlimited, 32)->Apply(sizes);
+BENCHMARK_CAPTURE(after_fork, a_block_window_128, 128, 32)->Apply(sizes);
 BENCHMARK_CAPTURE(save, no_window, castle::unlimited)->Apply(sizes);
 BENCHMARK_CAPTURE(load, no_window, castle::unlimited)->Apply(sizes);
 
