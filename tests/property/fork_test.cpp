@@ -102,13 +102,38 @@ TYPED_TEST(Fork, GoesOnLikeACacheOfItsOwnInAnyOrderOfCalls) {
                     text.rollback(random.integer(0, text.cache().max_rollback()));
                     break;
                 case 3:
-                    if (random.integer(0, 5) == 0) text.clear();
+                    if (random.integer(0, 2) == 0) text.clear();
                     break;
                 default:
                     if (text.size() < 400) {
                         text.extend(random, random.integer(0, random.pick(std::array<Index, 3>{1, 20, 150})));
                     }
             }
+        }
+        for (Text<T>& text : texts) text.extend(random, 1);
+    }
+}
+
+// The first fork has a U of its own, which it shares with a fork of its own in turn.
+TYPED_TEST(Fork, OfAForkBeginsAnewAlone) {
+    using T = TypeParam;
+    Random random(3290);
+    Head<T> pool = random_head<T>(random, {50, d, dv});
+    for (const Index window : {Index(31), castle::unlimited}) {
+        for (const bool clears : {true, false}) {
+            SCOPED_TRACE(describe("window ", window, clears ? ", cleared" : ", rolled back"));
+            Text<T> text(pool, {.lookahead_window = window}, 128);
+            text.extend(random, 90);
+            Text<T> fork = text.fork();
+            fork.extend(random, 10);
+            Text<T> second = fork.fork();
+            if (clears) {
+                second.clear();
+            } else {
+                second.rollback(100);
+            }
+            second.extend(random, 1);
+            for (Text<T>* one : {&text, &fork, &second}) one->extend(random, 1);
         }
     }
 }

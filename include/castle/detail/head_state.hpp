@@ -66,6 +66,15 @@ class HeadState {
     Index capacity() const { return panels_.size() * panel_size; }
     void set_size(Index size) { size_ = size; }
 
+    // Forgets the tokens after the first `size`. A panel that has none left begins anew, and with it its U, where it
+    // does so for every cache: what may be shared with a fork is let go.
+    void cut(Index size) {
+        for (Index p = ceil_div(size, panel_size); p < Index(own_keys_.size()) && p * panel_size < size_; ++p) {
+            own_keys_[std::size_t(p)] = Panel<T>();
+        }
+        size_ = size;
+    }
+
     // A call that leaves `after` tokens makes room, the only part that throws, and starts; then comes its work, and it
     // finishes. Where making room throws, no token has changed.
     void make_room(Index after) {
@@ -106,7 +115,7 @@ class HeadState {
 
     // As before the first token, with the memory kept. What is not zeroed is written before it is read.
     void clear() {
-        size_ = 0;
+        cut(0);
         history_.forget();
     }
 

@@ -34,11 +34,11 @@ void rollback(HeadState<T>& state, Index tokens) {
     if (state.has_lookahead() && block < open) {
         for (Index b = open - 1; b >= block; --b) state.undo_fold(b);
         if (size % block_size != 0) state.history().restore_operands(block, state.open_block());
-        state.set_size(size);
+        state.cut(size);
         make_open_gates(state);
         return;
     }
-    state.set_size(size);
+    state.cut(size);
 }
 
 }  // namespace detail
