@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <cmath>
-
 #include <castle/castle.hpp>
 
 #include "outputs.hpp"
@@ -10,16 +8,16 @@
 // What each translation unit of the program does, with internal linkage: all that the linker can merge is the library.
 namespace {
 
-castle::Matrix<float> projection(castle::Index length, castle::Index d, float phase) {
-    castle::Matrix<float> m(length, d);
-    for (castle::Index i = 0; i < m.size(); ++i) m.data()[i] = std::sin(phase + 0.7F * static_cast<float>(i));
+castle::Matrix<float> projection(castle::Index cols, float phase) {
+    castle::Matrix<float> m(Operands::length, cols);
+    for (castle::Index i = 0; i < m.size(); ++i) m.data()[i] = Operands::number(phase, i);
     return m;
 }
 
 Outputs compute_outputs() {
-    constexpr castle::Index length = 150, d = 19, dv = 21;
-    const auto qc = projection(length, d, 0), kc = projection(length, d, 1), vc = projection(length, dv, 2);
-    const auto qu = projection(length, d, 3), ku = projection(length, d, 4), vu = projection(length, d, 5);
+    constexpr castle::Index length = Operands::length, d = Operands::d, dv = Operands::dv;
+    const auto qc = projection(d, 0), kc = projection(d, 1), vc = projection(dv, 2);
+    const auto qu = projection(d, 3), ku = projection(d, 4), vu = projection(d, 5);
     const castle::HeadInput<float> head{.causal = {.q = qc, .k = kc, .v = vc},
                                         .lookahead = {.q = qu, .k = ku, .v = vu}};
 

@@ -4,8 +4,10 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <vector>
 
 #include "outputs.hpp"
+#include "support/oracle.hpp"
 
 TEST(LinkedProgram, UnitsWithTheSameFlagsGiveTheSameBits) {
     const Outputs one = baseline_outputs(), other = baseline_outputs_again();
@@ -14,16 +16,41 @@ TEST(LinkedProgram, UnitsWithTheSameFlagsGiveTheSameBits) {
     EXPECT_EQ(std::memcmp(one.data(), other.data(), one.size() * sizeof(float)), 0);
 }
 
-TEST(LinkedProgram, UnitsForDifferentInstructionSetsAgreeToRounding) {
-    const Outputs baseline = baseline_outputs(), native = native_outputs();
-    ASSERT_FALSE(baseline.empty());
-    ASSERT_EQ(baseline.size(), native.size());
-    // Operands are at most 1 in size, so a lookahead key is a sum of up to L = 150 such terms, off by less than
-    // L^2 epsilon; a score is off by sqrt(d) times that, and an output, a mean of values, by at most twice the score.
-    constexpr float length = 150, d = 19;
-    const float tolerance = 2 * std::sqrt(d) * length * length * std::numeric_limits<float>::epsilon();
-    for (std::size_t i = 0; i < baseline.size(); ++i) {
-        ASSERT_TRUE(std::abs(baseline[i] - native[i]) <= tolerance)
-            << "number " << i << ": " << baseline[i] << " and " << native[i];
+// Lookahead and causal attention and the lookahead keys by the definition, in double.
+std::vector<double> definition() {
+    constexpr oracle::Index length = Operands::length, d = Operands::d, dv = Operands::dv;
+    const auto projection = [](oracle::Index cols, float phase) {
+        oracle::Rows<double> m(length, cols);
+        for (oracle::Index i = 0; i < length * cols; ++i) m(i / cols, i % cols) = Operands::number(phase, i);
+        return m;
+    };
+    const oracle::Head<double> head{.qc = projection(d, 0),
+                                    .kc = projection(d, 1),
+                                    .vc = projection(dv, 2),
+                                    .qu = projection(d, 3),
+                                    .ku = projection(d, 4),
+                                    .vu = projection(d, 5)};
+    const oracle::Settings settings = oracle::standard_settings(d);
+    const auto r = oracle::evaluate(head, settings);
+    std::vector<double> numbers;
+    for (const auto& m :
+         {r.output, oracle::causal_attention(head.qc, head.kc, head.vc, settings.scale), r.lookahead_keys}) {
+        for (oracle::Index i = 0; i < m.rows() * m.cols(); ++i) numbers.push_back(m(i / m.cols(), i % m.cols()));
+    }
+    return numbers;
+}
+
+TEST(LinkedProgram, UnitsForDifferentInstructionSetsAreEachRight) {
+    const std::vector<double> expected = definition();
+    // Operands are at most 1 in size, so a lookahead key is a sum of up to L such terms, off by less than L^2 epsilon;
+    // a score is off by sqrt(d) times that, and an output, a mean of values, by at most twice the score.
+    constexpr double length = Operands::length, d = Operands::d;
+    const double tolerance = 2 * std::sqrt(d) * length * length * std::numeric_limits<float>::epsilon();
+    for (const Outputs& outputs : {baseline_outputs(), native_outputs()}) {
+        ASSERT_EQ(outputs.size(), expected.size());
+        for (std::size_t i = 0; i < expected.size(); ++i) {
+            ASSERT_TRUE(std::abs(double(outputs[i]) - expected[i]) <= tolerance)
+                << "number " << i << " is " << outputs[i] << " but must be " << expected[i];
+        }
     }
 }
