@@ -16,7 +16,7 @@ inline namespace CASTLE_ABI {
 
 /// Puts one token onto each of `caches`, which may hold texts of different lengths: row `i` of `head` goes onto cache
 /// `i`, and its output to row `i` of `out`, `[caches, dv]`. The work is shared over the threads of `executor`, and the
-/// bits are those of `extend` on every cache alone. Allocates nothing within the caches' capacities.
+/// bits are those of `extend` on every cache alone. Allocates nothing within what has been reserved.
 ///
 /// Throws std::invalid_argument if a cache is missing, or there twice, or a shape does not fit, and std::bad_alloc if
 /// memory runs out; the tokens in the caches are as they were then. `out` must not overlap the input.

@@ -20,20 +20,21 @@ inline namespace CASTLE_ABI {
 template <Scalar T>
 class UqKvCache : public HeadCache<T> {
   public:
-    /// An empty cache for heads of `shape` that can always take off the last `rollback` tokens. For every 32 of those
-    /// it keeps a copy of `U`, of the keys within the window: `d` numbers a token. Throws std::invalid_argument if a
-    /// size is below 1 or above 2^24, the window negative, the scale not finite, or `rollback` negative or above 2^24.
+    /// An empty cache for heads of `shape` that can take off the last `rollback` tokens, as `max_rollback` tells. For
+    /// every 32 of those it keeps a copy of `U`, of the keys within the window: `d` numbers a token. Throws
+    /// std::invalid_argument if a size is below 1 or above 2^24, the window negative, the scale not finite, or
+    /// `rollback` negative or above 2^24.
     explicit UqKvCache(HeadShape shape, Options options = {}, Index rollback = default_rollback)
         : HeadCache<T>("UqKvCache", 6, shape, std::move(options), rollback) {}
 
     const Options& options() const { return this->all_options(); }
 
-    /// A second cache with the same tokens, for beams, or for a prompt that several texts go on from. The two share
-    /// their memory until one of them writes to it, and from then on the rest: `K^C`, `V^C` and `Q^U` of finished
-    /// panels of 64 tokens stay shared, `U` of those within the window does until the next block of 32 tokens is full.
-    /// Both go on like caches of their own, to the bit, and on threads of their own, one a cache. What the first tokens
-    /// after a fork are written to is allocated then, also within the capacity. Throws std::bad_alloc if memory runs
-    /// out.
+    /// A second cache with the same tokens, for beams, or for a prompt that several texts go on from. Both go on like
+    /// caches of their own, to the bit, and on threads of their own, one a cache. They share their memory until one of
+    /// them writes to it: `K^C`, `V^C` and `Q^U` of finished panels of 64 tokens stay shared; the next token copies the
+    /// panel that is not finished, and the gates of an open block; the next full block copies `U` and what a rollback
+    /// needs, of the tokens within the window. That is allocated when it is copied; `reserve` does it beforehand. What
+    /// was reserved stays with this cache. Throws std::bad_alloc if memory runs out.
     UqKvCache fork() const { return UqKvCache(this->fork_head()); }
 
     /// `U^t` of eqs. 3 and 13, every token so far folded in: row `s` is the lookahead key of token `s`, `[size, d]`.

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <algorithm>
 #include <bit>
 #include <cstdint>
 #include <istream>
@@ -25,10 +26,11 @@ namespace detail {
 struct CacheAccess;
 }
 
-/// How many tokens a cache can take off again at any time unless it is told otherwise.
+/// How many tokens a cache can take off again, from the most that it has held, unless it is told otherwise.
 inline constexpr Index default_rollback = 64;
 
-/// Memory, in bytes: what a cache holds alone, and what it shares with its forks, each of which counts it.
+/// Memory, in bytes: what a cache holds alone, and what it shares with its forks, each of which counts it. What several
+/// caches hold together is the sum of `owned` and what they share, once.
 struct CacheBytes {
     Index owned = 0;
     Index shared = 0;
@@ -40,7 +42,7 @@ struct CacheBytes {
 /// What the caches of one head, UqKvCache and KvCache, have in common: everything but what is in them.
 ///
 /// A cache moves but does not copy; one that was moved from can only be assigned to or destroyed. It may be used from
-/// any thread, by one at a time.
+/// any thread, by one at a time; const calls, `fork` and `save` among them, by several at once.
 template <Scalar T>
 class HeadCache {
   public:
@@ -59,11 +61,12 @@ class HeadCache {
     HeadShape shape() const { return state_.shape(); }
 
     /// Makes room for `tokens` tokens in all. Up to there, extending by one token at a time into a view allocates
-    /// nothing. Throws std::invalid_argument if `tokens` is negative or above 2^40, and std::bad_alloc if there is no
-    /// memory for that; nothing has changed then.
+    /// nothing, until there is a fork: from then on either cache has to reserve once more, which copies what it shares
+    /// and these tokens change. Throws std::invalid_argument if `tokens` is negative or above 2^40, and std::bad_alloc
+    /// if there is no memory for that; nothing has changed then.
     void reserve(Index tokens) {
         detail::check_tokens("reserve", "tokens", tokens);
-        state_.reserve(tokens);
+        state_.make_room(std::max(tokens, size()));
     }
 
     /// Forgets every token and keeps the memory.
@@ -114,7 +117,8 @@ class HeadCache {
         const auto saved = detail::read_identity<T>(in);
         if (saved.d_model != 0 || saved.heads != 1 || saved.rotated != 0 || saved.rotary_base != 0 ||
             saved.projections != projections || (projections == 3 && saved.window != 0)) {
-            detail::refuse_cache("is of another kind");
+            detail::refuse_cache(projections == 6 ? "is not that of a head of CASTLE"
+                                                  : "is not that of a head of standard attention");
         }
         Options options{.scale = std::bit_cast<double>(saved.scale),
                         .lookahead_window = Index(saved.window),

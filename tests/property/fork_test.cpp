@@ -166,6 +166,51 @@ TYPED_TEST(Fork, SharesWhatNeitherWritesTo) {
     }
 }
 
+// Forks before every answer, as of a chat, each of which is kept or dropped.
+TYPED_TEST(Fork, KeepsNoMoreMemoryThanItTellsOf) {
+    using T = TypeParam;
+    constexpr Index width = 32;
+    Random random(3305);
+    const Head<T> head = random_head<T>(random, {64, width, width});
+    for (const Index window : {Index(1024), castle::unlimited}) {
+        SCOPED_TRACE(describe("window ", window));
+        const long long before = Allocations::live_bytes();
+        castle::UqKvCache<T> cache({.d = width, .dv = width}, {.lookahead_window = window});
+        for (int turn = 0; turn < 60; ++turn) {
+            castle::UqKvCache<T> fork = cache.fork();
+            castle::extend(fork, head.input());
+            if (turn % 3 != 0) cache = std::move(fork);
+        }
+        EXPECT_EQ(cache.bytes().shared, 0);
+        EXPECT_LE(double(Allocations::live_bytes() - before), 1.05 * double(cache.bytes().owned));
+    }
+}
+
+TYPED_TEST(Fork, AllocatesNothingOnceItHasReserved) {
+    using T = TypeParam;
+    Random random(3307);
+    const Head<T> head = random_head<T>(random, {400, d, dv});
+    Matrix<T> out(1, dv);
+    for (const Index window : {Index(0), Index(100), castle::unlimited}) {
+        SCOPED_TRACE(describe("window ", window));
+        castle::UqKvCache<T> cache({.d = d, .dv = dv}, {.lookahead_window = window});
+        cache.reserve(400);
+        castle::extend(cache, head.first_tokens(180));
+        castle::UqKvCache<T> fork = cache.fork();
+        EXPECT_EQ(cache.capacity(), 448);
+        EXPECT_LT(fork.capacity(), 180 + 64);
+        for (castle::UqKvCache<T>* one : {&fork, &cache}) {
+            one->reserve(400);
+            const Allocations::Count count;
+            for (Index t = 180; t < 400; ++t) castle::extend(*one, head.input().tokens(t, 1), out);
+            EXPECT_EQ(count.allocations(), 0);
+        }
+        const Matrix<T> keys = run_at_once(head.input(), cache.options()).lookahead_keys;
+        EXPECT_TRUE(same_bits(cache.lookahead_keys(), keys));
+        EXPECT_TRUE(same_bits(fork.lookahead_keys(), keys));
+    }
+}
+
 TYPED_TEST(Fork, OfACacheOfStandardAttentionSharesItsPanels) {
     using T = TypeParam;
     Random random(3310);
@@ -209,17 +254,22 @@ TYPED_TEST(Fork, GoesOnOnAThreadOfItsOwn) {
     for (const Index window : {Index(40), castle::unlimited}) {
         Text<T> prompt(pool, {.lookahead_window = window}, 64);
         prompt.extend(random, 150);
+        const Text<T> still = prompt.fork();  // which all threads fork again
         std::vector<std::thread> threads;
         for (std::uint64_t i = 0; i < 4; ++i) {
-            threads.emplace_back([i, own = prompt.fork()]() mutable {
+            threads.emplace_back([i, &still, own = prompt.fork()]() mutable {
                 Random numbers(3340 + i);
                 for (int step = 0; step < 4; ++step) {
                     own.extend(numbers, 1 + Index(i) * 13);
                     Text<T> child = own.fork();
                     own.rollback(std::min<Index>(3, own.cache().max_rollback()));
                     child.extend(numbers, 20);
+                    if (step == 1) child.clear();
+                    child.extend(numbers, 1);
                     if (step == 2) own = std::move(child);
+                    if (step == 3) own = still.fork();
                 }
+                own.extend(numbers, 1);
             });
         }
         prompt.extend(random, 40);

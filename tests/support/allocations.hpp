@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstddef>
 #include <cstdlib>
+#include <cstring>
 #include <new>
 
 #include "support/eigen_allocations.hpp"
@@ -30,6 +32,8 @@ class Allocations {
     static long count() { return count_; }
     /// The bytes that they asked for; without Eigen's.
     static long long bytes() { return bytes_; }
+    /// Those of them that have not been given back.
+    static long long live_bytes() { return live_bytes_; }
 
     /// Counts the allocations during its life.
     class Count {
@@ -55,11 +59,14 @@ class Allocations {
 
     static void* allocate(std::size_t size, std::size_t alignment) {
         take(size);
-        // aligned_alloc wants a multiple of the alignment.
+        // The size stands in front; aligned_alloc wants a multiple of the alignment.
         const std::size_t rounded = (size + alignment - 1) / alignment * alignment;
-        void* p = std::aligned_alloc(alignment, rounded == 0 ? alignment : rounded);
+        void* p = rounded < size ? nullptr : std::aligned_alloc(alignment, front(alignment) + rounded);
         if (p == nullptr) throw std::bad_alloc();
-        return p;
+        live_bytes_ += static_cast<long long>(size);
+        char* memory = static_cast<char*>(p) + front(alignment);
+        std::memcpy(memory - sizeof size, &size, sizeof size);
+        return memory;
     }
 
     // Where gcc inlines this into a delete expression but not the matching new, it takes the two for a mismatch.
@@ -67,12 +74,21 @@ class Allocations {
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wmismatched-new-delete"
 #endif
-    static void release(void* p) noexcept { std::free(p); }
+    static void release(void* p, std::size_t alignment) noexcept {
+        if (p == nullptr) return;
+        char* memory = static_cast<char*>(p);
+        std::size_t size = 0;
+        std::memcpy(&size, memory - sizeof size, sizeof size);
+        live_bytes_ -= static_cast<long long>(size);
+        std::free(memory - front(alignment));
+    }
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC diagnostic pop
 #endif
 
   private:
+    static std::size_t front(std::size_t alignment) { return std::max(alignment, alignof(std::max_align_t)); }
+
     static void take(std::size_t size) {
         ++count_;
         bytes_ += static_cast<long long>(size);
@@ -85,6 +101,7 @@ class Allocations {
     static constexpr long no_failure = -1;
     static inline std::atomic<long> count_ = 0;
     static inline std::atomic<long long> bytes_ = 0;
+    static inline std::atomic<long long> live_bytes_ = 0;
     static inline std::atomic<long> left_ = no_failure;
 };
 
@@ -95,7 +112,11 @@ void* operator new(std::size_t size) { return support::Allocations::allocate(siz
 void* operator new(std::size_t size, std::align_val_t alignment) {
     return support::Allocations::allocate(size, static_cast<std::size_t>(alignment));
 }
-void operator delete(void* p) noexcept { support::Allocations::release(p); }
-void operator delete(void* p, std::size_t) noexcept { support::Allocations::release(p); }
-void operator delete(void* p, std::align_val_t) noexcept { support::Allocations::release(p); }
-void operator delete(void* p, std::size_t, std::align_val_t) noexcept { support::Allocations::release(p); }
+void operator delete(void* p) noexcept { support::Allocations::release(p, alignof(std::max_align_t)); }
+void operator delete(void* p, std::size_t) noexcept { support::Allocations::release(p, alignof(std::max_align_t)); }
+void operator delete(void* p, std::align_val_t alignment) noexcept {
+    support::Allocations::release(p, static_cast<std::size_t>(alignment));
+}
+void operator delete(void* p, std::size_t, std::align_val_t alignment) noexcept {
+    support::Allocations::release(p, static_cast<std::size_t>(alignment));
+}

@@ -20,26 +20,32 @@ class FoldHistory {
   public:
     // For as many blocks of heads of size d; a block is folded into at most `most_panels` panels.
     FoldHistory(Index d, Index blocks, Index most_panels)
-        : d_(d),
-          blocks_(blocks),
-          most_panels_(most_panels),
-          panels_(blocks * d * panel_size),
-          operands_(blocks * operand_numbers()) {}
+        : d_(d), blocks_(blocks), most_panels_(most_panels), panels_(blocks * d * panel_size) {}
 
     // How many of the last blocks can be undone.
     Index undoable() const { return undoable_; }
 
+    struct Room {
+        typename PanelStore<T>::Panels panels;
+        AlignedBuffer<T> operands;
+    };
     // For states of so many panels; as of PanelStore.
-    auto missing(Index panels) { return panels_.missing(blocks_ > 0 ? std::min(panels, most_panels_) : 0); }
-    void add(typename PanelStore<T>::Panels fresh) { panels_.add(std::move(fresh)); }
+    Room missing(Index panels) {
+        return {.panels = panels_.missing(blocks_ > 0 ? std::min(panels, most_panels_) : 0),
+                .operands = AlignedBuffer<T>(operands_.size() > 0 ? 0 : blocks_ * operand_numbers())};
+    }
+    void add(Room room) {
+        panels_.add(std::move(room.panels));
+        if (room.operands.size() > 0) operands_ = std::move(room.operands);
+    }
     void own(Index first, Index end) { panels_.own(first, end); }
 
-    // For a fork: panels are shared.
-    FoldHistory fork() const {
+    // For a fork of so many panels, which are shared.
+    FoldHistory fork(Index panels) const {
         FoldHistory other(d_, blocks_, most_panels_);
         other.first_kept_ = first_kept_;
         other.undoable_ = undoable_;
-        other.panels_ = panels_.share();
+        other.panels_ = panels_.share(panels);
         other.operands_ = operands_.copy();
         return other;
     }
@@ -78,6 +84,7 @@ class FoldHistory {
   private:
     // Lookahead keys and values lie side by side.
     Index operand_numbers() const { return 2 * d_ * block_size; }
+
     Index d_;
     Index blocks_;
     Index most_panels_;

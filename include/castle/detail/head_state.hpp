@@ -47,7 +47,6 @@ class HeadState {
           panels_(((has_lookahead() ? 2 : 1) * shape.d + dv_padded_) * panel_size),
           query_panels_(shape.d * panel_size),
           gate_tiles_(block_size * panel_size),
-          open_block_(BlockOperands<T>::numbers(shape.d, has_lookahead())),
           history_(shape.d, history_blocks_, most_panels(block_size)) {}
 
     HeadState(HeadState&&) = default;
@@ -93,7 +92,8 @@ class HeadState {
     }
 
     // Makes room for `tokens` tokens in all; after it, extending by single tokens up to there allocates nothing.
-    // Changes nothing if an allocation throws.
+    // Changes nothing if an allocation throws. Before it there is no memory at all: whoever reads a size from a file
+    // can make a state of it without believing it.
     void reserve(Index tokens) {
         const Index panels = ceil_div(tokens, panel_size);
         if (panels <= panels_.size()) return;
@@ -104,12 +104,14 @@ class HeadState {
         auto fresh_tiles = gate_tiles_.missing(gate_tiles);
         auto fresh_history = history_.missing(panels);
         if (has_lookahead()) own_keys_.resize(std::size_t(panels));
+        AlignedBuffer<T> block(open_block_.size() > 0 ? 0 : BlockOperands<T>::numbers(shape_.d, has_lookahead()));
         AlignedBuffer<T> row(row_scratch_numbers(panels));
         // Nothing throws from here on.
         panels_.add(std::move(fresh_panels));
         query_panels_.add(std::move(fresh_queries));
         gate_tiles_.add(std::move(fresh_tiles));
         history_.add(std::move(fresh_history));
+        if (block.size() > 0) open_block_ = std::move(block);
         row_scratch_ = std::move(row);
     }
 
@@ -119,7 +121,8 @@ class HeadState {
         history_.forget();
     }
 
-    // The same tokens once more, in memory that is shared until one of the two writes there.
+    // The same tokens once more, in memory that is shared until one of the two writes there. What is reserved for more
+    // of them stays behind.
     HeadState fork() const { return HeadState(*this); }
 
     // Before tokens are put on, from `before` to `after`: what that writes to is shared with nobody any more. Where it
@@ -204,14 +207,16 @@ class HeadState {
           history_blocks_(from.history_blocks_),
           keeps_every_query_(from.keeps_every_query_),
           size_(from.size_),
-          panels_(from.panels_.share()),
-          query_panels_(from.query_panels_.share()),
-          gate_tiles_(from.gate_tiles_.share()),
+          panels_(from.panels_.share(ceil_div(size_, panel_size))),
+          query_panels_(from.query_panels_.share(panels_.size())),
+          gate_tiles_(from.gate_tiles_.share(panels_.size())),
           open_block_(from.open_block_.copy()),
-          row_scratch_(from.row_scratch_.size()),
-          history_(from.history_.fork()) {
-        own_keys_.reserve(from.own_keys_.size());
-        for (const Panel<T>& keys : from.own_keys_) own_keys_.push_back(keys.share());
+          row_scratch_(row_scratch_numbers(panels_.size())),
+          history_(from.history_.fork(panels_.size())) {
+        own_keys_.reserve(std::size_t(panels_.size()));
+        for (Index p = 0; has_lookahead() && p < panels_.size(); ++p) {
+            own_keys_.push_back(from.own_keys_[std::size_t(p)].share());
+        }
     }
 
     Index key_numbers() const { return shape_.d * panel_size; }
@@ -224,7 +229,7 @@ class HeadState {
         };
         Index shared = 0;
         for (Index p = first; p < end; ++p) shared += is_shared(p) ? 1 : 0;
-        auto fresh = PanelStore<T>::make_panels(shared, key_numbers());
+        auto fresh = PanelStore<T>::make_lone_panels(shared, key_numbers());
         for (Index p = end; p-- > first && !fresh.empty();) {
             if (!is_shared(p)) continue;
             std::copy_n(lookahead_keys(p), key_numbers(), fresh.back().data());

@@ -50,11 +50,12 @@ class PanelStore {
         for (Panel<T>& panel : fresh) panels_.push_back(std::move(panel));
     }
 
-    // The same panels for one more store.
-    PanelStore share() const {
+    // The first `panels` panels, or all, for one more store.
+    PanelStore share(Index panels) const {
         PanelStore other(panel_numbers_);
-        other.panels_.reserve(panels_.size());
-        for (const Panel<T>& panel : panels_) other.panels_.push_back(panel.share());
+        const Index count = std::min(panels, size());
+        other.panels_.reserve(std::size_t(count));
+        for (Index p = 0; p < count; ++p) other.panels_.push_back(panels_[std::size_t(p)].share());
         return other;
     }
 
@@ -66,7 +67,7 @@ class PanelStore {
         Index shared = 0;
         for (Index p = first; p < end; ++p) shared += place(p).is_shared() ? 1 : 0;
         if (shared == 0) return;
-        Panels fresh = make_panels(shared, panel_numbers_);
+        Panels fresh = make_lone_panels(shared, panel_numbers_);
         for (Index p = first; p < end; ++p) {
             if (!place(p).is_shared() || fresh.empty()) continue;
             std::copy_n(place(p).data(), panel_numbers_, fresh.back().data());
@@ -75,7 +76,20 @@ class PanelStore {
         }
     }
 
-    // So many panels of `numbers` numbers.
+    // So many panels of `numbers` numbers, each in memory of its own, which goes when its holders do: what forks have
+    // for themselves comes and goes panel by panel.
+    static Panels make_lone_panels(Index count, Index numbers) {
+        Panels fresh;
+        if (count == 0) return fresh;
+        fresh.reserve(std::size_t(count));
+        for (Index i = 0; i < count; ++i) {
+            fresh.emplace_back(std::make_shared<typename Panel<T>::Slab>(1, numbers), 0);
+        }
+        return fresh;
+    }
+
+  private:
+    // The same, one after the other.
     static Panels make_panels(Index count, Index numbers) {
         Panels fresh;
         if (count == 0) return fresh;
@@ -86,7 +100,6 @@ class PanelStore {
         return fresh;
     }
 
-  private:
     Index panel_numbers_;
     Panels panels_;
 };

@@ -9,6 +9,8 @@
 #include <cstdint>
 #include <cstring>
 #include <istream>
+#include <limits>
+#include <optional>
 #include <ostream>
 #include <span>
 #include <stdexcept>
@@ -82,6 +84,18 @@ struct SavedIdentity {
         rotary_base = std::bit_cast<std::uint64_t>(r.base);
     }
 
+    std::optional<Rotary> rotary() const {
+        if (rotary_base == 0) return std::nullopt;
+        const auto is_rotated = [&](unsigned i) { return (rotated >> i & 1) != 0; };
+        return Rotary{.causal_q = is_rotated(0),
+                      .causal_k = is_rotated(1),
+                      .causal_v = is_rotated(2),
+                      .lookahead_q = is_rotated(3),
+                      .lookahead_k = is_rotated(4),
+                      .lookahead_v = is_rotated(5),
+                      .base = std::bit_cast<double>(rotary_base)};
+    }
+
     // Whether tokens of the one can go on in the other.
     bool is_kind_of(SavedIdentity other) const {
         other.size = size;
@@ -103,6 +117,7 @@ struct SavedIdentity {
 // order. What is not used is to be taken for 0. `undoable` may be less than there is.
 template <Scalar T, class F>
 void for_saved_arrays(HeadState<T>& state, Index size, Index undoable, const F& f) {
+    if (size == 0) return;
     const Index d = state.shape().d, dv = state.shape().dv;
     const Index panels = ceil_div(size, panel_size);
     const auto used = [](Index p, Index end) { return std::min(panel_size, end - p * panel_size); };
@@ -215,7 +230,8 @@ inline std::vector<unsigned char> read_checked(std::istream& in, std::size_t cou
 template <Scalar T>
 SavedIdentity read_identity(std::istream& in) {
     std::array<char, SavedIdentity::magic.size()> magic{};
-    if (!in.read(magic.data(), magic.size()) || magic != SavedIdentity::magic) refuse_cache("is none");
+    if (!in.read(magic.data(), magic.size()) || magic != SavedIdentity::magic)
+        refuse_cache("is none, or the stream cannot be read");
     const std::vector<unsigned char> bytes = read_checked(in, 8 * SavedIdentity::words, magic);
     std::array<std::uint64_t, SavedIdentity::words> words{};
     for (std::size_t i = 0; i < words.size(); ++i) words[i] = read_word(bytes.data() + 8 * i);
@@ -230,8 +246,8 @@ SavedIdentity read_identity(std::istream& in) {
     const auto is_size = [&](std::uint64_t x) { return x >= 1 && x <= most_size; };
     if (!is_size(saved.d) || !is_size(saved.dv) || !is_size(saved.heads) || saved.size > most_tokens ||
         saved.window > std::uint64_t(unlimited) || saved.silu > 1 || saved.causal_keys > 1 ||
-        !std::isfinite(std::bit_cast<double>(saved.scale)) || saved.undoable > most_size / block_size ||
-        saved.undoable > saved.size / block_size) {
+        !(std::abs(std::bit_cast<double>(saved.scale)) <= double(std::numeric_limits<T>::max())) ||
+        saved.undoable > most_size / block_size || saved.undoable > saved.size / block_size) {
         refuse_cache("has no sensible sizes");
     }
     return saved;
@@ -243,6 +259,7 @@ inline Index saved_numbers(const SavedIdentity& saved) {
     const Index d = Index(saved.d), dv = Index(saved.dv), size = Index(saved.size), window = Index(saved.window);
     const Index panels = ceil_div(size, panel_size), operands = 2 * d * block_size;
     const Index row = (window > 0 ? 2 : 1) * d + dv;
+    if (size == 0) return 0;
     Index key_panels = 0, blocks = 0;
     if (window > 0) {
         key_panels = panels - oldest_panel(window, size);
