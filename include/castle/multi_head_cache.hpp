@@ -1,9 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <algorithm>
+#include <bit>
 #include <cstdint>
 #include <optional>
 #include <ostream>
+#include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -11,6 +15,7 @@
 #include <castle/detail/checks.hpp>
 #include <castle/detail/head_state.hpp>
 #include <castle/detail/lookahead_keys.hpp>
+#include <castle/detail/message.hpp>
 #include <castle/detail/rollback.hpp>
 #include <castle/detail/saved_cache.hpp>
 #include <castle/head_cache.hpp>
@@ -38,6 +43,36 @@ struct LayerKind {
     std::optional<Rotary> rotary;
 
     bool operator==(const LayerKind&) const = default;
+
+    static LayerKind of(const SavedIdentity& saved) {
+        return {.d_model = Index(saved.d_model),
+                .projections = Index(saved.projections),
+                .heads = Index(saved.heads),
+                .d_head = Index(saved.d),
+                .lookahead_window = Index(saved.window),
+                .silu = saved.silu == 1,
+                .causal_keys = saved.causal_keys == 1,
+                .scale = std::bit_cast<double>(saved.scale),
+                .rotary = saved.rotary()};
+    }
+
+    // What sets it apart from a layer of another kind, with what that one has.
+    std::string difference(const LayerKind& other) const {
+        std::string words;
+        const auto compare = [&](std::string_view name, auto own, auto others) {
+            if (words.empty() && own != others) words = text(name, " ", own, " but the layer has ", others);
+        };
+        compare("d_model", d_model, other.d_model);
+        compare("a number of heads of", heads, other.heads);
+        compare("d_head", d_head, other.d_head);
+        compare("a number of projections of", projections, other.projections);
+        compare("lookahead_window", lookahead_window, other.lookahead_window);
+        compare("silu", Index(silu), Index(other.silu));
+        compare("causal_keys", Index(causal_keys), Index(other.causal_keys));
+        if (words.empty() && rotary != other.rotary) words = "other rotary settings than the layer";
+        compare("scale", scale, other.scale);
+        return words;
+    }
 };
 
 }  // namespace detail
@@ -55,13 +90,11 @@ class MultiHeadCache {
     Index capacity() const { return heads_.back().capacity(); }
     Index heads() const { return Index(heads_.size()); }
 
-    /// Makes room for `tokens` tokens in all. Up to there, extending by one token at a time into a view
-    /// allocates nothing.
-    /// Throws std::invalid_argument if `tokens` is negative or above 2^40, and std::bad_alloc if memory runs out; the
-    /// tokens are as they were then.
+    /// Makes room for `tokens` tokens in all, as of HeadCache. Throws std::invalid_argument if `tokens` is negative or
+    /// above 2^40, and std::bad_alloc if memory runs out; the tokens are as they were then.
     void reserve(Index tokens) {
         detail::check_tokens("reserve", "tokens", tokens);
-        for (auto& head : heads_) head.reserve(tokens);
+        for (auto& head : heads_) head.make_room(std::max(tokens, size()));
     }
 
     /// Forgets every token and keeps the memory.
@@ -82,7 +115,7 @@ class MultiHeadCache {
         std::vector<detail::HeadState<T>> heads;
         heads.reserve(heads_.size());
         for (const auto& head : heads_) heads.push_back(head.fork());
-        return {kind_, std::move(heads), row_.size()};
+        return {kind_, std::move(heads), row_numbers_};
     }
 
     CacheBytes bytes() const {
@@ -110,7 +143,7 @@ class MultiHeadCache {
     friend MultiHeadLayer<T>;
 
     MultiHeadCache(const detail::LayerKind& kind, std::vector<detail::HeadState<T>> heads, Index row_numbers)
-        : kind_(kind), heads_(std::move(heads)), row_(row_numbers) {}
+        : kind_(kind), heads_(std::move(heads)), row_numbers_(row_numbers), row_(row_numbers) {}
 
     detail::SavedIdentity identity() const {
         auto identity = detail::SavedIdentity::of_head(heads_.front(), std::uint64_t(kind_.projections));
@@ -122,7 +155,8 @@ class MultiHeadCache {
 
     detail::LayerKind kind_;
     std::vector<detail::HeadState<T>> heads_;
-    detail::AlignedBuffer<T> row_;  // scratch for a single token
+    Index row_numbers_;             // of scratch for a single token
+    detail::AlignedBuffer<T> row_;  // so much scratch, or more once the cache has led a batch
 };
 
 }  // namespace CASTLE_ABI

@@ -65,7 +65,7 @@ class MultiHeadLayer {
     /// An empty cache for this layer. Layers of the same kind and sizes make caches that cannot be told apart: take
     /// care not to swap those of two layers of a stack.
     ///
-    /// It can always take off the last `rollback` tokens, at the cost in memory that UqKvCache tells of. Throws
+    /// It can take off the last `rollback` tokens, as UqKvCache, and at the cost in memory that this tells of. Throws
     /// std::invalid_argument if that is negative or above 2^24.
     MultiHeadCache<T> make_cache(Index rollback = default_rollback) const {
         detail::checked_rollback(where_, rollback);
@@ -83,7 +83,10 @@ class MultiHeadLayer {
     MultiHeadCache<T> load_cache(std::istream& in, Index rollback = default_rollback) const {
         MultiHeadCache<T> cache = make_cache(rollback);
         const auto saved = detail::read_identity<T>(in);
-        if (!saved.is_kind_of(cache.identity())) detail::refuse_cache("is of a layer of another kind");
+        if (!saved.is_kind_of(cache.identity())) {
+            detail::refuse_cache(
+                detail::text("has ", detail::LayerKind::of(saved).difference(detail::LayerKind::of(cache.identity()))));
+        }
         auto next = cache.heads_.begin();
         cache.heads_ = detail::read_states<T>(in, saved, [&] { return std::move(*next++); });
         return cache;
@@ -125,8 +128,8 @@ class MultiHeadLayer {
     /// Puts one token onto each of `caches`, which may hold texts of different lengths: row `i` of `x`,
     /// `[caches, d_model]`, goes onto cache `i`, and its output to row `i` of `y`, `[caches, d_model]`. The weights are
     /// read once for all of them, the work is shared over the executor's threads, and the bits are those of `extend` on
-    /// every cache alone. Allocates nothing within the caches' capacities, unless the first one has not led as large a
-    /// batch before.
+    /// every cache alone. Allocates nothing within what has been reserved, unless the first one has not led as large a
+    /// batch before, which it keeps the scratch for.
     ///
     /// Throws std::invalid_argument if a cache is missing, or there twice, or belongs to a layer of another kind, or a
     /// shape does not fit, and std::bad_alloc if memory runs out; the tokens in the caches are as they were then. `y`
@@ -135,9 +138,13 @@ class MultiHeadLayer {
                 std::type_identity_t<MatrixView<T>> y) const {
         const Index count = Index(caches.size());
         detail::check_batch(where_, caches);
-        check_tokens("x", x, count);
-        check_tokens("y", y, count);
-        for (const MultiHeadCache<T>* cache : caches) check_made_for("cache", cache->kind_);
+        const auto because = [&] { return detail::text("for ", count, " caches and a layer of d_model ", d_model()); };
+        detail::check_shape(where_, "", "x", x, count, d_model(), because);
+        detail::check_shape(where_, "", "y", y, count, d_model(), because);
+        for (Index i = 0; i < count; ++i) {
+            const auto& made_for = caches[std::size_t(i)]->kind_;
+            if (made_for != kind()) check_made_for(detail::text("caches[", i, "]"), made_for);
+        }
         if (count == 0) return;
 
         auto& memory = caches.front()->row_;
@@ -360,14 +367,8 @@ class MultiHeadLayer {
 
     // A cache or a workspace.
     void check_made_for(std::string_view name, const detail::LayerKind& made_for) const {
-        if (made_for.heads != config_.heads || made_for.d_head != config_.d_head) {
-            detail::fail(where_, name, " has ", made_for.heads, " heads of size ", made_for.d_head,
-                         " but the layer has ", config_.heads, " heads of size ", config_.d_head);
-        }
         if (made_for != kind()) {
-            detail::fail(where_, name,
-                         " belongs to a layer with other sizes, projections, options of the attention or rotary "
-                         "embedding");
+            detail::fail(where_, name, " is for a layer with ", made_for.difference(kind()));
         }
     }
 

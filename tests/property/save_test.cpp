@@ -226,6 +226,28 @@ TYPED_TEST(Save, AllocatesNoMoreThanTheStreamHasBytesFor) {
     EXPECT_LT(Allocations::bytes() - before, 8 << 20);
 }
 
+// A cache without tokens is but its sizes, however large.
+TYPED_TEST(Save, AllocatesNothingToSpeakOfForNoTokens) {
+    using T = TypeParam;
+    castle::UqKvCache<T> empty({.d = d, .dv = dv});
+    castle::KvCache<T> causal({.d = d, .dv = dv});
+    castle::UqKvCache<T> without_lookahead({.d = d, .dv = dv}, {.lookahead_window = 0});
+    for (std::string bytes : {saved(empty), saved(causal), saved(without_lookahead)}) {
+        for (const std::size_t word : {8U, 9U}) bytes = forged(bytes, word, std::uint64_t(1) << 24);
+        const Index before = Allocations::bytes();
+        try {
+            std::istringstream in(bytes);
+            EXPECT_EQ(castle::KvCache<T>::load(in).size(), 0);
+        } catch (const std::runtime_error&) {
+        }
+        try {
+            EXPECT_EQ(loaded<T>(bytes).size(), 0);
+        } catch (const std::runtime_error&) {
+        }
+        EXPECT_LT(Allocations::bytes() - before, 8 << 20);
+    }
+}
+
 TYPED_TEST(Save, OfALayerKnowsItsLayer) {
     using T = TypeParam;
     const castle::MultiHeadConfig config{.d_model = 20, .heads = 3, .d_head = 6, .rotary = castle::Rotary{}};
@@ -259,6 +281,34 @@ TYPED_TEST(Save, OfALayerKnowsItsLayer) {
     EXPECT_THROW(load(castle::MultiHeadCastle<T>(config, {.lookahead_window = 51})), std::runtime_error);
     EXPECT_THROW(load(castle::MultiHeadCausal<T>(config)), std::runtime_error);
     expect_refused<T>(bytes);
+}
+
+template <class F>
+std::string message(const F& call) {
+    try {
+        call();
+    } catch (const std::runtime_error& e) {
+        return e.what();
+    }
+    return "did not throw";
+}
+
+TYPED_TEST(Save, SaysWhatSetsALayerApart) {
+    using T = TypeParam;
+    const castle::MultiHeadConfig config{.d_model = 20, .heads = 3, .d_head = 6, .rotary = castle::Rotary{}};
+    const std::string bytes = saved(castle::MultiHeadCastle<T>(config, {.lookahead_window = 50}).make_cache());
+    const auto refusal = [&](castle::MultiHeadConfig other, const castle::Options& options) {
+        std::istringstream in(bytes);
+        return message([&] { castle::MultiHeadCastle<T>(other, options).load_cache(in); });
+    };
+    EXPECT_EQ(refusal(config, {.lookahead_window = 51}),
+              "castle::load: the saved cache has lookahead_window 50 but the layer has 51");
+    castle::MultiHeadConfig other = config;
+    other.rotary->causal_v = true;
+    EXPECT_EQ(refusal(other, {.lookahead_window = 50}),
+              "castle::load: the saved cache has other rotary settings than the layer");
+    EXPECT_EQ(refusal(config, {.scale = 0.5, .lookahead_window = 50}),
+              "castle::load: the saved cache has scale 0.408248 but the layer has 0.5");
 }
 
 TYPED_TEST(Save, SaysWhenTheStreamCannotBeWritten) {

@@ -267,6 +267,17 @@ TEST(MultiHeadErrors, RefuseTheCacheOfALayerOfAnotherKind) {
     EXPECT_TRUE(refuses(Layer(config), Layer(rotary)));
     EXPECT_TRUE(refuses(Layer(rotary), Layer(other_base)));
     EXPECT_FALSE(refuses(Layer(rotary), Layer(rotary)));
+
+    auto one = Layer(config).make_cache(), other = Layer(config, {.lookahead_window = 5}).make_cache();
+    const std::vector<castle::MultiHeadCache<float>*> batch{&one, &other};
+    const Matrix<float> two = Matrix<float>::Zero(2, 12), three = Matrix<float>::Zero(3, 12);
+    Matrix<float> y(2, 12);
+    EXPECT_EQ(
+        message([&] { Layer(config, {.lookahead_window = 7}).extend(std::span(batch).last(1), x, y.topRows(1)); }),
+        "castle::MultiHeadCastle: caches[0] is for a layer with lookahead_window 5 but the layer has 7");
+    EXPECT_NE(message([&] { Layer(config).extend(batch, two, y); }).find("caches[1]"), std::string::npos);
+    EXPECT_EQ(message([&] { Layer(config).extend(batch, three, y); }),
+              "castle::MultiHeadCastle: x is [3, 12] but must be [2, 12] for 2 caches and a layer of d_model 12");
     EXPECT_THROW(Layer(config).make_cache().lookahead_keys(2), std::invalid_argument);
 }
 
