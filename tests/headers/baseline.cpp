@@ -2,3 +2,4 @@
 #include "attention.hpp"
 
 Outputs baseline_outputs() { return compute_outputs(); }
+std::string baseline_saved() { return saved_cache(); }

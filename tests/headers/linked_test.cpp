@@ -40,17 +40,36 @@ std::vector<double> definition() {
     return numbers;
 }
 
-TEST(LinkedProgram, UnitsForDifferentInstructionSetsAreEachRight) {
-    const std::vector<double> expected = definition();
-    // Operands are at most 1 in size, so a lookahead key is a sum of up to L such terms, off by less than L^2 epsilon;
-    // a score is off by sqrt(d) times that, and an output, a mean of values, by at most twice the score.
+// Operands are at most 1 in size, so a lookahead key is a sum of up to L such terms, off by less than L^2 epsilon; a
+// score is off by sqrt(d) times that, and an output, a mean of values, by at most twice the score.
+void expect_near(const Outputs& outputs, const std::vector<double>& expected) {
     constexpr double length = Operands::length, d = Operands::d;
     const double tolerance = 2 * std::sqrt(d) * length * length * std::numeric_limits<float>::epsilon();
-    for (const Outputs& outputs : {baseline_outputs(), native_outputs()}) {
-        ASSERT_EQ(outputs.size(), expected.size());
-        for (std::size_t i = 0; i < expected.size(); ++i) {
-            ASSERT_TRUE(std::abs(double(outputs[i]) - expected[i]) <= tolerance)
-                << "number " << i << " is " << outputs[i] << " but must be " << expected[i];
-        }
+    ASSERT_EQ(outputs.size(), expected.size());
+    for (std::size_t i = 0; i < expected.size(); ++i) {
+        ASSERT_TRUE(std::abs(double(outputs[i]) - expected[i]) <= tolerance)
+            << "number " << i << " is " << outputs[i] << " but must be " << expected[i];
     }
+}
+
+// Of all outputs those that there are after a cache has been saved.
+template <class Numbers>
+Numbers after_saved(const Numbers& all) {
+    constexpr std::ptrdiff_t attended = Operands::length * Operands::dv;
+    Numbers numbers(all.begin() + Operands::saved * Operands::dv, all.begin() + attended);
+    numbers.insert(numbers.end(), all.begin() + 2 * attended, all.end());
+    return numbers;
+}
+
+TEST(LinkedProgram, UnitsForDifferentInstructionSetsAreEachRight) {
+    const std::vector<double> expected = definition();
+    expect_near(baseline_outputs(), expected);
+    expect_near(native_outputs(), expected);
+}
+
+TEST(LinkedProgram, ASavedCacheGoesOnInAnotherUnit) {
+    const Outputs expected = after_saved(baseline_outputs()), same_flags = baseline_outputs_after(baseline_saved());
+    ASSERT_EQ(same_flags.size(), expected.size());
+    EXPECT_EQ(std::memcmp(same_flags.data(), expected.data(), expected.size() * sizeof(float)), 0);
+    expect_near(native_outputs_after(baseline_saved()), after_saved(definition()));
 }

@@ -2,3 +2,4 @@
 #include "attention.hpp"
 
 Outputs native_outputs() { return compute_outputs(); }
+Outputs native_outputs_after(const std::string& saved) { return outputs_after(saved); }
