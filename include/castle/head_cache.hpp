@@ -51,7 +51,6 @@ class HeadCache {
     HeadCache(const HeadCache&) = delete;
     HeadCache& operator=(const HeadCache&) = delete;
     HeadCache(HeadCache&&) = default;
-    HeadCache& operator=(HeadCache&&) = default;
     ~HeadCache() = default;
 
     /// Tokens in the cache.
@@ -61,20 +60,21 @@ class HeadCache {
     HeadShape shape() const { return state_.shape(); }
 
     /// Makes room for `tokens` tokens in all. Up to there, extending by one token at a time into a view allocates
-    /// nothing, until there is a fork: from then on either cache has to reserve once more, which copies what it shares
-    /// and these tokens change. Throws std::invalid_argument if `tokens` is negative or above 2^40, and std::bad_alloc
-    /// if there is no memory for that; nothing has changed then.
+    /// nothing, until there is a fork, or a rollback in one: from then on the cache has to reserve once more, which
+    /// copies what it shares and these tokens change. What has been reserved at once goes back at once, when no fork
+    /// holds any of it: reserve for a fork what it is going to need. Throws std::invalid_argument if `tokens` is
+    /// negative or above 2^40, and std::bad_alloc if there is no memory for that; the tokens are as they were then.
     void reserve(Index tokens) {
         detail::check_tokens("reserve", "tokens", tokens);
         state_.make_room(std::max(tokens, size()));
     }
 
-    /// Forgets every token and keeps the memory.
+    /// Forgets every token and keeps the memory, but for what it shares with forks.
     void clear() { state_.clear(); }
 
     /// Takes off the last `tokens` tokens: what follows has the same bits as if they had never been there. Tokens of
-    /// the open block of 32 cost nothing; each finished block that loses tokens costs a copy of `U`, `size d` numbers,
-    /// and the last of them the making of its gates anew.
+    /// the open block of 32 cost nothing; each finished block that loses tokens costs a copy of `U` of the keys within
+    /// the window, `d` numbers each, and the last of them the making of its gates anew.
     ///
     /// Throws std::invalid_argument if `tokens` is negative or more than `max_rollback()`; nothing has changed then. In
     /// a cache that shares memory with a fork finished blocks need memory of their own; std::bad_alloc if there is
@@ -89,7 +89,10 @@ class HeadCache {
     /// has been taken off comes back only with new tokens.
     Index max_rollback() const { return state_.max_rollback(); }
 
-    CacheBytes bytes() const { return {.owned = state_.owned_bytes(), .shared = state_.shared_bytes()}; }
+    CacheBytes bytes() const {
+        const Index shared = state_.shared_bytes();
+        return {.owned = state_.bytes() - shared, .shared = shared};
+    }
 
     /// Writes the cache, for `load` of a cache of the same kind and scalar: its tokens, how it was made, and what a
     /// rollback needs; with checksums. A cache that is loaded goes on with the same bits in every build that computes
@@ -100,6 +103,8 @@ class HeadCache {
     }
 
   protected:
+    HeadCache& operator=(HeadCache&&) = default;
+
     // `projections` is 6, or 3 for standard attention.
     HeadCache(std::string_view where, std::uint64_t projections, HeadShape shape, Options options, Index rollback)
         : projections_(projections),
@@ -116,7 +121,8 @@ class HeadCache {
         detail::checked_rollback(where, rollback);
         const auto saved = detail::read_identity<T>(in);
         if (saved.d_model != 0 || saved.heads != 1 || saved.rotated != 0 || saved.rotary_base != 0 ||
-            saved.projections != projections || (projections == 3 && saved.window != 0)) {
+            saved.projections != projections ||
+            (projections == 3 && (saved.window != 0 || saved.silu != 1 || saved.causal_keys != 1))) {
             detail::refuse_cache(projections == 6 ? "is not that of a head of CASTLE"
                                                   : "is not that of a head of standard attention");
         }

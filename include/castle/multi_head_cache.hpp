@@ -71,7 +71,7 @@ struct LayerKind {
         compare("causal_keys", Index(causal_keys), Index(other.causal_keys));
         if (words.empty() && rotary != other.rotary) words = "other rotary settings than the layer";
         compare("scale", scale, other.scale);
-        return words;
+        return words.empty() ? "other settings than the layer" : words;
     }
 };
 
@@ -97,7 +97,7 @@ class MultiHeadCache {
         for (auto& head : heads_) head.make_room(std::max(tokens, size()));
     }
 
-    /// Forgets every token and keeps the memory.
+    /// Forgets every token, as of HeadCache.
     void clear() {
         for (auto& head : heads_) head.clear();
     }
@@ -121,8 +121,9 @@ class MultiHeadCache {
     CacheBytes bytes() const {
         CacheBytes total{.owned = row_.size() * Index(sizeof(T))};
         for (const auto& head : heads_) {
-            total.owned += head.owned_bytes();
-            total.shared += head.shared_bytes();
+            const Index shared = head.shared_bytes();
+            total.owned += head.bytes() - shared;
+            total.shared += shared;
         }
         return total;
     }

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <cstdint>
 #include <limits>
 #include <new>
@@ -197,6 +198,9 @@ TYPED_TEST(Save, RefusesForeignCachesWhateverTheirChecksum) {
     std::istringstream in(bytes);
     EXPECT_THROW(castle::KvCache<T>::load(in), std::runtime_error);
 
+    // Sizes within the limits, of a product beyond all numbers.
+    expect_refused<T>(forged(forged(bytes, 8, std::uint64_t(1) << 24), 16, std::uint64_t(1) << 40));
+
     const auto words = castle::detail::SavedIdentity{}.to_words();
     for (std::size_t word = 0; word < words.size(); ++word) {
         for (const std::uint64_t value : {std::uint64_t(0), std::uint64_t(1), std::uint64_t(2), std::uint64_t(3),
@@ -291,6 +295,16 @@ std::string message(const F& call) {
         return e.what();
     }
     return "did not throw";
+}
+
+TYPED_TEST(Save, RefusesNumbersInAnotherByteOrder) {
+    using T = TypeParam;
+    const std::string bytes = saved(castle::UqKvCache<T>({.d = d, .dv = dv}));
+    constexpr std::size_t byte_order = 1;
+    constexpr bool is_little = std::endian::native == std::endian::little;
+    EXPECT_EQ(forged(bytes, byte_order, is_little ? 1 : 2), bytes);
+    EXPECT_EQ(message([&] { loaded<T>(forged(bytes, byte_order, is_little ? 2 : 1)); }),
+              "castle::load: the saved cache has the bytes of its numbers in another order");
 }
 
 TYPED_TEST(Save, SaysWhatSetsALayerApart) {

@@ -156,6 +156,8 @@ TYPED_TEST(Cache, MovesWithItsTokensAndDoesNotCopy) {
     using T = TypeParam;
     static_assert(!std::is_copy_constructible_v<castle::UqKvCache<T>>);
     static_assert(!std::is_copy_assignable_v<castle::KvCache<T>>);
+    static_assert(std::is_move_assignable_v<castle::KvCache<T>>);
+    static_assert(!std::is_move_assignable_v<castle::HeadCache<T>>, "a cache of one kind becomes one of the other");
     Random random(4);
     const Head<T> head = random_head<T>(random, {.length = 100, .d = 5, .dv = 4});
     const Outcome<T> expected = run_at_once(head.input());

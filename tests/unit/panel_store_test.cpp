@@ -36,7 +36,7 @@ TEST(PanelStore, KeepsPanelsWhereTheyAreWhenItGrows) {
         const Index expected = std::max(panels, store.size());
         store.add(store.missing(panels));
         ASSERT_EQ(store.size(), expected);
-        EXPECT_EQ(store.owned_numbers(), expected * numbers);
+        EXPECT_EQ(store.numbers(), expected * numbers);
         for (Index p = 0; p < Index(before.size()); ++p) {
             EXPECT_EQ(store[p], before[std::size_t(p)]);
             EXPECT_EQ(store[p][numbers - 1], double(p));

@@ -78,7 +78,7 @@ class FoldHistory {
     T* operands(Index block) { return operands_.data() + block % blocks_ * operand_numbers(); }
     T* panel(Index block, Index p) { return panels_[p % panels_.size()] + block % blocks_ * d_ * panel_size; }
 
-    Index owned_numbers() const { return panels_.owned_numbers() + operands_.size(); }
+    Index numbers() const { return panels_.numbers() + operands_.size(); }
     Index shared_numbers() const { return panels_.shared_numbers(); }
 
   private:

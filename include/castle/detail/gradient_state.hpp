@@ -26,7 +26,7 @@ class GradientState {
     // Changes nothing if an allocation throws.
     void reserve(Index tokens) { panels_.add(panels_.missing(ceil_div(tokens, panel_size))); }
 
-    Index bytes() const { return panels_.owned_numbers() * Index(sizeof(T)); }
+    Index bytes() const { return panels_.numbers() * Index(sizeof(T)); }
 
     T* values(Index p) { return panels_[p]; }
     T* d_values(Index p) { return values(p) + shape_.dv * panel_size; }

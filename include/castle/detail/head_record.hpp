@@ -34,7 +34,7 @@ class HeadRecord {
 
     Index bytes() const {
         const Index numbers = log_sum_exp_.size() + scratch_.size();
-        return state_.owned_bytes() + gradients_.bytes() + numbers * Index(sizeof(T));
+        return state_.bytes() + gradients_.bytes() + numbers * Index(sizeof(T));
     }
 
     // Room for `tokens` tokens, for both passes of a sequence that is to come. May throw.

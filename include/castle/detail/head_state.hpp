@@ -29,9 +29,9 @@ struct Keeping {
 
 // What one head remembers. Without lookahead (a window of 0) it is the key-value cache of standard attention.
 //
-// Keys live in panels, transposed, [d][panel_size]; values as they are, [panel_size][dv_padded]. A panel never moves
-// once it is there. U has every finished block folded in; of the open block there are the gates, the lookahead values,
-// and, while its group runs, the other operands.
+// Keys live in panels, transposed, [d][panel_size]; values as they are, [panel_size][dv_padded]. A panel stays
+// where it is unless it is shared. U has every finished block folded in; of the open block there are the gates, the
+// lookahead values, and, while its group runs, the other operands.
 template <Scalar T>
 class HeadState {
   public:
@@ -65,8 +65,9 @@ class HeadState {
     Index capacity() const { return panels_.size() * panel_size; }
     void set_size(Index size) { size_ = size; }
 
-    // Forgets the tokens after the first `size`. A panel that has none left begins anew, and with it its U, where it
-    // does so for every cache: what may be shared with a fork is let go.
+    // Forgets the tokens after the first `size`. A panel that has none left begins anew, which zeroes its U: one in
+    // own_keys_, which may be shared and is not owned before that, is let go. So own_keys_ only ever has panels with
+    // tokens.
     void cut(Index size) {
         for (Index p = ceil_div(size, panel_size); p < Index(own_keys_.size()) && p * panel_size < size_; ++p) {
             own_keys_[std::size_t(p)] = Panel<T>();
@@ -91,9 +92,9 @@ class HeadState {
         return has_lookahead() ? size_ % block_size + history_.undoable() * block_size : size_;
     }
 
-    // Makes room for `tokens` tokens in all; after it, extending by single tokens up to there allocates nothing.
-    // Changes nothing if an allocation throws. Before it there is no memory at all: whoever reads a size from a file
-    // can make a state of it without believing it.
+    // Makes room for `tokens` tokens in all; after it, extending by single tokens up to there allocates nothing, but
+    // for what has to be owned. Changes nothing that can be seen if an allocation throws. Before it there is no memory
+    // at all: whoever reads a size from a file can make a state of it without believing it.
     void reserve(Index tokens) {
         const Index panels = ceil_div(tokens, panel_size);
         if (panels <= panels_.size()) return;
@@ -125,8 +126,9 @@ class HeadState {
     // of them stays behind.
     HeadState fork() const { return HeadState(*this); }
 
-    // Before tokens are put on, from `before` to `after`: what that writes to is shared with nobody any more. Where it
-    // throws, no tokens have changed. For a state that has never been forked it is but a look.
+    // Before tokens are put on, from `before` to `after`: what that writes to is shared with nobody any more. Tokens go
+    // to their panels, gates to every panel within the window, and so do U and the history where a block is finished.
+    // Where it throws, no tokens have changed. For a state that has never been forked it is but a look.
     void own(Index before, Index after) {
         const Index first = before / panel_size, end = ceil_div(after, panel_size);
         panels_.own(first, end);
@@ -146,10 +148,11 @@ class HeadState {
         own_keys(oldest, end);
     }
 
-    Index owned_bytes() const {
-        Index numbers = panels_.owned_numbers() + query_panels_.owned_numbers() + gate_tiles_.owned_numbers() +
-                        open_block_.size() + row_scratch_.size() + history_.owned_numbers();
-        for (const Panel<T>& keys : own_keys_) numbers += keys && !keys.is_shared() ? key_numbers() : 0;
+    // Of all memory, and of that which forks hold too; their coming and going on other threads changes only the latter.
+    Index bytes() const {
+        Index numbers = panels_.numbers() + query_panels_.numbers() + gate_tiles_.numbers() + open_block_.size() +
+                        row_scratch_.size() + history_.numbers();
+        for (const Panel<T>& keys : own_keys_) numbers += keys ? key_numbers() : 0;
         return numbers * Index(sizeof(T));
     }
     Index shared_bytes() const {
@@ -267,7 +270,7 @@ class HeadState {
     bool keeps_every_query_;
     Index size_ = 0;
     PanelStore<T> panels_;            // U, K^C, V^C, in the order in which a step of decoding reads them
-    std::vector<Panel<T>> own_keys_;  // U where the panel is or was shared: K^C and V^C stay as they are, and can be
+    std::vector<Panel<T>> own_keys_;  // where there is one, U in place of that in panels_, whose K^C and V^C are shared
     PanelStore<T> query_panels_;      // Q^U
     PanelStore<T> gate_tiles_;
     AlignedBuffer<T> open_block_;

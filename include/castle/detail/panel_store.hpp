@@ -18,7 +18,8 @@ namespace detail {
 // one after the other, so that reading them in order is one stream.
 //
 // Panels may go round: whoever asks for panel p of a store that has room for as many as are needed together gets that
-// at p modulo its size.
+// at p modulo its size. While there is room for fewer, that is p itself, so that neither growing nor sharing the first
+// ones moves any.
 template <Scalar T>
 class PanelStore {
   public:
@@ -27,8 +28,8 @@ class PanelStore {
     explicit PanelStore(Index panel_numbers) : panel_numbers_(panel_numbers) {}
 
     Index size() const { return Index(panels_.size()); }
-    // Numbers in panels that no other store holds, or that others hold too.
-    Index owned_numbers() const { return size() * panel_numbers_ - shared_numbers(); }
+    // Numbers in all panels, and in those that other stores hold too.
+    Index numbers() const { return size() * panel_numbers_; }
     Index shared_numbers() const {
         return panel_numbers_ * Index(std::count_if(panels_.begin(), panels_.end(),
                                                     [](const Panel<T>& panel) { return panel.is_shared(); }));

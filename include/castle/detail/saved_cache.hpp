@@ -39,7 +39,7 @@ namespace detail {
 // What a saved cache is, by which it is told from others, and how much there is of it.
 struct SavedIdentity {
     std::uint64_t version = 1;
-    std::uint64_t byte_order = 0x0102030405060708U;  // as the numbers' bytes are
+    std::uint64_t byte_order = std::endian::native == std::endian::little ? 1 : 2;  // of the numbers
     std::uint64_t scalar_bytes = 0;
     std::uint64_t block = block_size;
     std::uint64_t panel = panel_size;
@@ -114,7 +114,8 @@ struct SavedIdentity {
 };
 
 // Calls f(data, rows, cols, stride, used_rows, used_cols) for every array of a head that its cache saves, in a fixed
-// order. What is not used is to be taken for 0. `undoable` may be less than there is.
+// order. What is not used is to be taken for 0. What undoes blocks comes last, the last block first: whoever can undo
+// fewer has no use for the end.
 template <Scalar T, class F>
 void for_saved_arrays(HeadState<T>& state, Index size, Index undoable, const F& f) {
     if (size == 0) return;
