@@ -98,11 +98,11 @@ inline castle::Executor executor([[maybe_unused]] Index threads) {
 
 /// Has the best of all repetitions reported beside their mean: on a machine that others use as well, it is what
 /// disturbs the least. Times as their minimum, rates as their maximum.
-inline void report_best(benchmark::internal::Benchmark* benchmark) {
-    benchmark
+inline benchmark::internal::Benchmark* report_extremes(benchmark::internal::Benchmark* benchmark) {
+    return benchmark
         ->ComputeStatistics("min", [](const std::vector<double>& v) { return *std::min_element(v.begin(), v.end()); })
-        ->ComputeStatistics("max", [](const std::vector<double>& v) { return *std::max_element(v.begin(), v.end()); })
-        ->UseRealTime();
+        ->ComputeStatistics("max", [](const std::vector<double>& v) { return *std::max_element(v.begin(), v.end()); });
 }
+inline void report_best(benchmark::internal::Benchmark* benchmark) { report_extremes(benchmark)->UseRealTime(); }
 
 }  // namespace castle_bench
