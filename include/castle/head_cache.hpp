@@ -119,7 +119,8 @@ class HeadCache {
     static HeadCache load(std::istream& in, std::string_view where, std::uint64_t projections, Executor executor,
                           Index rollback) {
         detail::checked_rollback(where, rollback);
-        const auto saved = detail::read_identity<T>(in);
+        detail::SavedReader reader(in);
+        const auto saved = detail::read_identity<T>(reader);
         if (saved.d_model != 0 || saved.heads != 1 || saved.rotated != 0 || saved.rotary_base != 0 ||
             saved.projections != projections ||
             (projections == 3 && (saved.window != 0 || saved.silu != 1 || saved.causal_keys != 1))) {
@@ -133,7 +134,7 @@ class HeadCache {
                         .executor = std::move(executor)};
         const HeadShape shape{.d = Index(saved.d), .dv = Index(saved.dv)};
         auto states = detail::read_states<T>(
-            in, saved, [&] { return detail::HeadState<T>(shape, options, detail::Keeping{.rollback = rollback}); });
+            reader, saved, [&] { return detail::HeadState<T>(shape, options, detail::Keeping{.rollback = rollback}); });
         return HeadCache(projections, options, std::move(states.front()));
     }
 

@@ -82,13 +82,14 @@ class MultiHeadLayer {
     /// `UqKvCache::load`.
     MultiHeadCache<T> load_cache(std::istream& in, Index rollback = default_rollback) const {
         MultiHeadCache<T> cache = make_cache(rollback);
-        const auto saved = detail::read_identity<T>(in);
+        detail::SavedReader reader(in);
+        const auto saved = detail::read_identity<T>(reader);
         if (!saved.is_kind_of(cache.identity())) {
             detail::refuse_cache(
                 detail::text("has ", detail::LayerKind::of(saved).difference(detail::LayerKind::of(cache.identity()))));
         }
         auto next = cache.heads_.begin();
-        cache.heads_ = detail::read_states<T>(in, saved, [&] { return std::move(*next++); });
+        cache.heads_ = detail::read_states<T>(reader, saved, [&] { return std::move(*next++); });
         return cache;
     }
 

@@ -15,8 +15,8 @@ void put_word(std::string& bytes, std::uint64_t x) {
     for (unsigned i = 0; i < 8; ++i) bytes.push_back(static_cast<char>(x >> (8 * i)));
 }
 
-void put_checksum(std::string& bytes, std::size_t from) {
-    castle::detail::Checksum checksum;
+// Appends the checksum of all that has been added to it, with what has come since byte `from`.
+void put_checksum(std::string& bytes, castle::detail::Checksum& checksum, std::size_t from) {
     checksum.add(bytes.data() + from, bytes.size() - from);
     put_word(bytes, checksum.value());
 }
@@ -46,19 +46,21 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     }
     std::string bytes(castle::detail::SavedIdentity::magic.begin(), castle::detail::SavedIdentity::magic.end());
     for (const std::uint64_t word : words) put_word(bytes, word);
-    put_checksum(bytes, 0);
+    castle::detail::Checksum checksum;
+    put_checksum(bytes, checksum, 0);
     const std::size_t numbers = bytes.size();
     // As many numbers as are asked for, if they are not too many, or as many as there are.
     std::size_t wanted = 0;
     try {
         std::istringstream in(bytes);
-        const auto saved = castle::detail::read_identity<float>(in);
+        castle::detail::SavedReader reader(in);
+        const auto saved = castle::detail::read_identity<float>(reader);
         wanted = std::size_t(castle::detail::saved_numbers(saved)) * sizeof(float);
     } catch (const std::runtime_error&) {
     }
     const bool fits = input.below(4) != 0 && wanted < 1 << 20;
     while (fits ? bytes.size() - numbers < wanted : !input.empty()) bytes.push_back(static_cast<char>(input.byte()));
-    put_checksum(bytes, numbers);
+    put_checksum(bytes, checksum, numbers);
 
     const Matrix<float> token = Matrix<float>::Constant(1, 1, 0.5F);
     load<castle::UqKvCache<float>>(bytes, [&](castle::UqKvCache<float>& cache) {

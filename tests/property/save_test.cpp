@@ -170,17 +170,38 @@ TYPED_TEST(Save, RefusesEveryFlippedBitAndEveryTruncation) {
     EXPECT_EQ(loaded<T>(bytes).size(), 70);
 }
 
-// A cache whose identity has been changed and whose checksum fits again.
+// Where the identity and its checksum end, and the numbers begin.
+constexpr std::size_t identity_end = 8 + 8 * castle::detail::SavedIdentity::words;
+constexpr std::size_t numbers_begin = identity_end + 8;
+
+// A cache whose identity has been changed and whose checksums fit again.
 std::string forged(std::string bytes, std::size_t word, std::uint64_t value) {
     const auto put = [&](std::size_t place, std::uint64_t x) {
         for (unsigned i = 0; i < 8; ++i) bytes[place + i] = static_cast<char>(x >> (8 * i));
     };
-    constexpr std::size_t end = 8 + 8 * castle::detail::SavedIdentity::words;
     put(8 + 8 * word, value);
     castle::detail::Checksum checksum;
-    checksum.add(bytes.data(), end);
-    put(end, checksum.value());
+    checksum.add(bytes.data(), identity_end);
+    put(identity_end, checksum.value());
+    const std::size_t numbers_end = bytes.size() - 8;
+    checksum.add(bytes.data() + numbers_begin, numbers_end - numbers_begin);
+    put(numbers_end, checksum.value());
     return bytes;
+}
+
+// Each half with the checksum that it came with.
+TYPED_TEST(Save, RefusesTheIdentityOfOneCacheWithTheNumbersOfAnother) {
+    using T = TypeParam;
+    Random random(3585);
+    const Head<T> head = random_head<T>(random, {70, d, dv});
+    castle::UqKvCache<T> one({.d = d, .dv = dv}, {.scale = 0.25}), other({.d = d, .dv = dv}, {.scale = 0.5});
+    castle::extend(one, head.input());
+    castle::extend(other, head.input());
+    const std::string first = saved(one), second = saved(other);
+    ASSERT_EQ(first.size(), second.size());
+    expect_refused<T>(first.substr(0, numbers_begin) + second.substr(numbers_begin));
+    EXPECT_EQ(forged(second, 13, std::bit_cast<std::uint64_t>(0.25)).substr(0, numbers_begin),
+              first.substr(0, numbers_begin));
 }
 
 TYPED_TEST(Save, RefusesForeignCachesWhateverTheirChecksum) {

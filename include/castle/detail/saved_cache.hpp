@@ -12,7 +12,6 @@
 #include <limits>
 #include <optional>
 #include <ostream>
-#include <span>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -26,8 +25,9 @@
 #include <castle/rope.hpp>
 #include <castle/types.hpp>
 
-// A cache as bytes: eight that say what it is, the identity and its checksum, the numbers and theirs. Words are little
-// endian; numbers are as in memory, and the identity says in which order their bytes are.
+// A cache as bytes: eight that say what it is, the identity, a checksum, the numbers, a checksum. Each checksum is of
+// all before it but checksums. Words are little endian; numbers are as in memory, and the identity says in which order
+// their bytes are.
 namespace castle {
 inline namespace CASTLE_ABI {
 namespace detail {
@@ -159,10 +159,11 @@ class SavedWriter {
         for (unsigned i = 0; i < 8; ++i) little[i] = static_cast<unsigned char>(x >> (8 * i));
         bytes(little.data(), little.size());
     }
-    // Of everything since the last one.
+    // Stays out of the next one: to a CRC all texts that end with their own CRC are alike.
     void checksum() {
+        const Checksum so_far = checksum_;
         word(checksum_.value());
-        checksum_ = {};
+        checksum_ = so_far;
     }
     template <Scalar T>
     void numbers(const T* data, Index count) {
@@ -206,34 +207,43 @@ inline std::uint64_t read_word(const unsigned char* bytes) {
     return x;
 }
 
-// `count` bytes and their checksum, which is also of what is before them. Memory grows with what has come, whatever is
-// said to come.
-inline std::vector<unsigned char> read_checked(std::istream& in, std::size_t count, std::span<const char> before) {
-    constexpr std::size_t step = std::size_t(1) << 20;
-    std::vector<unsigned char> bytes;
-    count += 8;
-    while (bytes.size() < count) {
-        const std::size_t have = bytes.size();
-        bytes.resize(have + std::min(step, count - have));
-        in.read(reinterpret_cast<char*>(bytes.data() + have), static_cast<std::streamsize>(bytes.size() - have));
-        if (std::size_t(in.gcount()) < bytes.size() - have) refuse_cache("is truncated");
+class SavedReader {
+  public:
+    explicit SavedReader(std::istream& in) : in_(in) {}
+
+    // Memory grows with what has come, whatever is said to come.
+    std::vector<unsigned char> bytes(std::size_t count) {
+        constexpr std::size_t step = std::size_t(1) << 20;
+        std::vector<unsigned char> bytes;
+        while (bytes.size() < count) {
+            const std::size_t have = bytes.size();
+            bytes.resize(have + std::min(step, count - have));
+            in_.read(reinterpret_cast<char*>(bytes.data() + have), static_cast<std::streamsize>(bytes.size() - have));
+            if (std::size_t(in_.gcount()) < bytes.size() - have)
+                refuse_cache("is truncated, or the stream cannot be read");
+        }
+        checksum_.add(bytes.data(), bytes.size());
+        return bytes;
     }
-    count -= 8;
-    Checksum checksum;
-    checksum.add(before.data(), before.size());
-    checksum.add(bytes.data(), count);
-    if (read_word(bytes.data() + count) != checksum.value()) refuse_cache("is corrupted");
-    bytes.resize(count);
-    return bytes;
-}
+    // Of all bytes so far, against the one that comes next.
+    void check() {
+        const Checksum so_far = checksum_;
+        if (read_word(bytes(8).data()) != so_far.value()) refuse_cache("is corrupted");
+        checksum_ = so_far;
+    }
+
+  private:
+    std::istream& in_;
+    Checksum checksum_;
+};
 
 // The identity of what the stream goes on with, if it is a cache of numbers as this build has them.
 template <Scalar T>
-SavedIdentity read_identity(std::istream& in) {
-    std::array<char, SavedIdentity::magic.size()> magic{};
-    if (!in.read(magic.data(), magic.size()) || magic != SavedIdentity::magic)
-        refuse_cache("is none, or the stream cannot be read");
-    const std::vector<unsigned char> bytes = read_checked(in, 8 * SavedIdentity::words, magic);
+SavedIdentity read_identity(SavedReader& reader) {
+    if (!std::ranges::equal(reader.bytes(SavedIdentity::magic.size()), SavedIdentity::magic))
+        refuse_cache("is none of castle's");
+    const std::vector<unsigned char> bytes = reader.bytes(8 * SavedIdentity::words);
+    reader.check();
     std::array<std::uint64_t, SavedIdentity::words> words{};
     for (std::size_t i = 0; i < words.size(); ++i) words[i] = read_word(bytes.data() + 8 * i);
     const SavedIdentity saved = SavedIdentity::from_words(words), own{.scalar_bytes = sizeof(T)};
@@ -281,11 +291,11 @@ inline Index saved_numbers(const SavedIdentity& saved) {
 
 // The heads of a cache, made by make() and without tokens yet.
 template <Scalar T, class Make>
-std::vector<HeadState<T>> read_states(std::istream& in, const SavedIdentity& saved, const Make& make) {
+std::vector<HeadState<T>> read_states(SavedReader& reader, const SavedIdentity& saved, const Make& make) {
     const Index numbers = saved_numbers(saved), heads = Index(saved.heads);
     if (double(numbers) * double(heads) > 0x1p60) refuse_cache("is too large");
-    const std::vector<unsigned char> bytes =
-        read_checked(in, std::size_t(numbers) * std::size_t(heads) * sizeof(T), {});
+    const std::vector<unsigned char> bytes = reader.bytes(std::size_t(numbers) * std::size_t(heads) * sizeof(T));
+    reader.check();
     std::vector<HeadState<T>> states;
     states.reserve(std::size_t(heads));
     for (Index h = 0; h < heads; ++h) {
