@@ -152,6 +152,35 @@ TYPED_TEST(Allocation, ThatFailsInReserveChangesNothing) {
 }
 
 // The memory of a training step is the workspace's, and that of a sequence twice as long is twice as much.
+// Some heads may have their room then, but the cache has what all of them have.
+TYPED_TEST(Allocation, ThatFailsInReserveOfALayersCacheLeavesItsCapacity) {
+    using T = TypeParam;
+    const castle::MultiHeadCastle<T> layer({.d_model = 20, .heads = 3, .d_head = 6});
+    Random random(19);
+    Matrix<T> x(150, 20);
+    fill_normal(random, x);
+    const Matrix<T> expected = layer.forward(x);
+    long failures = 0;
+    for (bool failed = true; failed;) {
+        castle::MultiHeadCache<T> cache = layer.make_cache();
+        cache.reserve(100);
+        const Index capacity = cache.capacity();
+        EXPECT_GE(capacity, 100);
+        layer.extend(cache, x.topRows(90));
+        try {
+            const Allocations::Failure failure(failures);
+            cache.reserve(1000);
+            failed = false;
+            EXPECT_GE(cache.capacity(), 1000);
+        } catch (const std::bad_alloc&) {
+            ASSERT_EQ(cache.capacity(), capacity) << "after " << failures << " allocations";
+            ++failures;
+        }
+        ASSERT_TRUE(same_bits(layer.extend(cache, x.bottomRows(60)), Matrix<T>(expected.bottomRows(60))));
+    }
+    EXPECT_GE(failures, 12) << "four for each head at least";
+}
+
 TYPED_TEST(Allocation, IsNoneInTrainingWithAUsedWorkspaceThatIsLinearInTheLength) {
     using T = TypeParam;
     constexpr Index d = 32, longest = 2048;
@@ -196,10 +225,15 @@ TYPED_TEST(Allocation, IsNoneInTrainingOfALayerWithAUsedWorkspace) {
     Matrix<T> x(300, 20), y(300, 20), d_y(300, 20), d_x(300, 20);
     fill_normal(random, x);
     fill_normal(random, d_y);
-    castle::MultiHeadWorkspace<T> workspace = layer.make_workspace();
     castle::MultiHeadWeights<T> d_weights = layer.weights();
+    const long long before = Allocations::live_bytes();
+    castle::MultiHeadWorkspace<T> workspace = layer.make_workspace();
     layer.forward(workspace, x, y);
     layer.backward(workspace, x, d_y, d_x, d_weights);
+    // Handles of panels are not counted.
+    const long long held = Allocations::live_bytes() - before;
+    EXPECT_LE(workspace.bytes(), held);
+    EXPECT_GE(workspace.bytes(), held * 99 / 100);
     for (const Index length : {300, 299, 33, 1}) {
         SCOPED_TRACE(length);
         const Allocations::Count count;
