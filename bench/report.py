@@ -230,9 +230,6 @@ def write_performance(r):
         ["", "aim", "measured", ""],
         [[what, bar, value, "holds" if holds else "**missed**"] for what, bar, value, holds in rows],
     )
-    missed = [what for what, _, _, holds in rows if not holds]
-    if missed:
-        doc.text("Missed: " + "; ".join(missed) + ".")
 
     doc.text("## A sequence, per head")
     table = []

@@ -33,3 +33,12 @@ build() {
 run_tests() {
     (cd "$1" && ctest --output-on-failure --no-tests=error --parallel "$jobs" "${@:2}")
 }
+
+# run_python <argument>...: Debian's own, since that is what its packages are for.
+run_python() {
+    if [[ -x /usr/bin/python3 ]]; then
+        /usr/bin/python3 "$@"
+    else
+        python3 "$@"
+    fi
+}

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
+#include <numbers>
 #include <string>
 #include <system_error>
 
@@ -31,7 +32,7 @@ struct Schedule {
     double rate(Index step) const {
         if (step <= warm_up) return learning_rate * static_cast<double>(step) / static_cast<double>(warm_up);
         const double done = static_cast<double>(step - warm_up) / static_cast<double>(steps - warm_up);
-        return learning_rate * (0.55 + 0.45 * std::cos(3.14159265358979323846 * done));
+        return learning_rate * (0.55 + 0.45 * std::cos(std::numbers::pi * done));
     }
 };
 

@@ -4,6 +4,7 @@
 #include <array>
 #include <cmath>
 #include <cstdint>
+#include <numbers>
 #include <random>
 #include <string>
 #include <vector>
@@ -59,7 +60,7 @@ inline Matrix normal_matrix(Index rows, Index cols, double deviation, std::mt199
     const auto unit = [&] { return (static_cast<double>(bits() >> 11) + 0.5) * 0x1p-53; };
     return Matrix::NullaryExpr(rows, cols, [&](Index, Index) {
         const double radius = std::sqrt(-2 * std::log(unit()));
-        return static_cast<float>(deviation * radius * std::cos(2 * 3.14159265358979323846 * unit()));
+        return static_cast<float>(deviation * radius * std::cos(2 * std::numbers::pi * unit()));
     });
 }
 

@@ -15,8 +15,8 @@ inline namespace CASTLE_ABI {
 /// The UQ-KV cache of one head (eq. 13, Algorithms 4 and 5): the lookahead keys `U`, and `K^C`, `V^C` and, as far as
 /// the window reaches, `Q^U` of every token so far. `extend` puts tokens onto it, `rollback` takes them off.
 ///
-/// `U` is kept with every finished block of 32 tokens folded in, beside the gates and lookahead values of the open
-/// block. The executor of its options is kept with it.
+/// `U` is kept with every finished block of 32 tokens folded in, beside the gates, `K^U` and `V^U` of the open block.
+/// The executor of its options is kept with it.
 template <Scalar T>
 class UqKvCache : public HeadCache<T> {
   public:

@@ -32,11 +32,11 @@ void check_extend(const UqKvCache<T>& cache, const HeadInput<T>& head) {
 /// on an empty cache are the parallel form, anything between is chunked prefill: the bits of the outputs and of
 /// `cache.lookahead_keys()` are the same however the tokens are cut into calls.
 ///
-/// `O(m (size + m) (4 d + dv))` time. Allocates nothing for a single token within the cache's capacity. Logits of any
-/// finite size give finite outputs as long as the products `scale q^C . v^U` of tokens within a block, and the sum of
-/// the values' sizes over the tokens, are finite as well. `out` must not overlap the input, which is not checked.
-/// Throws std::invalid_argument if a shape does not fit and std::bad_alloc if memory runs out; the tokens in the cache
-/// are as they were then.
+/// `O(m (size + m) (4 d + dv))` time. Allocates nothing for a single token within the cache's capacity, unless it
+/// has to copy what the cache shares with a fork. Logits of any finite size give finite outputs as long as the products
+/// `scale q^C . v^U` of tokens within a block, and the sum of the values' sizes over the tokens, are finite as well.
+/// `out` must not overlap the input, which is not checked. Throws std::invalid_argument if a shape does not fit and
+/// std::bad_alloc if memory runs out; the tokens in the cache are as they were then.
 template <Scalar T>
 void extend(UqKvCache<T>& cache, const std::type_identity_t<HeadInput<T>>& head,
             std::type_identity_t<MatrixView<T>> out) {

@@ -60,9 +60,9 @@ class HeadCache {
     HeadShape shape() const { return state_.shape(); }
 
     /// Makes room for `tokens` tokens in all. Up to there, extending by one token at a time into a view allocates
-    /// nothing, until there is a fork, or a rollback in one: from then on the cache has to reserve once more, which
-    /// copies what it shares and these tokens change. What has been reserved at once goes back at once, when no fork
-    /// holds any of it: reserve for a fork what it is going to need. Throws std::invalid_argument if `tokens` is
+    /// nothing. A fork ends that, as does a rollback of a cache that shares memory: reserve again then, which copies
+    /// what these tokens are going to change. Memory of one call goes back as a whole, once no fork holds any of it:
+    /// reserve for a fork no more than it needs. Throws std::invalid_argument if `tokens` is
     /// negative or above 2^40, and std::bad_alloc if there is no memory for that; the tokens are as they were then.
     void reserve(Index tokens) {
         detail::check_tokens("reserve", "tokens", tokens);

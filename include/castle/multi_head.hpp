@@ -20,8 +20,8 @@ template <Scalar T>
 class MultiHeadCastle : public MultiHeadLayer<T> {
   public:
     /// A layer with random weights from `config.seed`: uniform, with variance 1 over the number of inputs. Throws
-    /// std::invalid_argument if a size is below 1 or above 2^24, an option does not fit, or `d_head` is odd with rotary
-    /// embedding, and std::bad_alloc if memory runs out.
+    /// std::invalid_argument if a size is below 1, `d_model` or `heads d_head` above 2^24, an option does not fit, or
+    /// `d_head` is odd with rotary embedding, and std::bad_alloc if memory runs out.
     explicit MultiHeadCastle(const MultiHeadConfig& config, Options options = {})
         : MultiHeadLayer<T>("MultiHeadCastle", 6, config, std::move(options)) {
         this->set_random_weights();

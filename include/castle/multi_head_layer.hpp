@@ -96,7 +96,7 @@ class MultiHeadLayer {
     /// Puts the `m >= 0` tokens `x`, `[m, d_model]`, onto the cache and writes the layer's output for them, eq. 14, to
     /// `y`, `[m, d_model]`. Positions of the rotary embedding go on from the cache's size. The bits are the same
     /// however tokens are cut into calls and whatever the executor. Allocates nothing for a single token within the
-    /// cache's capacity. `y` must not overlap `x`.
+    /// cache's capacity, unless it has to copy what the cache shares with a fork. `y` must not overlap `x`.
     ///
     /// Throws std::invalid_argument if a shape does not fit or the cache belongs to a layer of another kind, and
     /// std::bad_alloc if memory runs out; the tokens in the cache are as they were then.

@@ -17,7 +17,7 @@ inline constexpr Index unlimited = std::numeric_limits<Index>::max();
 /// What every form of the attention takes besides its input.
 struct Options {
     /// What query-key products are multiplied with, causal and lookahead alike. `1 / sqrt(d)` unless given.
-    /// It goes onto the causal queries and the lookahead keys, which have to stay finite under it.
+    /// It goes onto `Q^C` and `K^U`, which have to stay finite under it.
     std::optional<double> scale = std::nullopt;
 
     /// `W` of eq. 9: the lookahead key of token `i` absorbs the tokens `i + 1` to `i + W`. `0` is standard causal

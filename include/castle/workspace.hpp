@@ -21,8 +21,9 @@ struct WorkspaceAccess;
 /// What the workspaces of one head, Workspace and CausalWorkspace, have in common.
 ///
 /// A workspace takes a forward pass to its backward pass, and has the memory that the two need beside inputs and
-/// outputs: about `11.5 L d` numbers. Kept from step to step it asks for memory only when a sequence is longer than any
-/// before. It moves but does not copy, and may be used from any thread, by one at a time.
+/// outputs: about `11.5 L d` numbers, `6.5 L d` for standard attention. Kept from step to step it asks for memory only
+/// when a sequence is longer than any before. It moves but does not copy, and may be used from any thread, by one at a
+/// time.
 template <Scalar T>
 class HeadWorkspace {
   public:

@@ -30,8 +30,8 @@ struct Keeping {
 // What one head remembers. Without lookahead (a window of 0) it is the key-value cache of standard attention.
 //
 // Keys live in panels, transposed, [d][panel_size]; values as they are, [panel_size][dv_padded]. A panel stays
-// where it is unless it is shared. U has every finished block folded in; of the open block there are the gates, the
-// lookahead values, and, while its group runs, the other operands.
+// where it is unless it is shared. U has every finished block folded in; of the open block there are the gates,
+// K^U and V^U, and, while its group runs, the other operands.
 template <Scalar T>
 class HeadState {
   public:
