@@ -2,6 +2,7 @@
 #pragma once
 
 #include <span>
+#include <string>
 #include <type_traits>
 
 #include <castle/cache.hpp>
@@ -25,6 +26,12 @@ void extend(std::type_identity_t<std::span<UqKvCache<T>* const>> caches, const H
             std::type_identity_t<MatrixView<T>> out, const Executor& executor = {}) {
     const Index count = Index(caches.size());
     detail::check_batch("extend", caches);
+    if (count == 0) {
+        const auto because = [] { return std::string("for no caches"); };
+        detail::check_shape("extend", "", "out", out, 0, out.cols(), because);
+        detail::check_head("extend", head, 0, {.d = head.causal.q.cols(), .dv = head.causal.v.cols()}, because);
+        return;
+    }
     for (const UqKvCache<T>* cache : caches) {
         const auto because = [&] {
             return detail::text("for ", count, " caches, one of which has d ", cache->shape().d, ", dv ",
@@ -33,7 +40,6 @@ void extend(std::type_identity_t<std::span<UqKvCache<T>* const>> caches, const H
         detail::check_head("extend", head, count, cache->shape(), because);
         detail::check_shape("extend", "", "out", out, count, cache->shape().dv, because);
     }
-    if (count == 0) return;
     detail::extend_by_one_each<T>(
         count, [&](Index i) -> auto& { return detail::CacheAccess::state(*caches[std::size_t(i)]); },
         [](Index i) { return i; }, [&](Index) -> auto& { return head; },

@@ -43,7 +43,8 @@ class UqKvCache : public HeadCache<T> {
     /// The cache that `save` has written, which can take off as many tokens again as the saved one could, up to
     /// `rollback` or a few more. Throws std::runtime_error if the stream holds no cache of this kind and scalar, or one
     /// that is truncated or corrupted, std::invalid_argument if `rollback` is negative or above 2^24, and
-    /// std::bad_alloc if there is no memory for the cache and, beside it, the bytes that it is read from.
+    /// std::bad_alloc if there is no memory for the cache and, beside it, up to three times the bytes that it is read
+    /// from.
     static UqKvCache load(std::istream& in, Executor executor = {}, Index rollback = default_rollback) {
         return UqKvCache(HeadCache<T>::load(in, "UqKvCache::load", 6, std::move(executor), rollback));
     }

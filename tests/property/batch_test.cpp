@@ -146,6 +146,10 @@ TYPED_TEST(Batch, RefusesWhatDoesNotFitAndChangesNothing) {
         EXPECT_EQ(a.size(), 0);
         EXPECT_EQ(b.size(), 0);
     };
+    refused({}, out);
+    refused({}, castle::MatrixView<T>(out).middle_rows(0, 0));
+    EXPECT_NO_THROW(
+        castle::extend(Caches{}, tokens.input().tokens(0, 0), castle::MatrixView<T>(out).middle_rows(0, 0)));
     refused({&a}, out);
     refused({&a, &a}, out);
     refused({&a, nullptr}, out);
