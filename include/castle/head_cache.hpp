@@ -30,7 +30,8 @@ struct CacheAccess;
 inline constexpr Index default_rollback = 64;
 
 /// Memory, in bytes: what a cache holds alone, and what it shares with its forks, each of which counts it. What several
-/// caches hold together is the sum of `owned` and what they share, once.
+/// caches hold together is the sum of `owned` and what they share, once. What was reserved by a cache that is gone, and
+/// is still there for the sake of its forks, counts when they use it.
 struct CacheBytes {
     Index owned = 0;
     Index shared = 0;
@@ -61,9 +62,10 @@ class HeadCache {
 
     /// Makes room for `tokens` tokens in all. Up to there, extending by one token at a time into a view allocates
     /// nothing. A fork ends that, as does a rollback of a cache that shares memory: reserve again then, which copies
-    /// what these tokens are going to change. Memory of one call goes back as a whole, once no fork holds any of it:
-    /// reserve for a fork no more than it needs. Throws std::invalid_argument if `tokens` is
-    /// negative or above 2^40, and std::bad_alloc if there is no memory for that; the tokens are as they were then.
+    /// what these tokens are going to change. Memory of one call goes back as a whole, once no cache holds any of it;
+    /// until then those that hold a part use the rest for what they reserve next. Throws std::invalid_argument if
+    /// `tokens` is negative or above 2^40, and std::bad_alloc if there is no memory for that; the tokens are as they
+    /// were then.
     void reserve(Index tokens) {
         detail::check_tokens("reserve", "tokens", tokens);
         state_.make_room(std::max(tokens, size()));

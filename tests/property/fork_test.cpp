@@ -91,7 +91,7 @@ TYPED_TEST(Fork, GoesOnLikeACacheOfItsOwnInAnyOrderOfCalls) {
         for (int step = 0; step < 60; ++step) {
             const std::size_t i = std::size_t(random.integer(0, Index(texts.size()) - 1));
             Text<T>& text = texts[i];
-            switch (random.integer(0, 7)) {
+            switch (random.integer(0, 8)) {
                 case 0:
                     if (texts.size() < 6) texts.push_back(text.fork());
                     break;
@@ -103,6 +103,9 @@ TYPED_TEST(Fork, GoesOnLikeACacheOfItsOwnInAnyOrderOfCalls) {
                     break;
                 case 3:
                     if (random.integer(0, 2) == 0) text.clear();
+                    break;
+                case 4:
+                    text.cache().reserve(random.integer(0, 500));
                     break;
                 default:
                     if (text.size() < 400) {
@@ -183,6 +186,32 @@ TYPED_TEST(Fork, KeepsNoMoreMemoryThanItTellsOf) {
         }
         EXPECT_EQ(cache.bytes().shared, 0);
         EXPECT_LE(double(Allocations::live_bytes() - before), 1.05 * double(cache.bytes().owned));
+    }
+}
+
+// Panels that were reserved together are given back together, so a fork of a few keeps all of them. Turn by turn that
+// must not add up.
+TYPED_TEST(Fork, UsesWhatWasReservedBeforeIt) {
+    using T = TypeParam;
+    constexpr Index width = 32, turns = 20, question = 70, room = 1000;
+    Random random(3306);
+    const Head<T> head = random_head<T>(random, {turns * question, width, width});
+    for (const Index window : {Index(300), castle::unlimited}) {
+        SCOPED_TRACE(describe("window ", window));
+        const long long before = Allocations::live_bytes();
+        castle::UqKvCache<T> chat({.d = width, .dv = width}, {.lookahead_window = window});
+        for (Index turn = 0; turn < turns; ++turn) {
+            chat.reserve(chat.size() + room);
+            castle::extend(chat, head.input().tokens(turn * question, question));
+            castle::UqKvCache<T> before_answer = chat.fork();
+            castle::extend(chat, head.input().tokens(0, 200));
+            chat = std::move(before_answer);
+        }
+        castle::UqKvCache<T> reserved({.d = width, .dv = width}, {.lookahead_window = window});
+        const long long held = Allocations::live_bytes() - before - reserved.bytes().total();
+        reserved.reserve(turns * question + room);
+        EXPECT_LE(double(held), 1.1 * double(reserved.bytes().owned));
+        EXPECT_TRUE(same_bits(chat.lookahead_keys(), run_at_once(head.input(), chat.options()).lookahead_keys));
     }
 }
 
@@ -275,6 +304,30 @@ TYPED_TEST(Fork, GoesOnOnAThreadOfItsOwn) {
         prompt.extend(random, 40);
         for (std::thread& thread : threads) thread.join();
         prompt.extend(random, 40);
+    }
+}
+
+// Each panel that a cache had reserved and left behind goes to one of its forks.
+TYPED_TEST(Fork, UsesWhatWasReservedBeforeItOnAThreadOfItsOwn) {
+    using T = TypeParam;
+    Random random(3345);
+    Head<T> pool = random_head<T>(random, {50, d, dv});
+    for (const Index window : {Index(200), castle::unlimited}) {
+        std::optional<Text<T>> prompt(std::in_place, pool, castle::Options{.lookahead_window = window}, 64);
+        prompt->cache().reserve(700);
+        prompt->extend(random, 100);
+        std::vector<std::thread> threads;
+        for (std::uint64_t i = 0; i < 4; ++i) {
+            threads.emplace_back([i, own = prompt->fork()]() mutable {
+                Random numbers(3346 + i);
+                for (int step = 0; step < 6; ++step) {
+                    own.fork().extend(numbers, 70);  // takes some and gives them back
+                    own.extend(numbers, 50);
+                }
+            });
+        }
+        prompt.reset();
+        for (std::thread& thread : threads) thread.join();
     }
 }
 

@@ -2,9 +2,11 @@
 #include <castle/detail/panel_store.hpp>
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <limits>
 #include <new>
+#include <thread>
 #include <vector>
 
 #include <gtest/gtest.h>
@@ -53,6 +55,59 @@ TEST(PanelStore, LaysPanelsThatComeTogetherOneAfterTheOther) {
     PanelStore<double> store(8);
     store.add(store.missing(5));
     for (Index p = 1; p < 5; ++p) EXPECT_EQ(store[p], store[p - 1] + 8);
+}
+
+TEST(PanelStore, TakesPanelsOfItsSlabsAgainThatNobodyHolds) {
+    PanelStore<double> store(8);
+    store.add(store.missing(5));
+    for (Index p = 0; p < 5; ++p) std::fill_n(store[p], 8, double(p + 1));
+    PanelStore<double> fork = store.share(2);
+    PanelStore<double> other = store.share(2);
+    double* const first = store[0];
+    store = PanelStore<double>(8);
+    {
+        const auto unused = fork.missing(4);
+        EXPECT_EQ(unused.size(), 2U);
+    }
+    fork.add(fork.missing(4));
+    other.add(other.missing(4));
+    fork.add(fork.missing(7));
+    EXPECT_EQ(fork.size(), 7);
+    for (Index p = 0; p < 4; ++p) EXPECT_EQ(fork[p], first + 8 * p);
+    for (Index p = 2; p < 7; ++p) EXPECT_TRUE(is_zero(fork[p], 8)) << p;
+    // The fork was first.
+    EXPECT_EQ(other[1], first + 8);
+    for (Index p = 2; p < 4; ++p) {
+        for (Index q = 2; q < 7; ++q) EXPECT_NE(other[p], fork[q]);
+        EXPECT_FALSE(other.is_shared(p));
+    }
+}
+
+TEST(PanelStore, GivesAPanelToOneThreadAtATime) {
+    constexpr Index numbers = 64;
+    PanelStore<double> store(numbers);
+    store.add(store.missing(2));
+    double* const free = store[1];
+    std::vector<PanelStore<double>> forks;
+    for (int i = 0; i < 4; ++i) forks.push_back(store.share(1));
+    store = PanelStore<double>(numbers);
+    std::atomic<int> taken = 0, wrong = 0;
+    std::vector<std::thread> threads;
+    for (auto& fork : forks) {
+        threads.emplace_back([&, own = double(threads.size() + 1)] {
+            for (int turn = 0; turn < 5000; ++turn) {
+                const auto panels = fork.missing(2);
+                double* const panel = panels.front().data();
+                taken += panel == free ? 1 : 0;
+                if (!is_zero(panel, numbers)) ++wrong;
+                std::fill_n(panel, numbers, own);
+                if (std::count(panel, panel + numbers, own) != numbers) ++wrong;
+            }
+        });
+    }
+    for (std::thread& thread : threads) thread.join();
+    EXPECT_GT(taken, 0);
+    EXPECT_EQ(wrong, 0);
 }
 
 TEST(PanelStore, ThatCannotHoldSoManyPanelsIsAsItWas) {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <memory>
 #include <utility>
@@ -19,13 +20,17 @@ class Panel {
     class Slab {
       public:
         Slab(Index panels, Index numbers)
-            : numbers_(numbers), memory_(panels * numbers), holders_(new std::atomic<Index>[std::size_t(panels)]) {
+            : panels_(panels),
+              numbers_(numbers),
+              memory_(panels * numbers),
+              holders_(new std::atomic<Index>[std::size_t(panels)]) {
             for (Index i = 0; i < panels; ++i) holders_[std::size_t(i)] = 0;
         }
 
       private:
         friend Panel;
 
+        Index panels_;
         Index numbers_;
         AlignedBuffer<T> memory_;
         std::unique_ptr<std::atomic<Index>[]> holders_;
@@ -64,6 +69,21 @@ class Panel {
         other.holders_ = holders_;
         holders_->fetch_add(1, std::memory_order_relaxed);
         return other;
+    }
+
+    // The panel after it in its slab, zero, if there is one that nobody holds.
+    Panel take_next() const {
+        Panel next;
+        if (holders_ == nullptr || holders_ + 1 == slab_->holders_.get() + slab_->panels_) return next;
+        Index nobody = 0;
+        // What its last holder has done with it is done.
+        if (!holders_[1].compare_exchange_strong(nobody, 1, std::memory_order_acquire, std::memory_order_relaxed))
+            return next;
+        next.slab_ = slab_;
+        next.data_ = data_ + slab_->numbers_;
+        next.holders_ = holders_ + 1;
+        std::fill_n(next.data_, slab_->numbers_, T(0));
+        return next;
     }
 
     explicit operator bool() const { return data_ != nullptr; }

@@ -42,7 +42,11 @@ class PanelStore {
     // To grow: the panels that are missing to `panels`, if any, to be added. This may throw, and changes nothing that
     // can be seen; adding does not throw.
     Panels missing(Index panels) {
-        Panels fresh = make_panels(std::max<Index>(panels - size(), 0), panel_numbers_);
+        if (panels <= size()) return {};
+        Panels fresh = taken_again(panels - size());
+        Panels made = make_panels(panels - size() - Index(fresh.size()), panel_numbers_);
+        fresh.reserve(fresh.size() + made.size());
+        for (Panel<T>& panel : made) fresh.push_back(std::move(panel));
         const std::size_t needed = panels_.size() + fresh.size();
         if (needed > panels_.capacity()) panels_.reserve(std::max(needed, 2 * panels_.capacity()));
         return fresh;
@@ -90,7 +94,22 @@ class PanelStore {
     }
 
   private:
-    // The same, one after the other.
+    // As many as there are, at most `count`, of those that nobody holds any more, yet which are still there because
+    // this store holds others of their slab: the caches that had reserved them are gone.
+    Panels taken_again(Index count) const {
+        Panels taken;
+        for (auto held = panels_.rbegin(); held != panels_.rend(); ++held) {
+            const Panel<T>* before = &*held;
+            while (Index(taken.size()) < count) {
+                Panel<T> next = before->take_next();
+                if (!next) break;
+                taken.push_back(std::move(next));
+                before = &taken.back();
+            }
+        }
+        return taken;
+    }
+    // So many new ones, one after the other.
     static Panels make_panels(Index count, Index numbers) {
         Panels fresh;
         if (count == 0) return fresh;
