@@ -18,6 +18,7 @@
 
 #include "support/executors.hpp"
 #include "support/generators.hpp"
+#include "support/message.hpp"
 #include "support/runs.hpp"
 #include "support/scalars.hpp"
 #include "support/tolerances.hpp"
@@ -308,23 +309,13 @@ TYPED_TEST(Save, OfALayerKnowsItsLayer) {
     expect_refused<T>(bytes);
 }
 
-template <class F>
-std::string message(const F& call) {
-    try {
-        call();
-    } catch (const std::runtime_error& e) {
-        return e.what();
-    }
-    return "did not throw";
-}
-
 TYPED_TEST(Save, RefusesNumbersInAnotherByteOrder) {
     using T = TypeParam;
     const std::string bytes = saved(castle::UqKvCache<T>({.d = d, .dv = dv}));
     constexpr std::size_t byte_order = 1;
     constexpr bool is_little = std::endian::native == std::endian::little;
     EXPECT_EQ(forged(bytes, byte_order, is_little ? 1 : 2), bytes);
-    EXPECT_EQ(message([&] { loaded<T>(forged(bytes, byte_order, is_little ? 2 : 1)); }),
+    EXPECT_EQ(message<std::runtime_error>([&] { loaded<T>(forged(bytes, byte_order, is_little ? 2 : 1)); }),
               "castle::load: the saved cache has the bytes of its numbers in another order");
 }
 
@@ -334,7 +325,7 @@ TYPED_TEST(Save, SaysWhatSetsALayerApart) {
     const std::string bytes = saved(castle::MultiHeadCastle<T>(config, {.lookahead_window = 50}).make_cache());
     const auto refusal = [&](castle::MultiHeadConfig other, const castle::Options& options) {
         std::istringstream in(bytes);
-        return message([&] { castle::MultiHeadCastle<T>(other, options).load_cache(in); });
+        return message<std::runtime_error>([&] { castle::MultiHeadCastle<T>(other, options).load_cache(in); });
     };
     EXPECT_EQ(refusal(config, {.lookahead_window = 51}),
               "castle::load: the saved cache has lookahead_window 50 but the layer has 51");

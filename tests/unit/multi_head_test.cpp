@@ -11,6 +11,7 @@
 
 #include "support/generators.hpp"
 #include "support/layers.hpp"
+#include "support/message.hpp"
 #include "support/scalars.hpp"
 #include "support/tolerances.hpp"
 
@@ -187,15 +188,7 @@ TEST(MultiHeadEmptyInput, GivesEmptyOutput) {
     EXPECT_EQ(cache.size(), 0);
 }
 
-template <class F>
-std::string message(const F& call) {
-    try {
-        call();
-    } catch (const std::invalid_argument& e) {
-        return e.what();
-    }
-    return "did not throw";
-}
+constexpr auto message = [](const auto& call) { return support::message<std::invalid_argument>(call); };
 
 TEST(MultiHeadErrors, NameTheArgumentAndBothShapes) {
     using Layer = castle::MultiHeadCastle<float>;

@@ -10,6 +10,7 @@
 
 #include "support/generators.hpp"
 #include "support/layer_oracle.hpp"
+#include "support/message.hpp"
 #include "support/scalars.hpp"
 #include "support/tolerances.hpp"
 
@@ -85,13 +86,9 @@ TYPED_TEST(Rope, WritesNothingOutsideTheView) {
 TEST(RopeErrors, NameWhatIsWrong) {
     const auto message = [](Index d, Index position, double base) -> std::string {
         Matrix<float> x = Matrix<float>::Ones(2, d);
-        try {
-            castle::rotate(x, position, base);
-        } catch (const std::invalid_argument& e) {
-            EXPECT_TRUE(support::same_bits(x, Matrix<float>(Matrix<float>::Ones(2, d))));
-            return e.what();
-        }
-        return "did not throw";
+        const std::string words = support::message<std::invalid_argument>([&] { castle::rotate(x, position, base); });
+        EXPECT_TRUE(support::same_bits(x, Matrix<float>(Matrix<float>::Ones(2, d))));
+        return words;
     };
     EXPECT_EQ(message(7, 0, 10000), "castle::rotate: x is [2, 7] but must have an even number of columns");
     EXPECT_EQ(message(8, -1, 10000), "castle::rotate: first_position is -1 but must be at least 0");
