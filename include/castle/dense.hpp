@@ -31,7 +31,7 @@ template <Scalar T>
 
     Matrix<T> g = Matrix<T>::Zero(length, length);
     for (Index s = 0; s < length; ++s) {
-        const Index absorbed = std::min(length - 1 - s, options.lookahead_window);
+        const Index absorbed = (std::min)(length - 1 - s, options.lookahead_window);
         g.row(s).segment(s + 1, absorbed) =
             (scale * (qu.row(s) * ku.middleRows(s + 1, absorbed).transpose())).unaryExpr(detail::Sigmoid{});
     }
@@ -51,7 +51,7 @@ template <Scalar T>
     const Matrix<T> g = gates(head, options);
     Matrix<T> u(t, shape.d);
     for (Index s = 0; s < t; ++s) {
-        const Index absorbed = std::min(t - 1 - s, options.lookahead_window);
+        const Index absorbed = (std::min)(t - 1 - s, options.lookahead_window);
         u.row(s) = g.row(s).segment(s + 1, absorbed) * head.lookahead.v.map().middleRows(s + 1, absorbed);
     }
     return u;
@@ -68,7 +68,7 @@ template <Scalar T>
     Matrix<T> scores = Matrix<T>::Zero(length, length);
     for (Index t = 0; t < length; ++t) {
         for (Index s = 0; s < t; ++s) {
-            const Index absorbed = std::min(t - s, options.lookahead_window);
+            const Index absorbed = (std::min)(t - s, options.lookahead_window);
             scores(t, s) = products.row(t).segment(s + 1, absorbed).dot(g.row(s).segment(s + 1, absorbed));
         }
     }

@@ -68,7 +68,7 @@ class HeadCache {
     /// were then.
     void reserve(Index tokens) {
         detail::check_tokens("reserve", "tokens", tokens);
-        state_.make_room(std::max(tokens, size()));
+        state_.make_room((std::max)(tokens, size()));
     }
 
     /// Forgets every token and keeps the memory, but for what it shares with forks.

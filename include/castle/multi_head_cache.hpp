@@ -94,7 +94,7 @@ class MultiHeadCache {
     /// above 2^40, and std::bad_alloc if memory runs out; the tokens are as they were then.
     void reserve(Index tokens) {
         detail::check_tokens("reserve", "tokens", tokens);
-        for (auto& head : heads_) head.make_room(std::max(tokens, size()));
+        for (auto& head : heads_) head.make_room((std::max)(tokens, size()));
     }
 
     /// Forgets every token, as of HeadCache.

@@ -109,7 +109,7 @@ class MultiHeadLayer {
         check_made_for("cache", cache.kind_);
         if (rows == 0) return;
 
-        const Index kept = std::min(rows, detail::group_size);
+        const Index kept = (std::min)(rows, detail::group_size);
         const Index numbers = detail::extension_numbers(cache.heads_.front(), cache.size(), rows);
         detail::AlignedBuffer<T> memory(rows > 1 ? kept * widths().numbers() : 0), scratch(config_.heads * numbers);
         run(
@@ -235,7 +235,7 @@ class MultiHeadLayer {
         detail::run(executor, detail::ceil_div(width(), detail::panel_size), [&](Index p) {
             detail::transposed_product_panel<T>(d_y, kept.attended(), p, [&](Index i, const T* sums) {
                 const Index first = p * detail::panel_size;
-                const Index count = std::min(detail::panel_size, width() - first);
+                const Index count = (std::min)(detail::panel_size, width() - first);
                 for (Index j = 0; j < count; ++j) d_weights.w_out(first + j, i) += sums[j];
             });
         });
@@ -254,7 +254,7 @@ class MultiHeadLayer {
         detail::run(executor, in_.panels(), [&](Index p) {
             detail::transposed_product_panel<T>(x, kept.projected(), p, [&](Index i, const T* sums) {
                 const Index first = p * detail::panel_size;
-                const Index count = std::min(detail::panel_size, in_.cols() - first);
+                const Index count = (std::min)(detail::panel_size, in_.cols() - first);
                 for (Index j = 0; j < count; ++j) {
                     (*d_parts[std::size_t((first + j) / width())])(i, (first + j) % width()) += sums[j];
                 }

@@ -12,7 +12,7 @@ namespace castle {
 inline namespace CASTLE_ABI {
 
 /// A lookahead window without limit.
-inline constexpr Index unlimited = std::numeric_limits<Index>::max();
+inline constexpr Index unlimited = (std::numeric_limits<Index>::max)();
 
 /// What every form of the attention takes besides its input.
 struct Options {

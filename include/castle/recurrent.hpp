@@ -30,7 +30,7 @@ void recurrent(const HeadInput<T>& head, std::type_identity_t<MatrixView<T>> out
     Matrix<T> u = Matrix<T>::Zero(length, shape.d);  // rows up to t: U^t
     for (Index t = 0; t < length; ++t) {
         // Eqs. 13 and 9: the tokens that absorb token t, at most a window of them.
-        const Index absorbing = std::min(t, options.lookahead_window);
+        const Index absorbing = (std::min)(t, options.lookahead_window);
         const Column gates =
             (scale * (qu.middleRows(t - absorbing, absorbing) * ku.row(t).transpose())).unaryExpr(detail::Sigmoid{});
         u.middleRows(t - absorbing, absorbing) += gates * vu.row(t);

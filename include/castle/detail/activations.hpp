@@ -23,7 +23,7 @@ struct Sigmoid {
 struct Silu {
     template <Scalar T>
     T operator()(T x) const {
-        return std::max(x, std::numeric_limits<T>::lowest()) * Sigmoid{}(x);
+        return (std::max)(x, std::numeric_limits<T>::lowest()) * Sigmoid{}(x);
     }
 };
 

@@ -62,7 +62,7 @@ class AlignedBuffer {
     };
 
     static T* allocate(Index size) {
-        if (size > std::numeric_limits<Index>::max() / Index(sizeof(T))) throw std::bad_array_new_length();
+        if (size > (std::numeric_limits<Index>::max)() / Index(sizeof(T))) throw std::bad_array_new_length();
         const std::size_t bytes = static_cast<std::size_t>(size) * sizeof(T);
         void* memory = ::operator new(bytes, alignment);
         prefer_huge_pages(memory, bytes);

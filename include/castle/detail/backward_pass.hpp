@@ -70,7 +70,7 @@ class BackwardPass {
         for (Index b = 0; b < group.blocks(); ++b) {
             std::fill_n(sums(span, b).causal_queries(), sums_numbers(state_), T(0));
         }
-        const Index end = std::min((span + 1) * span_panels, ceil_div(group.end, panel_size));
+        const Index end = (std::min)((span + 1) * span_panels, ceil_div(group.end, panel_size));
         for (Index p = span * span_panels; p < end; ++p) {
             for (Index b = group.blocks() - 1; b >= 0; --b) {
                 const BlockRows<T> rows = block(group, b);
@@ -110,7 +110,7 @@ class BackwardPass {
     void finish_panel(Index p) {
         const BlockRows<T> rows{.origin = p * panel_size,
                                 .first = p * panel_size,
-                                .end = std::min((p + 1) * panel_size, input_.d_out.rows()),
+                                .end = (std::min)((p + 1) * panel_size, input_.d_out.rows()),
                                 .operands = {nullptr, 0}};
         write(gradients_.d_causal_keys(p), panel_size, rows, T(1), d_head_.causal.k);
         write(gradients_.d_values(p), panel_size, rows, T(1), d_head_.causal.v);
@@ -131,7 +131,7 @@ class BackwardPass {
         const Index origin = group.first + b * block_size;
         return {.origin = origin,
                 .first = origin,
-                .end = std::min(origin + block_size, group.end),
+                .end = (std::min)(origin + block_size, group.end),
                 .operands = {packed(b), state_.shape().d}};
     }
     T* packed(Index b) const { return memory_ + b * packed_numbers(state_); }
@@ -185,7 +185,7 @@ void run_backward(Index heads, Index tokens, const Pass& pass, const Executor& e
     const Index panels = ceil_div(tokens, panel_size);
     for_parts(panels, [](auto& head, Index p) { head.start_panel(p); });
     for (Index first = round_down(tokens - 1, group_size); first >= 0; first -= group_size) {
-        const Group group{.first = first, .end = std::min(first + group_size, tokens), .call_row = first};
+        const Group group{.first = first, .end = (std::min)(first + group_size, tokens), .call_row = first};
         for_parts(group.blocks(), [&](auto& head, Index b) { head.pack_block(group, b); });
         for_parts(group.spans(), [&](auto& head, Index span) { head.sweep_span(group, span); });
         for_parts(group.blocks(), [&](auto& head, Index b) { head.finish_block(group, b); });

@@ -74,7 +74,7 @@ inline void check_rollback(Index tokens, Index most) {
 template <Scalar T>
 void check_options(std::string_view where, const Options& options) {
     check_size(where, "options.lookahead_window", options.lookahead_window, 0);
-    if (options.scale && !(std::abs(*options.scale) <= static_cast<double>(std::numeric_limits<T>::max()))) {
+    if (options.scale && !(std::abs(*options.scale) <= static_cast<double>((std::numeric_limits<T>::max)()))) {
         fail(where, "options.scale is ", *options.scale, " but must be finite, also in the scalar of the matrices");
     }
 }

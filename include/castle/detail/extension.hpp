@@ -24,7 +24,7 @@ void run_groups(Index heads, const State& state, const Scratch& scratch, const G
     Index spans = 0;
     bool has_lookahead = false;
     for (Index h = 0; h < heads; ++h) {
-        spans = std::max(spans, group(h).spans());
+        spans = (std::max)(spans, group(h).spans());
         has_lookahead = has_lookahead || state(h).has_lookahead();
     }
     const auto for_blocks = [&](const auto& step) {
@@ -48,7 +48,7 @@ void run_groups(Index heads, const State& state, const Scratch& scratch, const G
 // Scratch for putting `rows` tokens onto `tokens`. For one token the state has its own.
 template <Scalar T>
 Index extension_numbers(const HeadState<T>& state, Index tokens, Index rows) {
-    return rows > 1 ? GroupScratch<T>::numbers(state, std::min(rows, group_size), tokens + rows) : 0;
+    return rows > 1 ? GroupScratch<T>::numbers(state, (std::min)(rows, group_size), tokens + rows) : 0;
 }
 
 // One extension of `heads` states of equal size and shape by `rows` tokens each. state(h) gives head h's HeadState&,
@@ -77,7 +77,7 @@ class Extension {
         for (Index h = 0; h < heads_; ++h) state_(h).start(after_);
         Index first = before_;
         while (first < after_) {
-            const Index end = std::min(after_, round_down(first, block_size) + group_size);
+            const Index end = (std::min)(after_, round_down(first, block_size) + group_size);
             run_group(Group{.first = first, .end = end, .call_row = first - before_});
             first = end;
         }
@@ -95,7 +95,7 @@ class Extension {
   private:
     GroupScratch<T> scratch(Index h) {
         const Index rows = after_ - before_;
-        return {state_(h), rows > 1 ? scratch_(h) : nullptr, std::min(rows, group_size)};
+        return {state_(h), rows > 1 ? scratch_(h) : nullptr, (std::min)(rows, group_size)};
     }
 
     Index heads_;

@@ -31,7 +31,7 @@ class FoldHistory {
     };
     // For states of so many panels; as of PanelStore.
     Room missing(Index panels) {
-        return {.panels = panels_.missing(blocks_ > 0 ? std::min(panels, most_panels_) : 0),
+        return {.panels = panels_.missing(blocks_ > 0 ? (std::min)(panels, most_panels_) : 0),
                 .operands = AlignedBuffer<T>(operands_.size() > 0 ? 0 : blocks_ * operand_numbers())};
     }
     void add(Room room) {
@@ -54,10 +54,10 @@ class FoldHistory {
     void start(Index size) { first_kept_ = size / block_size - blocks_; }
     bool keeps(Index block) const { return blocks_ > 0 && block >= first_kept_; }
     // After it: from how many finished blocks to how many.
-    void finish(Index before, Index after) { undoable_ = std::min(blocks_, undoable_ + after - before); }
+    void finish(Index before, Index after) { undoable_ = (std::min)(blocks_, undoable_ + after - before); }
     void forget() { undoable_ = 0; }
     // Of a cache that was saved, as far as there is room for them.
-    void set_undoable(Index blocks) { undoable_ = std::min(blocks, blocks_); }
+    void set_undoable(Index blocks) { undoable_ = (std::min)(blocks, blocks_); }
 
     void keep_operands(Index block, const BlockOperands<T>& from) {
         std::copy_n(from.lookahead_keys(), operand_numbers(), operands(block));

@@ -37,7 +37,7 @@ class GradientState {
     // Panel p as before the last block: the values in place, every gradient 0.
     void start(Index p, ConstMatrixView<T> values_of_all) {
         const Index first = p * panel_size;
-        const Index rows = std::min(panel_size, values_of_all.rows() - first);
+        const Index rows = (std::min)(panel_size, values_of_all.rows() - first);
         std::fill_n(panels_[p], shape_.dv * panel_size, T(0));
         transpose(values_of_all, first, rows, T(1), values(p), panel_size);
         const Index rest = shape_.dv + (has_lookahead_ ? 3 : 1) * shape_.d;

@@ -49,8 +49,8 @@ class GroupScratch {
         const Index origin = group.origin() + i * block_size;
         const Index d = state_.shape().d;
         return {.origin = origin,
-                .first = std::max(origin, group.first),
-                .end = std::min(origin + block_size, group.end),
+                .first = (std::max)(origin, group.first),
+                .end = (std::min)(origin + block_size, group.end),
                 .operands =
                     i == 0 ? state_.open_block() : BlockOperands<T>(operands_ + (i - 1) * operand_numbers(state_), d)};
     }

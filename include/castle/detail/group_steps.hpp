@@ -52,7 +52,7 @@ void pack_block(HeadState<T>& state, const GroupScratch<T>& scratch, const Group
 // the next: a panel is large, and then has to come from far away only once.
 template <Scalar T, class F>
 void for_panels(const GroupScratch<T>& scratch, const Group& group, Index span, const F& f) {
-    const Index end = std::min((span + 1) * span_panels, ceil_div(group.end, panel_size));
+    const Index end = (std::min)((span + 1) * span_panels, ceil_div(group.end, panel_size));
     for (Index p = span * span_panels; p < end; ++p) {
         for (Index b = 0; b < group.blocks(); ++b) {
             const BlockRows<T> rows = scratch.block(group, b);
@@ -98,7 +98,7 @@ void merge_spans(const HeadState<T>& state, const GroupScratch<T>& scratch, cons
     for (Index row = rows.first - group.first; row < rows.end - group.first; ++row) {
         const Index spans = (group.first + row) / span_size + 1;
         T largest = scratch.softmax(0).largest()[row];
-        for (Index s = 1; s < spans; ++s) largest = std::max(largest, scratch.softmax(s).largest()[row]);
+        for (Index s = 1; s < spans; ++s) largest = (std::max)(largest, scratch.softmax(s).largest()[row]);
         if (largest == -std::numeric_limits<T>::infinity()) largest = T(0);
 
         T* merged = scratch.softmax(0).out(row);

@@ -41,7 +41,8 @@ class HeadRecord {
     void reserve(Index tokens) {
         gradients_.reserve(tokens);
         state_.reserve(tokens);
-        const Index numbers = std::max(extension_numbers(state_, 0, tokens), BackwardPass<T>::numbers(state_, tokens));
+        const Index numbers =
+            (std::max)(extension_numbers(state_, 0, tokens), BackwardPass<T>::numbers(state_, tokens));
         if (numbers > scratch_.size()) scratch_ = AlignedBuffer<T>(numbers);
         if (tokens > log_sum_exp_.size()) log_sum_exp_ = AlignedBuffer<T>(tokens);
     }

@@ -98,8 +98,8 @@ class HeadState {
     void reserve(Index tokens) {
         const Index panels = ceil_div(tokens, panel_size);
         if (panels <= panels_.size()) return;
-        const Index query_panels = has_lookahead() ? std::min(panels, most_query_panels()) : 0;
-        const Index gate_tiles = has_lookahead() ? std::min(panels, most_gate_tiles()) : 0;
+        const Index query_panels = has_lookahead() ? (std::min)(panels, most_query_panels()) : 0;
+        const Index gate_tiles = has_lookahead() ? (std::min)(panels, most_gate_tiles()) : 0;
         auto fresh_panels = panels_.missing(panels);
         auto fresh_queries = query_panels_.missing(query_panels);
         auto fresh_tiles = gate_tiles_.missing(gate_tiles);
@@ -244,7 +244,7 @@ class HeadState {
     // Panels that gates can ask for together, so that no two of them share a place: keys from a window before the first
     // of `tokens` tokens to the last, which need not begin with a panel.
     Index most_panels(Index tokens) const {
-        constexpr Index every_panel = std::numeric_limits<Index>::max();
+        constexpr Index every_panel = (std::numeric_limits<Index>::max)();
         if (window_ >= every_panel - tokens - panel_size) return every_panel;
         return ceil_div(window_ + tokens, panel_size) + 1;
     }
@@ -252,8 +252,8 @@ class HeadState {
     Index most_gate_tiles() const { return most_panels(group_size); }
     // Those of a group, or of what is left once all has been taken off that can be.
     Index most_query_panels() const {
-        return keeps_every_query_ ? std::numeric_limits<Index>::max()
-                                  : most_panels(std::max(group_size, (history_blocks_ + 1) * block_size));
+        return keeps_every_query_ ? (std::numeric_limits<Index>::max)()
+                                  : most_panels((std::max)(group_size, (history_blocks_ + 1) * block_size));
     }
 
     Index row_scratch_numbers(Index panels) const {

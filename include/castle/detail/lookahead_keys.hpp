@@ -28,7 +28,7 @@ Matrix<T> lookahead_keys(const HeadState<T>& state) {
         std::copy_n(state.lookahead_keys(p), panel.size(), panel.data());
         fold_block(state, open, size - origin, state.open_block(), state.gates(p), p, panel.data());
         const Index first = p * panel_size;
-        const Index rows = std::min(panel_size, size - first);
+        const Index rows = (std::min)(panel_size, size - first);
         u.middleRows(first, rows) = Eigen::Map<const Matrix<T>>(panel.data(), d, panel_size).leftCols(rows).transpose();
     }
     return u;

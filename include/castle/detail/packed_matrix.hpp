@@ -43,11 +43,11 @@ class PackedMatrix {
     void set_transposed(const PackedMatrix& m) {
         for (Index p = 0; p < m.panels(); ++p) {
             const Index first_row = p * panel_size;
-            const Index count = std::min(panel_size, rows_ - first_row);
+            const Index count = (std::min)(panel_size, rows_ - first_row);
             for (Index q = 0; q < panels(); ++q) {
                 const Index first_col = q * panel_size;
                 const ConstMatrixView<T> from(m.data_.data() + (p * m.rows_ + first_col) * panel_size,
-                                              std::min(panel_size, cols_ - first_col), count, panel_size);
+                                              (std::min)(panel_size, cols_ - first_col), count, panel_size);
                 transpose(from, 0, from.rows(), T(1), at(first_row, first_col), panel_size);
             }
         }
@@ -58,10 +58,10 @@ class PackedMatrix {
         constexpr Index chunk = 4 * tile_rows;
         alignas(64) T product[chunk * panel_size];
         const Index first_col = p * panel_size;
-        const Index count = std::min(panel_size, cols_ - first_col);
+        const Index count = (std::min)(panel_size, cols_ - first_col);
         const T* panel = data_.data() + p * rows_ * panel_size;
         for (Index first = 0; first < x.rows(); first += chunk) {
-            const Index n = std::min(chunk, x.rows() - first);
+            const Index n = (std::min)(chunk, x.rows() - first);
             multiply<panel_size>(n, rows_, Operand<T>{x.row(first), x.outer_stride(), 1}, panel, panel_size, product,
                                  panel_size);
             for (Index i = 0; i < n; ++i) {

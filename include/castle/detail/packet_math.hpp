@@ -74,8 +74,9 @@ EIGEN_ALWAYS_INLINE Exponential<T> exponential(typename Simd<T>::Packet x) {
     constexpr int terms = int(std::size(C::q));
     auto e_r = S::set(terms % 2 == 0 ? sign * C::q[0] : C::q[0]);
     unroll<terms - 1>([&](auto i) CASTLE_INLINE_LAMBDA {
-        constexpr int degree = terms - i;
-        e_r = S::fma(e_r, r, S::set(degree % 2 == 0 ? C::q[i + 1] : sign * C::q[i + 1]));
+        constexpr int next = constant<decltype(i)> + 1;
+        constexpr int degree = terms - next + 1;
+        e_r = S::fma(e_r, r, S::set(degree % 2 == 0 ? C::q[next] : sign * C::q[next]));
     });
     e_r = S::fma(e_r, r, S::set(sign));
     e_r = S::fma(e_r, r, S::set(1));
@@ -87,7 +88,7 @@ EIGEN_ALWAYS_INLINE Exponential<T> exponential(typename Simd<T>::Packet x) {
 template <Scalar T>
 EIGEN_ALWAYS_INLINE typename Simd<T>::Packet exp_nonpositive(typename Simd<T>::Packet x) {
     using S = Simd<T>;
-    const auto e = exponential<T>(S::max(x, S::set(ExpConstants<T>::lowest)));
+    const auto e = exponential<T>(S::larger(x, S::set(ExpConstants<T>::lowest)));
     return S::mul(e.significand, e.power);
 }
 
@@ -96,7 +97,7 @@ template <Scalar T>
 EIGEN_ALWAYS_INLINE typename Simd<T>::Packet times_sigmoid(typename Simd<T>::Packet numerator,
                                                            typename Simd<T>::Packet x) {
     using S = Simd<T>;
-    const auto e = exponential<T, -1>(S::min(x, S::set(-ExpConstants<T>::lowest)));
+    const auto e = exponential<T, -1>(S::smaller(x, S::set(-ExpConstants<T>::lowest)));
     return S::div(numerator, S::fma(e.significand, e.power, S::set(1)));
 }
 
@@ -104,14 +105,14 @@ EIGEN_ALWAYS_INLINE typename Simd<T>::Packet times_sigmoid(typename Simd<T>::Pac
 template <Scalar T>
 EIGEN_ALWAYS_INLINE typename Simd<T>::Packet sigmoid(typename Simd<T>::Packet x) {
     using S = Simd<T>;
-    return times_sigmoid<T>(S::set(1), S::max(x, S::set(-ExpConstants<T>::highest)));
+    return times_sigmoid<T>(S::set(1), S::larger(x, S::set(-ExpConstants<T>::highest)));
 }
 
 // x sigmoid(x); an infinitely negative x gives -0 as it should, and not the NaN of infinity / infinity.
 template <Scalar T>
 EIGEN_ALWAYS_INLINE typename Simd<T>::Packet silu(typename Simd<T>::Packet x) {
     using S = Simd<T>;
-    const auto bounded = S::max(x, S::set(-ExpConstants<T>::highest));
+    const auto bounded = S::larger(x, S::set(-ExpConstants<T>::highest));
     return times_sigmoid<T>(bounded, bounded);
 }
 
@@ -127,8 +128,8 @@ EIGEN_ALWAYS_INLINE WithDerivative<T> silu_and_derivative(typename Simd<T>::Pack
     using S = Simd<T>;
     // At the lower bound the exponential is still finite, and both results are as good as 0; at the upper it is 0.
     constexpr T bound = -ExpConstants<T>::lowest - 1;
-    const auto from_below = S::max(x, S::set(-bound));
-    const auto bounded = S::min(from_below, S::set(bound));
+    const auto from_below = S::larger(x, S::set(-bound));
+    const auto bounded = S::smaller(from_below, S::set(bound));
     const auto e = exponential<T, -1>(bounded);
     const auto power = S::mul(e.significand, e.power);
     const auto sigmoid = S::div(S::set(1), S::add(power, S::set(1)));

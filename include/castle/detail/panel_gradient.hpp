@@ -216,7 +216,7 @@ class PanelGradient {
         for_row_tiles(state_.shape().d, [&](auto height, Index k) {
             const auto values = Operand<T>{rows_.operands.lookahead_values(), block_size, 1}.rows_from(k);
             for_column_tiles<T, Cols>([&](auto packets, Index c) {
-                Tile<T, height, packets> tile;
+                TileOf<T, decltype(height), decltype(packets)> tile;
                 T* u = state_.lookahead_keys(p_) + k * panel_size + column_ + c;
                 tile.load(u, panel_size);
                 tile.negate();
@@ -235,7 +235,7 @@ class PanelGradient {
     void compute_lookahead_scores() {
         for_row_tiles(rows_.count(), [&](auto height, Index i) {
             for_column_tiles<T, Cols>([&](auto packets, Index c) {
-                Tile<T, height, packets> tile;
+                TileOf<T, decltype(height), decltype(packets)> tile;
                 tile.set_zero();
                 tile.multiply_add(queries().rows_from(i), state_.lookahead_keys(p_) + column_ + c, panel_size,
                                   state_.shape().d);
@@ -283,9 +283,9 @@ class PanelGradient {
         for_row_tiles(rows_.count(), [&](auto height, Index j) {
             // Row i of the cell has to do with the tokens up to i.
             const auto triangle = Operand<T>{block.triangle() + j * block_size, 1, block_size}.rows_from(j);
-            constexpr Index rest = height - 1;
+            constexpr Index rest = constant<decltype(height)> - 1;
             for_column_tiles<T, Cols>([&](auto packets, Index c) {
-                Tile<T, height, packets> tile;
+                TileOf<T, decltype(height), decltype(packets)> tile;
                 const T* from = d_lookahead_scores_ + j * panel_size + c;
                 tile.set_zero();
                 tile.multiply_add(Operand<T>{block.lookahead_values(), 1, block_size}.rows_from(j),
@@ -313,7 +313,7 @@ class PanelGradient {
         for_row_tiles(rows_.count(), [&](auto height, Index i) {
             for_column_tiles<T, block_size>([&](auto packets, Index j) {
                 if (j > i + height - 1) return;
-                Tile<T, height, packets> tile;
+                TileOf<T, decltype(height), decltype(packets)> tile;
                 T* to = sums_.triangle() + i * block_size + j;
                 tile.load(to, block_size);
                 tile.multiply_add(Operand<T>{d_lookahead_scores_, panel_size, 1}.rows_from(i), transposed_ + j,

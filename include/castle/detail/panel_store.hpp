@@ -48,7 +48,7 @@ class PanelStore {
         fresh.reserve(fresh.size() + made.size());
         for (Panel<T>& panel : made) fresh.push_back(std::move(panel));
         const std::size_t needed = panels_.size() + fresh.size();
-        if (needed > panels_.capacity()) panels_.reserve(std::max(needed, 2 * panels_.capacity()));
+        if (needed > panels_.capacity()) panels_.reserve((std::max)(needed, 2 * panels_.capacity()));
         return fresh;
     }
     void add(Panels fresh) {
@@ -58,7 +58,7 @@ class PanelStore {
     // The first `panels` panels, or all, for one more store.
     PanelStore share(Index panels) const {
         PanelStore other(panel_numbers_);
-        const Index count = std::min(panels, size());
+        const Index count = (std::min)(panels, size());
         other.panels_.reserve(std::size_t(count));
         for (Index p = 0; p < count; ++p) other.panels_.push_back(panels_[std::size_t(p)].share());
         return other;
@@ -67,7 +67,7 @@ class PanelStore {
     // Before writing to the panels [first, end): those that are shared are copied. Where it throws, all are as they
     // were.
     void own(Index first, Index end) {
-        end = std::min(end, first + size());
+        end = (std::min)(end, first + size());
         const auto place = [&](Index p) -> Panel<T>& { return panels_[std::size_t(p % size())]; };
         Index shared = 0;
         for (Index p = first; p < end; ++p) shared += place(p).is_shared() ? 1 : 0;
@@ -113,7 +113,7 @@ class PanelStore {
     static Panels make_panels(Index count, Index numbers) {
         Panels fresh;
         if (count == 0) return fresh;
-        if (count > std::numeric_limits<Index>::max() / numbers) throw std::bad_array_new_length();
+        if (count > (std::numeric_limits<Index>::max)() / numbers) throw std::bad_array_new_length();
         const auto slab = std::make_shared<typename Panel<T>::Slab>(count, numbers);
         fresh.reserve(std::size_t(count));
         for (Index i = 0; i < count; ++i) fresh.emplace_back(slab, i);

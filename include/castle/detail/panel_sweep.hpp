@@ -37,13 +37,13 @@ void fold_block(const HeadState<T>& state, const AbsorbedTokens& tokens, Index c
         if (absorbed == Absorbed::none) return;
         for_row_tiles(state.shape().d, [&](auto height, Index k) {
             const auto values = Operand<T>{block.lookahead_values(), block_size, 1}.rows_from(k);
-            for_column_tiles<T, columns>([&](auto packets, Index column) {
+            for_column_tiles<T, constant<decltype(columns)>>([&](auto packets, Index column) {
                 const Index c = first + column;
-                Tile<T, height, packets> tile;
+                TileOf<T, decltype(height), decltype(packets)> tile;
                 tile.load(u + k * panel_size + c, panel_size);
                 if (absorbed == Absorbed::all) {
                     tile.multiply_add(values, gates + c, panel_size, count);
-                } else if constexpr (columns == block_size) {  // a whole panel is of one kind
+                } else if constexpr (constant<decltype(columns)> == block_size) {  // a whole panel is of one kind
                     tile.multiply_add_within(values, gates + c, panel_size, count, c,
                                              [&](Index j) { return tokens.columns(j, p); });
                 }
@@ -65,7 +65,7 @@ class PanelSweep {
           tokens_(state.window(), rows.origin, rows.end),
           p_(p),
           first_key_(p * panel_size),
-          columns_(std::min(round_up(rows.end - first_key_, block_size), panel_size)),
+          columns_((std::min)(round_up(rows.end - first_key_, block_size), panel_size)),
           absorbed_(tokens_.by_keys(first_key_, panel_size) != Absorbed::none),
           gates_(absorbed_ && rows.is_split() ? state.gates(p) : own_gates_) {}
 
@@ -110,11 +110,11 @@ class PanelSweep {
         tokens_.for_column_ranges(p_, columns_, [&](auto columns, Index first, Absorbed absorbed) {
             if (absorbed == Absorbed::none) return;
             T* gates = gates_ + skip * panel_size + first;
-            multiply<columns>(rows_.count(), state_.shape().d, keys, state_.lookahead_queries(p_) + first, panel_size,
-                              gates, panel_size);
+            multiply<constant<decltype(columns)>>(rows_.count(), state_.shape().d, keys,
+                                                  state_.lookahead_queries(p_) + first, panel_size, gates, panel_size);
             for (Index i = 0; i < rows_.count(); ++i) {
                 T* gate = gates + i * panel_size;
-                for_packets<T, columns>(
+                for_packets<T, constant<decltype(columns)>>(
                     [&](Index c) CASTLE_INLINE_LAMBDA { S::store(gate + c, sigmoid<T>(S::load(gate + c))); });
             }
         });
@@ -125,14 +125,14 @@ class PanelSweep {
         const T* keys = state_.lookahead_keys(p_);
         tokens_.for_column_ranges(p_, columns_, [&](auto columns, Index first, Absorbed absorbed) {
             for_row_tiles(rows_.count(), [&](auto height, Index i) {
-                for_column_tiles<T, columns>([&](auto packets, Index column) {
+                for_column_tiles<T, constant<decltype(columns)>>([&](auto packets, Index column) {
                     const Index c = first + column;
-                    Tile<T, height, packets> tile;
+                    TileOf<T, decltype(height), decltype(packets)> tile;
                     tile.set_zero();
                     tile.multiply_add(queries(i), keys + c, panel_size, state_.shape().d);
                     if (absorbed == Absorbed::all) {
                         add_open_block(tile, i, c);
-                    } else if constexpr (columns == block_size) {  // a whole panel is of one kind
+                    } else if constexpr (constant<decltype(columns)> == block_size) {  // a whole panel is of one kind
                         if (absorbed == Absorbed::some) add_open_block_within(tile, i, c);
                     }
                     tile.store(lookahead_scores_ + i * panel_size + c, panel_size);
@@ -162,7 +162,7 @@ class PanelSweep {
     }
 
     // Keys of the panel that the i-th new row sees.
-    Index visible(Index i) const { return std::min(rows_.first + i - first_key_ + 1, panel_size); }
+    Index visible(Index i) const { return (std::min)(rows_.first + i - first_key_ + 1, panel_size); }
 
     // scores_ = s^C - SiLU(s^U), as far as they are asked for. Of the panel only the first Cols keys are seen.
     template <Index Cols>
@@ -199,10 +199,11 @@ class PanelSweep {
         T base[block_size];
         for (Index i = 0; i < rows_.count(); ++i) {
             T* score = scores_ + i * panel_size;
-            std::fill(score + std::min(visible(i), Cols), score + Cols, minus_infinity);
+            std::fill(score + (std::min)(visible(i), Cols), score + Cols, minus_infinity);
             T& row_largest = softmax.largest()[softmax_row + i];
             Packet largest = S::set(row_largest);
-            for_packets<T, Cols>([&](Index c) CASTLE_INLINE_LAMBDA { largest = S::max(S::load(score + c), largest); });
+            for_packets<T, Cols>([&](Index c)
+                                     CASTLE_INLINE_LAMBDA { largest = S::larger(S::load(score + c), largest); });
             rescale_[i] = row_largest;
             row_largest = S::largest(largest);
             // Where no score is finite yet, any finite base gives the weights 0 that belong there.
@@ -233,8 +234,8 @@ class PanelSweep {
             const auto weights = Operand<T>{scores_, panel_size, 1}.rows_from(i);
             const Index common = visible(i);
             T* out = softmax.out(softmax_row + i);
-            for_column_tiles<T, widest_tile<T, height>>(dv, [&](auto packets, Index c) {
-                Tile<T, height, packets> tile;
+            for_column_tiles<T, widest_tile<T, constant<decltype(height)>>>(dv, [&](auto packets, Index c) {
+                TileOf<T, decltype(height), decltype(packets)> tile;
                 tile.load_scaled(out + c, dv, rescale_ + i);
                 tile.multiply_add(weights, values + c, dv, common);
                 tile.multiply_add_triangle(weights.cols_from(common), values + common * dv + c, dv, columns_ - common);

@@ -121,7 +121,7 @@ void for_saved_arrays(HeadState<T>& state, Index size, Index undoable, const F& 
     if (size == 0) return;
     const Index d = state.shape().d, dv = state.shape().dv;
     const Index panels = ceil_div(size, panel_size);
-    const auto used = [](Index p, Index end) { return std::min(panel_size, end - p * panel_size); };
+    const auto used = [](Index p, Index end) { return (std::min)(panel_size, end - p * panel_size); };
     for (Index p = 0; p < panels; ++p) {
         if (state.has_lookahead()) f(state.lookahead_keys(p), d, panel_size, panel_size, d, used(p, size));
         f(state.causal_keys(p), d, panel_size, panel_size, d, used(p, size));
@@ -136,7 +136,7 @@ void for_saved_arrays(HeadState<T>& state, Index size, Index undoable, const F& 
     // Block by block further back, with the queries that it asks for once it is undone.
     for (Index b = last - 1; b >= last - undoable; --b) {
         const Index origin = b * block_size, end = origin + block_size, oldest = oldest_panel(state.window(), origin);
-        for (Index p = oldest; p < std::min(oldest_panel(state.window(), end), panels); ++p) {
+        for (Index p = oldest; p < (std::min)(oldest_panel(state.window(), end), panels); ++p) {
             f(state.lookahead_queries(p), d, panel_size, panel_size, d, used(p, size));
         }
         f(state.history().operands(b), 2 * d, block_size, block_size, 2 * d, block_size);
@@ -217,7 +217,7 @@ class SavedReader {
         std::vector<unsigned char> bytes;
         while (bytes.size() < count) {
             const std::size_t have = bytes.size();
-            bytes.resize(have + std::min(step, count - have));
+            bytes.resize(have + (std::min)(step, count - have));
             in_.read(reinterpret_cast<char*>(bytes.data() + have), static_cast<std::streamsize>(bytes.size() - have));
             if (std::size_t(in_.gcount()) < bytes.size() - have)
                 refuse_cache("is truncated, or the stream cannot be read");
@@ -226,7 +226,7 @@ class SavedReader {
         return bytes;
     }
     // Of all bytes so far, against the one that comes next.
-    void check() {
+    void check_sum() {
         const Checksum so_far = checksum_;
         if (read_word(bytes(8).data()) != so_far.value()) refuse_cache("is corrupted");
         checksum_ = so_far;
@@ -243,7 +243,7 @@ SavedIdentity read_identity(SavedReader& reader) {
     if (!std::ranges::equal(reader.bytes(SavedIdentity::magic.size()), SavedIdentity::magic))
         refuse_cache("is none of castle's");
     const std::vector<unsigned char> bytes = reader.bytes(8 * SavedIdentity::words);
-    reader.check();
+    reader.check_sum();
     std::array<std::uint64_t, SavedIdentity::words> words{};
     for (std::size_t i = 0; i < words.size(); ++i) words[i] = read_word(bytes.data() + 8 * i);
     const SavedIdentity saved = SavedIdentity::from_words(words), own{.scalar_bytes = sizeof(T)};
@@ -257,7 +257,7 @@ SavedIdentity read_identity(SavedReader& reader) {
     const auto is_size = [&](std::uint64_t x) { return x >= 1 && x <= most_size; };
     if (!is_size(saved.d) || !is_size(saved.dv) || !is_size(saved.heads) || saved.size > most_tokens ||
         saved.window > std::uint64_t(unlimited) || saved.silu > 1 || saved.causal_keys > 1 ||
-        !(std::abs(std::bit_cast<double>(saved.scale)) <= double(std::numeric_limits<T>::max())) ||
+        !(std::abs(std::bit_cast<double>(saved.scale)) <= double((std::numeric_limits<T>::max)())) ||
         saved.undoable > most_size / block_size || saved.undoable > saved.size / block_size) {
         refuse_cache("has no sensible sizes");
     }
@@ -277,7 +277,7 @@ inline Index saved_numbers(const SavedIdentity& saved) {
         blocks = Index(saved.undoable) + 1;
         for (Index b = size / block_size - 1; b >= size / block_size - Index(saved.undoable); --b) {
             const Index origin = b * block_size, end = origin + block_size, oldest = oldest_panel(window, origin);
-            key_panels += std::min(oldest_panel(window, end), panels) - oldest + ceil_div(end, panel_size) - oldest;
+            key_panels += (std::min)(oldest_panel(window, end), panels) - oldest + ceil_div(end, panel_size) - oldest;
         }
     }
     const double most = 0x1p60;
@@ -295,7 +295,7 @@ std::vector<HeadState<T>> read_states(SavedReader& reader, const SavedIdentity& 
     const Index numbers = saved_numbers(saved), heads = Index(saved.heads);
     if (double(numbers) * double(heads) > 0x1p60) refuse_cache("is too large");
     const std::vector<unsigned char> bytes = reader.bytes(std::size_t(numbers) * std::size_t(heads) * sizeof(T));
-    reader.check();
+    reader.check_sum();
     std::vector<HeadState<T>> states;
     states.reserve(std::size_t(heads));
     for (Index h = 0; h < heads; ++h) {

@@ -15,9 +15,11 @@
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #endif
 
-// Stands after the parameters of a lambda, where no standard attribute may.
-#if defined(__GNUC__)
+// Stands after the parameters of a lambda, where no standard attribute may. clang-cl defines no __GNUC__.
+#if defined(__GNUC__) || defined(__clang__)
 #define CASTLE_INLINE_LAMBDA __attribute__((always_inline))
+#elif defined(_MSC_VER)
+#define CASTLE_INLINE_LAMBDA [[msvc::forceinline]]
 #else
 #define CASTLE_INLINE_LAMBDA
 #endif
@@ -27,6 +29,11 @@
 namespace castle {
 inline namespace CASTLE_ABI {
 namespace detail {
+
+// The constant that a generic lambda is called with, by the parameter's type: not every compiler takes a captured
+// parameter for a constant.
+template <class C>
+inline constexpr auto constant = std::remove_cvref_t<C>::value;
 
 // Calls f(0), ..., f(N - 1) with constants, in this order; what makes arrays of packets live in registers. gcc decides
 // where they live before it looks into an ordinary lambda, so f has to be a CASTLE_INLINE_LAMBDA where it has packets.
@@ -80,8 +87,8 @@ struct Simd {
     static EIGEN_ALWAYS_INLINE Packet negate(Packet a) { return Eigen::internal::pnegate(a); }
 
     // Of a number and a NaN, either may come back.
-    static EIGEN_ALWAYS_INLINE Packet max(Packet a, Packet b) { return Eigen::internal::pmax(a, b); }
-    static EIGEN_ALWAYS_INLINE Packet min(Packet a, Packet b) { return Eigen::internal::pmin(a, b); }
+    static EIGEN_ALWAYS_INLINE Packet larger(Packet a, Packet b) { return Eigen::internal::pmax(a, b); }
+    static EIGEN_ALWAYS_INLINE Packet smaller(Packet a, Packet b) { return Eigen::internal::pmin(a, b); }
 
     // Lane masks and the choice by one.
     static EIGEN_ALWAYS_INLINE Packet less(Packet a, Packet b) { return Eigen::internal::pcmp_lt(a, b); }

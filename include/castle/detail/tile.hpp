@@ -77,7 +77,7 @@ class Tile {
                 Packet row[V];
                 unroll<V>([&](auto v) CASTLE_INLINE_LAMBDA { row[v] = S::load(b + k * stride + v * S::width); });
                 unroll<R>([&](auto i) CASTLE_INLINE_LAMBDA {
-                    if constexpr (i > k) {
+                    if constexpr (constant < decltype(i) >> constant<decltype(k)>) {
                         const Packet x = S::set(a.data[i * a.row + k * a.col]);
                         unroll<V>([&](auto v) CASTLE_INLINE_LAMBDA { acc_[i][v] = S::fma(x, row[v], acc_[i][v]); });
                     }
@@ -92,7 +92,7 @@ class Tile {
         unroll<R - 1>([&](auto k) CASTLE_INLINE_LAMBDA {
             Packet row[V];
             unroll<V>([&](auto v) CASTLE_INLINE_LAMBDA { row[v] = S::load(b + k * stride + v * S::width); });
-            unroll<k + 1>([&](auto i) CASTLE_INLINE_LAMBDA {
+            unroll<constant<decltype(k)> + 1>([&](auto i) CASTLE_INLINE_LAMBDA {
                 const Packet x = S::set(a.data[i * a.row + k * a.col]);
                 unroll<V>([&](auto v) CASTLE_INLINE_LAMBDA { acc_[i][v] = S::fma(x, row[v], acc_[i][v]); });
             });
@@ -110,7 +110,9 @@ class Tile {
     template <class Range>
     EIGEN_ALWAYS_INLINE void multiply_add_triangle_within(Operand<T> a, const T* b, Index stride, Index first_col,
                                                           const Range& range) {
-        unroll<R - 1>([&](auto k) CASTLE_INLINE_LAMBDA { masked_step<k + 1>(a, b, stride, k, first_col, range(k)); });
+        unroll<R - 1>([&](auto k) CASTLE_INLINE_LAMBDA {
+            masked_step<constant<decltype(k)> + 1>(a, b, stride, k, first_col, range(k));
+        });
     }
 
   private:
@@ -133,7 +135,7 @@ class Tile {
             row[v] = S::load(b + k * stride + v * S::width);
         });
         unroll<R>([&](auto i) CASTLE_INLINE_LAMBDA {
-            if constexpr (i >= FirstRow) {
+            if constexpr (constant<decltype(i)> >= FirstRow) {
                 const Packet x = S::set(a.data[i * a.row + k * a.col]);
                 unroll<V>([&](auto v) CASTLE_INLINE_LAMBDA {
                     acc_[i][v] = S::select(inside[v], S::fma(x, row[v], acc_[i][v]), acc_[i][v]);
@@ -144,6 +146,10 @@ class Tile {
 
     Packet acc_[R][V];
 };
+
+// The tile for a height and a number of packets that generic lambdas get as constants.
+template <Scalar T, class Height, class Packets>
+using TileOf = Tile<T, constant<Height>, constant<Packets>>;
 
 // The tile that fills the registers and leaves room for the operands.
 inline constexpr int tile_rows = 6;
@@ -215,7 +221,7 @@ template <Index Cols, Scalar T>
 void multiply(Index rows, Index n, Operand<T> a, const T* b, Index b_stride, T* c, Index c_stride) {
     for_row_tiles(rows, [&](auto height, Index i) {
         for_column_tiles<T, Cols>([&](auto packets, Index j) {
-            Tile<T, height, packets> tile;
+            TileOf<T, decltype(height), decltype(packets)> tile;
             tile.set_zero();
             tile.multiply_add(a.rows_from(i), b + j, b_stride, n);
             tile.store(c + i * c_stride + j, c_stride);
@@ -228,7 +234,7 @@ template <Index Cols, Index AStride, Index Stride, Scalar T>
 void multiply_add(Index rows, Index n, const T* a, const T* b, T* c) {
     for_row_tiles(rows, [&](auto height, Index i) {
         for_column_tiles<T, Cols>([&](auto packets, Index j) {
-            Tile<T, height, packets> tile;
+            TileOf<T, decltype(height), decltype(packets)> tile;
             tile.load(c + i * Stride + j, Stride);
             tile.multiply_add(Operand<T>{a + i * AStride, AStride, 1}, b + j, Stride, n);
             tile.store(c + i * Stride + j, Stride);
@@ -241,7 +247,7 @@ template <Index Cols, Index AStride, Index Stride, Scalar T>
 void multiply_add_within(Index rows, Index n, const T* a, const T* b, T* c, const ColumnRange* ranges) {
     for_row_tiles(rows, [&](auto height, Index i) {
         for_column_tiles<T, Cols>([&](auto packets, Index j) {
-            Tile<T, height, packets> tile;
+            TileOf<T, decltype(height), decltype(packets)> tile;
             tile.load(c + i * Stride + j, Stride);
             tile.multiply_add_within(Operand<T>{a + i * AStride, AStride, 1}, b + j, Stride, n, j,
                                      [ranges](Index k) { return ranges[k]; });

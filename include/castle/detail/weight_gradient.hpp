@@ -16,7 +16,7 @@ void transposed_product_panel(ConstMatrixView<T> x, ConstMatrixView<T> y, Index 
     alignas(64) T sums[tile_rows * panel_size];
     for_row_tiles(x.cols(), [&](auto height, Index i) {
         for_column_tiles<T, panel_size>([&](auto packets, Index c) {
-            Tile<T, height, packets> tile;
+            TileOf<T, decltype(height), decltype(packets)> tile;
             tile.set_zero();
             tile.multiply_add(Operand<T>{x.row(0) + i, 1, x.outer_stride()}, y.row(0) + p * panel_size + c,
                               y.outer_stride(), x.rows());
