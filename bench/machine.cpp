@@ -49,8 +49,7 @@ double measured_peak() {
         unroll<chains>([&](auto i) CASTLE_INLINE_LAMBDA { sums[i] = S::zero(); });
         const auto factor = S::set(one);
         for (int step = 0; step < steps; ++step) {
-            unroll<chains>([&](auto i)
-                               CASTLE_INLINE_LAMBDA { sums[i] = S::in_register(S::fma(sums[i], factor, factor)); });
+            unroll<chains>([&](auto i) CASTLE_INLINE_LAMBDA { sums[i] = S::opaque(S::fma(sums[i], factor, factor)); });
         }
         float total = 0;
         unroll<chains>([&](auto i) CASTLE_INLINE_LAMBDA { total += S::sum(sums[i]); });

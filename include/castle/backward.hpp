@@ -25,6 +25,20 @@
 // addition rounds the sum so far, and the backward pass takes the additions back one by one: off by
 // 0.54 n u sqrt(2/6) at the end, 0.41 times that on average over all pairs of tokens, and a weight is off, relatively,
 // by as much as its score. Measured: a little more than half of it.
+//
+// Large scores. A weight is exp(score - largest - log_sum), with the three kept apart, so equal scores have exact
+// weights however large they are. A score itself is rounded, in the forward as in the backward pass: it is off by
+// (d + n + 3) u times the sum of the sizes of its terms, at most, and its weight by as much, relatively. With scores
+// of size s in float a gradient thus has some log10(1 / (s u)) digits: five for 100, three for 10^4, none from 10^7
+// on. From there on the weights of the backward pass may differ from those of the forward pass, for U is recovered by
+// subtraction; but no weight exceeds 1, and gradients stay finite.
+//
+// Large lookahead values. What a token adds to U is taken back by subtraction. Where it is c times as large as the rest
+// of U, the gradients of tokens before it lose a factor of c in accuracy.
+//
+// Masks and poison. What is masked is left out, as in the forward pass: an infinity or a NaN in an input or in d_out
+// reaches the gradients that depend on it and no other. Those of the causal queries before a bad lookahead key, query
+// or value are rounded otherwise than without it, and take longer: U is then summed up anew.
 namespace castle {
 inline namespace CASTLE_ABI {
 

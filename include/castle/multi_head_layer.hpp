@@ -115,7 +115,7 @@ class MultiHeadLayer {
         run(
             x, y, Rows(widths(), rows > 1 ? memory.data() : cache.row_.data(), kept),
             [&](Index h) -> auto& { return cache.heads_[std::size_t(h)]; },
-            [&](Index h) { return scratch.data() + h * numbers; }, [](Index) -> T* { return nullptr; });
+            [&](Index h) { return scratch.data() + h * numbers; }, [](Index) { return detail::LogSumExp<T>(); });
     }
 
     /// As above, but allocates the output, `[m, d_model]`, and returns it.
@@ -387,9 +387,8 @@ class MultiHeadLayer {
             extension.run(
                 own, [&](Index h) { return rows.input(h); },
                 [&](Index h) {
-                    T* sums = log_sum_exp(h);
                     return detail::OutputRows<T>{.out = rows.attended(h),
-                                                 .log_sum_exp = sums == nullptr ? nullptr : sums + group.call_row};
+                                                 .log_sum_exp = log_sum_exp(h).from(group.call_row)};
                 });
             const ConstMatrixView<T> attended = rows.attended().middle_rows(0, group.rows());
             const MatrixView<T> out = y.middle_rows(group.call_row, group.rows());

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <array>
+#include <cfenv>
 #include <cmath>
 #include <functional>
 #include <limits>
@@ -131,6 +132,25 @@ TYPED_TEST(Edges, LogitsOfAnyFiniteSizeGiveFiniteOutput) {
                 SCOPED_TRACE(describe(form.name, ", size ", size, ", seed ", seed, ", ", sizes, ", window ", window));
                 expect_means_of_values(form.run(head.input(), {.lookahead_window = window}), head.vc);
                 if (this->HasFatalFailure()) return;
+            }
+        }
+    }
+}
+
+// Programs may trap overflow, and ordinary inputs raise none, in positions that are masked neither.
+TYPED_TEST(Edges, OrdinaryInputsOverflowNowhere) {
+    using T = TypeParam;
+    for (const double size : {1.0, 30.0}) {
+        Random random(13);
+        Head<T> head = random_head<T>(random, {.length = 150, .d = 9, .dv = 6});
+        for (Matrix<T>* m : head.all()) *m *= T(size);
+        for (const Index window : {Index(0), Index(5), castle::unlimited}) {
+            for (const Form<T>& form : all_forms<T>()) {
+                SCOPED_TRACE(describe(form.name, ", size ", size, ", window ", window));
+                std::feclearexcept(FE_ALL_EXCEPT);
+                const Matrix<T> out = form.run(head.input(), {.lookahead_window = window});
+                EXPECT_FALSE(std::fetestexcept(FE_OVERFLOW));
+                EXPECT_TRUE(out.allFinite());
             }
         }
     }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
 #include <bit>
+#include <cfenv>
 #include <cmath>
 #include <concepts>
 #include <cstdint>
@@ -48,12 +49,17 @@ class PacketMath : public ::testing::Test {
     static std::vector<T> sigmoid(const std::vector<T>& x) {
         return map(x, [](auto p) { return detail::sigmoid<T>(p); });
     }
+    // What is subtracted from a score of 0.
     static std::vector<T> silu(const std::vector<T>& x) {
-        return map(x, [](auto p) { return detail::silu<T>(p); });
+        return map(x, [](auto p) { return S::negate(detail::SiluTerm<T>(p).subtracted_from(S::zero())); });
+    }
+    static std::vector<T> silu_derivative(const std::vector<T>& x) {
+        return map(x, [](auto p) { return detail::SiluTerm<T>(p).derivative(); });
     }
     static T exp_nonpositive1(T x) { return exp_nonpositive({x}).front(); }
     static T sigmoid1(T x) { return sigmoid({x}).front(); }
     static T silu1(T x) { return silu({x}).front(); }
+    static T silu_derivative1(T x) { return silu_derivative({x}).front(); }
 
     // The distance of the numbers of T around x.
     static Wide ulp(Wide x) {
@@ -61,7 +67,7 @@ class PacketMath : public ::testing::Test {
         return std::ldexp(Wide(Limits::epsilon()), std::ilogb(size));
     }
 
-    // Finite numbers of every size and both signs, evenly by their bits; and evenly through [-1000, 1000], where the
+    // Finite numbers of every size and both signs, evenly by their bits; and evenly through [-2000, 2000], where the
     // functions change.
     static std::vector<T> sweep() {
         std::vector<T> x;
@@ -72,7 +78,7 @@ class PacketMath : public ::testing::Test {
             x.push_back(-std::bit_cast<T>(bits));
         }
         Random random(1);
-        for (int i = -200000; i <= 200000; ++i) x.push_back(static_cast<T>((i + random.uniform()) / 200));
+        for (int i = -400000; i <= 400000; ++i) x.push_back(static_cast<T>((i + random.uniform()) / 200));
         for (const T end : {lowest(), overflow()}) {
             T below = end, above = end;
             for (int i = 0; i < 1000; ++i) {
@@ -134,6 +140,61 @@ TYPED_TEST(PacketMath, SiluIsWithinItsRoundings) {
     }
 }
 
+TYPED_TEST(PacketMath, TheDerivativeOfSiluIsWithinItsRoundings) {
+    using T = TypeParam;
+    const std::vector<T> x = this->sweep();
+    const std::vector<T> y = this->silu_derivative(x);
+    for (std::size_t i = 0; i < x.size(); ++i) {
+        const Wide number = x[i];
+        const Wide sigmoid = 1 / (1 + std::exp(-number)), opposite = 1 / (1 + std::exp(number));
+        const Wide exact = sigmoid * (1 + number * opposite);
+        // The sum cancels near -1.28, so it is off by roundings of its terms.
+        const Wide size = sigmoid * (1 + std::abs(number) * opposite);
+        const Wide underflow = number <= -this->overflow() + 1 ? activation_underflow<T> : denormal<T>;
+        ASSERT_TRUE(std::abs(y[i] - exact) <= gamma<T>(silu_derivative_roundings) * size + underflow)
+            << "of " << x[i] << " is " << y[i] << " but must be " << exact;
+    }
+}
+
+// A score less SiLU is rounded once, so however large it is, the term costs no more.
+TYPED_TEST(PacketMath, ASubtractedTermIsWithinItsRoundings) {
+    using T = TypeParam;
+    using Packets = detail::Simd<T>;
+    for (const T score : {T(0), T(1), T(-30), T(1e6)}) {
+        const std::vector<T> x = this->sweep();
+        const std::vector<T> y =
+            this->map(x, [&](auto p) { return detail::SiluTerm<T>(p).subtracted_from(Packets::set(score)); });
+        const std::vector<T> plain =
+            this->map(x, [&](auto p) { return detail::PlainTerm<T>{p}.subtracted_from(Packets::set(score)); });
+        for (std::size_t i = 0; i < x.size(); ++i) {
+            const Wide silu = x[i] / (1 + std::exp(-Wide(x[i])));
+            const Wide underflow = x[i] <= -this->overflow() + 1 ? activation_underflow<T> : denormal<T>;
+            const Wide bound = gamma<T>(sigmoid_roundings) * std::abs(silu) +
+                               unit_roundoff<T> * std::abs(score - silu) * Wide(1.001) + underflow;
+            ASSERT_TRUE(std::abs(y[i] - (score - silu)) <= bound) << "of " << x[i] << " is " << y[i];
+            ASSERT_TRUE(same_bits(plain[i], T(score - x[i])));
+        }
+    }
+}
+
+// Programs may trap overflow; none of it is meant to happen.
+TYPED_TEST(PacketMath, NothingOverflows) {
+    using T = TypeParam;
+    constexpr T infinity = std::numeric_limits<T>::infinity();
+    std::vector<T> x = this->sweep();
+    std::erase_if(x, [](T number) { return std::abs(number) > T(1e30); });
+    x.push_back(infinity);
+    x.push_back(-infinity);
+    std::vector<T> nonpositive = x;
+    for (T& number : nonpositive) number = -std::abs(number);
+    std::feclearexcept(FE_ALL_EXCEPT);
+    this->exp_nonpositive(nonpositive);
+    this->sigmoid(x);
+    this->silu(x);
+    this->silu_derivative(x);
+    EXPECT_FALSE(std::fetestexcept(FE_OVERFLOW | FE_DIVBYZERO | FE_INVALID));
+}
+
 TYPED_TEST(PacketMath, EndsAreExact) {
     using T = TypeParam;
     constexpr T infinity = std::numeric_limits<T>::infinity();
@@ -150,6 +211,12 @@ TYPED_TEST(PacketMath, EndsAreExact) {
     EXPECT_EQ(this->silu1(infinity), infinity);
     EXPECT_EQ(this->silu1(-infinity), T(0));
     EXPECT_EQ(this->silu1(std::numeric_limits<T>::max()), std::numeric_limits<T>::max());
+
+    EXPECT_EQ(this->silu_derivative1(T(0)), T(0.5));
+    EXPECT_EQ(this->silu_derivative1(infinity), T(1));
+    EXPECT_EQ(this->silu_derivative1(-infinity), T(0));
+    EXPECT_EQ(this->silu_derivative1(std::numeric_limits<T>::max()), T(1));
+    EXPECT_EQ(this->silu_derivative1(std::numeric_limits<T>::lowest()), T(0));
 }
 
 TYPED_TEST(PacketMath, ExpIsZeroWhereNoSubnormalNumberIsNear) {
@@ -166,6 +233,7 @@ TYPED_TEST(PacketMath, NanStaysNan) {
         EXPECT_TRUE(std::isnan(this->exp_nonpositive1(nan)));
         EXPECT_TRUE(std::isnan(this->sigmoid1(nan)));
         EXPECT_TRUE(std::isnan(this->silu1(nan)));
+        EXPECT_TRUE(std::isnan(this->silu_derivative1(nan)));
     }
 }
 
@@ -185,6 +253,7 @@ TYPED_TEST(PacketMath, LanesDoNotDependOnEachOther) {
         }
         ASSERT_TRUE(same_bits(this->sigmoid(lanes)[place], this->sigmoid1(x))) << "of " << x;
         ASSERT_TRUE(same_bits(this->silu(lanes)[place], this->silu1(x))) << "of " << x;
+        ASSERT_TRUE(same_bits(this->silu_derivative(lanes)[place], this->silu_derivative1(x))) << "of " << x;
     }
 }
 

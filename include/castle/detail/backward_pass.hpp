@@ -5,6 +5,7 @@
 
 #include <castle/detail/aligned_buffer.hpp>
 #include <castle/detail/block_operands.hpp>
+#include <castle/detail/dot.hpp>
 #include <castle/detail/gradient_state.hpp>
 #include <castle/detail/group.hpp>
 #include <castle/detail/head_state.hpp>
@@ -21,12 +22,12 @@ inline namespace CASTLE_ABI {
 namespace detail {
 
 // What the backward pass of one head goes from, all `[L, ...]`: the input, the forward pass's output and logarithms of
-// sums, and the output's gradient; and where the input's gradient goes.
+// sums, and the output's gradient.
 template <Scalar T>
 struct BackwardInput {
     HeadInput<T> head;
     ConstMatrixView<T> out;
-    const T* log_sum_exp;
+    LogSumExp<T> log_sum_exp;
     ConstMatrixView<T> d_out;
 };
 
@@ -56,7 +57,7 @@ class BackwardPass {
         transpose(head.causal.q, rows.first, n, state_.scale(), operands.causal_queries(), block_size);
         transpose(input_.d_out, rows.first, n, T(1), d_out(b), block_size);
         for (Index i = 0; i < n; ++i) {
-            delta(b)[i] = input_.d_out.map().row(rows.first + i).dot(input_.out.map().row(rows.first + i));
+            delta(b)[i] = dot(input_.d_out.row(rows.first + i), input_.out.row(rows.first + i), state_.shape().dv);
         }
         if (!state_.has_lookahead()) return;
         transpose(head.lookahead.k, rows.first, n, state_.scale(), operands.lookahead_keys(), block_size);
@@ -76,8 +77,8 @@ class BackwardPass {
                 const BlockRows<T> rows = block(group, b);
                 if (p * panel_size >= rows.end) break;
                 const BlockCotangents<T> cotangents{
-                    .d_out = d_out(b), .delta = delta(b), .log_sum_exp = input_.log_sum_exp + rows.first};
-                PanelGradient<T>(state_, gradients_, rows, cotangents, sums(span, b), p).run();
+                    .d_out = d_out(b), .delta = delta(b), .log_sum_exp = input_.log_sum_exp.from(rows.first)};
+                PanelGradient<T>(state_, gradients_, rows, cotangents, sums(span, b), input_.head.lookahead, p).run();
             }
         }
     }
@@ -142,7 +143,7 @@ class BackwardPass {
         return {first + (span * group_blocks + b) * sums_numbers(state_), state_.shape().d};
     }
 
-    // dQ^C += dT V^U and dV^U += dT^T scale Q^C, of dT the lower triangle.
+    // dQ^C += dT V^U and dV^U += dT^T scale Q^C, of dT the lower triangle. No key absorbs token 0.
     void add_triangle(const BlockRows<T>& rows, const BlockOperands<T>& total) const {
         alignas(64) T transposed[block_size * block_size];
         transpose(ConstMatrixView<T>(total.triangle(), block_size, block_size), 0, block_size, T(1), transposed,
@@ -151,10 +152,11 @@ class BackwardPass {
             multiply_add_within<block_size, block_size, block_size>(state_.shape().d, rows.count(), x, triangle, to,
                                                                     ranges);
         };
+        const Index absorbed = rows.origin == 0 ? 1 : 0;
         ColumnRange from[block_size], up_to[block_size];
         for (Index i = 0; i < block_size; ++i) {
-            from[i] = {i, block_size};
-            up_to[i] = {0, i + 1};
+            from[i] = {i < absorbed ? block_size : i, block_size};
+            up_to[i] = {absorbed, i + 1};
         }
         add(rows.operands.lookahead_values(), transposed, total.causal_queries(), from);
         add(rows.operands.causal_queries(), total.triangle(), total.lookahead_values(), up_to);

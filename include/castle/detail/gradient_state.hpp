@@ -6,6 +6,7 @@
 
 #include <castle/detail/layout.hpp>
 #include <castle/detail/panel_store.hpp>
+#include <castle/detail/softmax_rows.hpp>
 #include <castle/detail/transpose.hpp>
 #include <castle/input.hpp>
 
@@ -50,12 +51,12 @@ class GradientState {
     bool has_lookahead_;
 };
 
-// Of one block's rows: dO^T, [dv][block_size]; delta_i = dO_i . O_i; and the logarithm of the sum of exp(score).
+// Of one block's rows: dO^T, [dv][block_size]; delta_i = dO_i . O_i; and the logarithms of the sums of exp(score).
 template <Scalar T>
 struct BlockCotangents {
     const T* d_out;
     const T* delta;
-    const T* log_sum_exp;
+    LogSumExp<T> log_sum_exp;
 };
 
 }  // namespace detail

@@ -80,12 +80,11 @@ void sweep_span(HeadState<T>& state, const GroupScratch<T>& scratch, const Group
     });
 }
 
-// Where the rows of a call go: row i's output, and where it is asked for the logarithm of the sum over its keys of
-// exp(score).
+// Where the rows of a call go: row i's output, and what became of its sum where that is asked for.
 template <Scalar T>
 struct OutputRows {
     MatrixView<T> out;
-    T* log_sum_exp = nullptr;
+    LogSumExp<T> log_sum_exp = {};
 };
 
 // out = softmax V^C for the rows of the group's block b, from the spans' parts, in the order of the spans.
@@ -115,8 +114,9 @@ void merge_spans(const HeadState<T>& state, const GroupScratch<T>& scratch, cons
         const T total = S::sum(sum);
         for (Index c = 0; c < dv; c += S::width) S::store(merged + c, S::div(S::load(merged + c), S::set(total)));
         std::copy_n(merged, state.shape().dv, output.out.row(group.call_row + row));
-        if (output.log_sum_exp != nullptr) {
-            output.log_sum_exp[group.call_row + row] = largest + std::log(total);
+        if (output.log_sum_exp) {
+            output.log_sum_exp.largest[group.call_row + row] = largest;
+            output.log_sum_exp.log_sum[group.call_row + row] = std::log(total);
         }
     }
 }

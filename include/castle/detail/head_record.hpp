@@ -44,7 +44,7 @@ class HeadRecord {
         const Index numbers =
             (std::max)(extension_numbers(state_, 0, tokens), BackwardPass<T>::numbers(state_, tokens));
         if (numbers > scratch_.size()) scratch_ = AlignedBuffer<T>(numbers);
-        if (tokens > log_sum_exp_.size()) log_sum_exp_ = AlignedBuffer<T>(tokens);
+        if (2 * tokens > log_sum_exp_.size()) log_sum_exp_ = AlignedBuffer<T>(2 * tokens);
     }
 
     // Before a forward pass of `tokens` tokens, which there is room for.
@@ -52,7 +52,7 @@ class HeadRecord {
         state_.clear();
         size_ = tokens;
     }
-    T* log_sum_exp() { return log_sum_exp_.data(); }
+    LogSumExp<T> log_sum_exp() { return {log_sum_exp_.data(), log_sum_exp_.data() + size_}; }
     // For either pass.
     T* scratch() { return scratch_.data(); }
 

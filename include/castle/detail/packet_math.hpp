@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <iterator>
+#include <limits>
 
 #include <castle/detail/simd.hpp>
 
@@ -20,8 +21,10 @@ struct ExpConstants;
 
 template <>
 struct ExpConstants<float> {
-    static constexpr float lowest = -88.0f;       // n is -127 and 2^n, as it is made here, 0
-    static constexpr float highest = 88.722839f;  // ln of the largest number; n is 128 and 2^n infinite
+    // Where 2^n, as it is made here, is 0: n is -127 if the exponent is shifted into place, and otherwise -151.
+    static constexpr float lowest = Simd<float>::has_exponent_shift ? -88.0f : -105.0f;
+    static constexpr float highest = 88.37f;       // n is 127, the last for which 2^n is finite
+    static constexpr float overflow = 88.722839f;  // n is 128 and 2^n, as it is made here, infinite
     static constexpr float log2_e = 1.44269504088896341f;
     static constexpr float ln2_high = 0.693145751953125f;  // 15 significant bits: n * ln2_high is exact
     static constexpr float ln2_low = 1.42860682030941723e-6f;
@@ -33,8 +36,8 @@ struct ExpConstants<float> {
 
 template <>
 struct ExpConstants<double> {
-    static constexpr double lowest = -746.0;  // n is -1076 and 2^n 0
-    static constexpr double highest = 709.78271289338397;
+    static constexpr double lowest = -746.0;   // n is -1076 and 2^n 0
+    static constexpr double highest = 709.43;  // n is 1023
     static constexpr double log2_e = 1.44269504088896341;
     static constexpr double ln2_high = 0.693147180369123816490;  // 32 significant bits
     static constexpr double ln2_low = 1.90821492927058770002e-10;
@@ -52,6 +55,8 @@ template <Scalar T>
 struct Exponential {
     typename Simd<T>::Packet significand;
     typename Simd<T>::Packet power;
+
+    EIGEN_ALWAYS_INLINE typename Simd<T>::Packet value() const { return Simd<T>::mul(significand, power); }
 };
 
 template <Scalar T, int Sign = 1>
@@ -60,17 +65,19 @@ EIGEN_ALWAYS_INLINE Exponential<T> exponential(typename Simd<T>::Packet x) {
     using C = ExpConstants<T>;
     constexpr T sign = Sign;
 
+    // The sums that are opaque round: whoever reassociates them, which some compilers do not own up to, takes the
+    // rounding out of n, or the low part out of ln 2.
     typename S::Packet n, power;
     if constexpr (S::has_exponent_shift) {
-        const auto biased = S::fma(x, S::set(sign * C::log2_e), S::set(C::rounder + C::exponent_bias));
+        const auto biased = S::opaque(S::fma(x, S::set(sign * C::log2_e), S::set(C::rounder + C::exponent_bias)));
         n = S::sub(biased, S::set(C::rounder + C::exponent_bias));
         power = S::shift_into_exponent(biased);
     } else {
-        n = S::sub(S::fma(x, S::set(sign * C::log2_e), S::set(C::rounder)), S::set(C::rounder));
+        n = S::sub(S::opaque(S::fma(x, S::set(sign * C::log2_e), S::set(C::rounder))), S::set(C::rounder));
         power = S::power_of_two(n);
     }
     // sign r, and so every other coefficient changes its sign with it.
-    const auto r = S::fma(n, S::set(-sign * C::ln2_low), S::fma(n, S::set(-sign * C::ln2_high), x));
+    const auto r = S::fma(n, S::set(-sign * C::ln2_low), S::opaque(S::fma(n, S::set(-sign * C::ln2_high), x)));
     constexpr int terms = int(std::size(C::q));
     auto e_r = S::set(terms % 2 == 0 ? sign * C::q[0] : C::q[0]);
     unroll<terms - 1>([&](auto i) CASTLE_INLINE_LAMBDA {
@@ -84,58 +91,104 @@ EIGEN_ALWAYS_INLINE Exponential<T> exponential(typename Simd<T>::Packet x) {
 }
 
 // e^x for x <= 0, within 1.5 ulp where the result is normal, and a number between 0 and the smallest normal one where
-// it is not; NaN for NaN.
+// it is not; NaN for NaN. Its two factors are for sums, which take them as one multiply-add: a product that is added
+// may be rounded or not, as the compiler likes.
+template <Scalar T>
+EIGEN_ALWAYS_INLINE Exponential<T> exp_nonpositive_parts(typename Simd<T>::Packet x) {
+    using S = Simd<T>;
+    return exponential<T>(S::larger(x, S::set(ExpConstants<T>::lowest)));
+}
 template <Scalar T>
 EIGEN_ALWAYS_INLINE typename Simd<T>::Packet exp_nonpositive(typename Simd<T>::Packet x) {
-    using S = Simd<T>;
-    const auto e = exponential<T>(S::larger(x, S::set(ExpConstants<T>::lowest)));
-    return S::mul(e.significand, e.power);
+    return exp_nonpositive_parts<T>(x).value();
 }
 
-// numerator / (1 + e^-x) for x >= -highest, where the exponential overflows to infinity on purpose.
+// sigmoid(x) = 1 / (1 + e^-x), and what it is made of. Nothing in it overflows but on purpose: with the exponent
+// shifted into place 2^n becomes infinite, and the sigmoid 0, without an overflow of arithmetic, which programs may
+// trap. Otherwise e^-x stays finite, and the sigmoid is set to 0 beyond.
 template <Scalar T>
-EIGEN_ALWAYS_INLINE typename Simd<T>::Packet times_sigmoid(typename Simd<T>::Packet numerator,
-                                                           typename Simd<T>::Packet x) {
+class SigmoidParts {
     using S = Simd<T>;
-    const auto e = exponential<T, -1>(S::smaller(x, S::set(-ExpConstants<T>::lowest)));
-    return S::div(numerator, S::fma(e.significand, e.power, S::set(1)));
-}
+    using C = ExpConstants<T>;
+    using Packet = typename S::Packet;
 
-// 1 / (1 + e^-x)
-template <Scalar T>
-EIGEN_ALWAYS_INLINE typename Simd<T>::Packet sigmoid(typename Simd<T>::Packet x) {
-    using S = Simd<T>;
-    return times_sigmoid<T>(S::set(1), S::larger(x, S::set(-ExpConstants<T>::highest)));
-}
+  public:
+    EIGEN_ALWAYS_INLINE explicit SigmoidParts(Packet x)
+        : bounded_(S::larger(x, S::set(lower_bound()))),
+          exponential_(exponential<T, -1>(bounded_above())),
+          sigmoid_(S::div(S::set(1), S::fma(exponential_.significand, exponential_.power, S::set(1)))) {
+        if constexpr (!S::has_exponent_shift) {
+            sigmoid_ = S::select(S::less(x, S::set(lower_bound())), S::zero(), sigmoid_);
+        }
+    }
 
-// x sigmoid(x); an infinitely negative x gives -0 as it should, and not the NaN of infinity / infinity.
-template <Scalar T>
-EIGEN_ALWAYS_INLINE typename Simd<T>::Packet silu(typename Simd<T>::Packet x) {
-    using S = Simd<T>;
-    const auto bounded = S::larger(x, S::set(-ExpConstants<T>::highest));
-    return times_sigmoid<T>(bounded, bounded);
-}
+    EIGEN_ALWAYS_INLINE Packet sigmoid() const { return sigmoid_; }
+    // sigmoid(-x) = e^-x sigmoid(x), or 0 where sigmoid(x) is 0.
+    EIGEN_ALWAYS_INLINE Packet opposite() const {
+        return S::mul(S::smaller(exponential_.value(), S::set((std::numeric_limits<T>::max)())), sigmoid_);
+    }
+    // x, but no less than where the sigmoid becomes 0, and no more than where e^-x does. The products of both with an
+    // infinite x are thus not NaN.
+    EIGEN_ALWAYS_INLINE Packet bounded_below() const { return bounded_; }
+    EIGEN_ALWAYS_INLINE Packet bounded_above() const { return S::smaller(bounded_, S::set(-C::lowest)); }
 
-template <Scalar T>
-struct WithDerivative {
-    typename Simd<T>::Packet value;
-    typename Simd<T>::Packet derivative;
+  private:
+    static constexpr T lower_bound() {
+        if constexpr (S::has_exponent_shift) {
+            return -C::overflow;
+        } else {
+            return -C::highest;
+        }
+    }
+
+    Packet bounded_;
+    Exponential<T> exponential_;
+    Packet sigmoid_;
 };
 
-// SiLU(x) = x sigmoid(x) and SiLU'(x) = sigmoid(x) (1 + x sigmoid(-x)), where sigmoid(-x) = e^-x sigmoid(x).
 template <Scalar T>
-EIGEN_ALWAYS_INLINE WithDerivative<T> silu_and_derivative(typename Simd<T>::Packet x) {
-    using S = Simd<T>;
-    // At the lower bound the exponential is still finite, and both results are as good as 0; at the upper it is 0.
-    constexpr T bound = -ExpConstants<T>::lowest - 1;
-    const auto from_below = S::larger(x, S::set(-bound));
-    const auto bounded = S::smaller(from_below, S::set(bound));
-    const auto e = exponential<T, -1>(bounded);
-    const auto power = S::mul(e.significand, e.power);
-    const auto sigmoid = S::div(S::set(1), S::add(power, S::set(1)));
-    const auto other = S::mul(power, sigmoid);
-    return {S::mul(from_below, sigmoid), S::mul(sigmoid, S::fma(bounded, other, S::set(1)))};
+EIGEN_ALWAYS_INLINE typename Simd<T>::Packet sigmoid(typename Simd<T>::Packet x) {
+    return SigmoidParts<T>(x).sigmoid();
 }
+
+// What of a lookahead score x is subtracted in a score, and its derivative.
+template <Scalar T>
+struct NoTerm {
+    using Packet = typename Simd<T>::Packet;
+
+    EIGEN_ALWAYS_INLINE Packet subtracted_from(Packet score) const { return score; }
+    EIGEN_ALWAYS_INLINE Packet derivative() const { return Simd<T>::zero(); }
+};
+
+template <Scalar T>
+struct PlainTerm {
+    using Packet = typename Simd<T>::Packet;
+
+    EIGEN_ALWAYS_INLINE Packet subtracted_from(Packet score) const { return Simd<T>::sub(score, x); }
+    EIGEN_ALWAYS_INLINE Packet derivative() const { return Simd<T>::set(1); }
+
+    Packet x;
+};
+
+// SiLU(x) = x sigmoid(x) and SiLU'(x) = sigmoid(x) (1 + x sigmoid(-x)).
+template <Scalar T>
+class SiluTerm {
+    using S = Simd<T>;
+    using Packet = typename S::Packet;
+
+  public:
+    EIGEN_ALWAYS_INLINE explicit SiluTerm(Packet x) : parts_(x) {}
+
+    EIGEN_ALWAYS_INLINE Packet subtracted_from(Packet score) const {
+        return S::fma(S::negate(parts_.bounded_below()), parts_.sigmoid(), score);
+    }
+    EIGEN_ALWAYS_INLINE Packet derivative() const {
+        return S::mul(parts_.sigmoid(), S::fma(parts_.bounded_above(), parts_.opposite(), S::set(1)));
+    }
+
+  private:
+    SigmoidParts<T> parts_;
+};
 
 }  // namespace detail
 }  // namespace CASTLE_ABI

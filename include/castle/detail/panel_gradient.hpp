@@ -9,7 +9,8 @@
 #include <castle/detail/head_state.hpp>
 #include <castle/detail/layout.hpp>
 #include <castle/detail/packet_math.hpp>
-#include <castle/detail/panel_sweep.hpp>
+#include <castle/detail/panel_scores.hpp>
+#include <castle/detail/restored_keys.hpp>
 #include <castle/detail/tile.hpp>
 #include <castle/detail/transpose.hpp>
 
@@ -18,7 +19,8 @@
 // U is what the panel's lookahead keys were before the block, dU what later blocks left behind; G[t, s] are the gates
 // and T = tril(scale Q^C_I V^U_I^T), as in the sweep.
 //
-//     S^U = scale Q^C_I U^T + T G         P = exp(scale Q^C_I K^C_K^T - SiLU(S^U) - lse)
+//     S^U = scale Q^C_I U^T + T G         S = scale Q^C_I K^C_K^T - SiLU(S^U)
+//     P = exp(min(S - largest, 0) - log_sum)
 //     dS = P * (dO_I V^C_K^T - delta)     dS^U = -dS * SiLU'(S^U)
 //     dG = V^U_I dU^T + T^T dS^U          dA = dG * G * (1 - G)
 //
@@ -39,26 +41,29 @@ class PanelGradient {
     using Packet = typename S::Packet;
 
   public:
-    // `sums` are the gradients of the block's operands so far, in the operands' places.
+    // `sums` are the gradients of the block's operands so far, in the operands' places; `lookahead` is the input's.
     PanelGradient(HeadState<T>& state, GradientState<T>& gradients, const BlockRows<T>& rows,
-                  const BlockCotangents<T>& cotangents, const BlockOperands<T>& sums, Index p)
+                  const BlockCotangents<T>& cotangents, const BlockOperands<T>& sums, const Qkv<T>& lookahead, Index p)
         : state_(state),
           gradients_(gradients),
           rows_(rows),
           cotangents_(cotangents),
           sums_(sums),
-          tokens_(state.window(), rows.origin, rows.end),
+          lookahead_(lookahead),
+          panel_scores_(state, rows, p),
           p_(p) {}
 
     void run() {
+        // Tokens that are not there have no columns to transpose, and must not bring in what memory holds by chance.
+        if (rows_.count() < block_size) std::fill_n(transposed_, panel_size * block_size, T(0));
         const Index first = p_ * panel_size;
-        const Absorbed whole = tokens_.by_keys(first, panel_size);
+        const Absorbed whole = tokens().by_keys(first, panel_size);
         if (first + panel_size <= rows_.origin && whole != Absorbed::some) {
             run_cell<panel_size>(0, whole);
             return;
         }
         for (Index c = 0; c < panel_size && first + c < rows_.end; c += block_size) {
-            run_cell<block_size>(c, tokens_.by_keys(first + c, block_size));
+            run_cell<block_size>(c, tokens().by_keys(first + c, block_size));
         }
     }
 
@@ -70,28 +75,19 @@ class PanelGradient {
         column_ = c;
         key_ = p_ * panel_size + c;
         absorbed_ = absorbed;
-        diagonal_ = key_ + Cols > rows_.origin;
+        diagonal_ = key_ >= rows_.origin;
         if (absorbed_ != Absorbed::none) {
-            compute_gates<Cols>();
+            panel_scores_.template compute_gates<Cols>(column_, gates_);
             if (rows_.finishes()) unfold<Cols>();
         }
-        if (state_.has_lookahead()) compute_lookahead_scores<Cols>();
-        if (state_.has_causal_scores()) {
-            multiply_with<Cols>(queries(), state_.shape().d, state_.causal_keys(p_), scores_);
-        } else {
-            std::fill_n(scores_, rows_.count() * panel_size, T(0));
+        if (state_.has_lookahead()) {
+            panel_scores_.template compute_lookahead_scores<Cols>(column_, absorbed_, gates_, d_lookahead_scores_);
         }
+        panel_scores_.template compute_causal_scores<Cols>(column_, scores_);
         multiply_with<Cols>(Operand<T>{cotangents_.d_out, 1, block_size}, state_.shape().dv, gradients_.values(p_),
                             d_scores_);
-        if (!state_.has_lookahead()) {
-            differentiate_scores<Cols>([](Packet) CASTLE_INLINE_LAMBDA {
-                return WithDerivative<T>{S::zero(), S::zero()};
-            });
-        } else if (state_.has_silu()) {
-            differentiate_scores<Cols>([](Packet x) CASTLE_INLINE_LAMBDA { return silu_and_derivative<T>(x); });
-        } else {
-            differentiate_scores<Cols>([](Packet x) CASTLE_INLINE_LAMBDA { return WithDerivative<T>{x, S::set(1)}; });
-        }
+        panel_scores_.with_lookahead_term(
+            [this](const auto& term) { this->template differentiate_scores<Cols>(term); });
 
         const bool some = absorbed_ == Absorbed::some;
         if (diagonal_ || some) set_ranges();
@@ -109,19 +105,26 @@ class PanelGradient {
         }
         if (!state_.has_lookahead()) return;
 
-        transpose_cell<Cols>(d_lookahead_scores_);
-        add_to_tokens<Cols>(d, state_.lookahead_keys(p_), sums_.causal_queries(), seeing);
+        // Keys that came with the block have U = 0 before it, and nobody asks for its gradient.
+        if (!diagonal_) {
+            transpose_cell<Cols>(d_lookahead_scores_);
+            add_to_tokens<Cols>(d, state_.lookahead_keys(p_), sums_.causal_queries(), nullptr);
+        }
         if (absorbed_ != Absorbed::none) {
             differentiate_gates<Cols>();
             transpose_cell<Cols>(gates_);
             add_to_tokens<Cols>(d, gradients_.d_lookahead_keys(p_), sums_.lookahead_values(), taken);
-            add_to_triangle<Cols>();
-            add_to_keys<Cols>(d, block.lookahead_keys(), d_gates_, gradients_.d_lookahead_queries(p_), absorbing);
-            transpose_cell<Cols>(d_gates_);
+            add_to_triangle<Cols>(taken);
+            add_to_keys<Cols>(d, block.lookahead_keys(), d_gates(), gradients_.d_lookahead_queries(p_), absorbing);
+            transpose_cell<Cols>(d_gates());
             add_to_tokens<Cols>(d, state_.lookahead_queries(p_), sums_.lookahead_keys(), taken);
         }
-        add_to_keys<Cols>(d, block.causal_queries(), d_lookahead_scores_, gradients_.d_lookahead_keys(p_), visible);
+        if (!diagonal_) {
+            add_to_keys<Cols>(d, block.causal_queries(), d_lookahead_scores_, gradients_.d_lookahead_keys(p_), nullptr);
+        }
     }
+
+    const AbsorbedTokens& tokens() const { return panel_scores_.tokens(); }
 
     // Which keys of a cell of `count` keys, and which tokens of the block, have to do with each other.
     ColumnRange visible_keys(Index i, Index count) const {
@@ -131,7 +134,7 @@ class PanelGradient {
         return {std::clamp<Index>(key_ + s - rows_.origin, 0, block_size), block_size};
     }
     ColumnRange absorbing_keys(Index j, Index count) const {
-        const ColumnRange columns = tokens_.columns(j, p_);
+        const ColumnRange columns = tokens().columns(j, p_);
         return {std::clamp<Index>(columns.begin - column_, 0, count),
                 std::clamp<Index>(columns.end - column_, 0, count)};
     }
@@ -153,8 +156,6 @@ class PanelGradient {
             taken_[s] = absorbed_tokens(s);
         }
     }
-
-    Operand<T> queries() const { return {rows_.operands.causal_queries(), 1, block_size}; }
 
     // out[tokens, Cols] = a panel
     template <Index Cols>
@@ -191,34 +192,25 @@ class PanelGradient {
                   block_size);
     }
 
-    // gates[t, s], 0 where s does not absorb t.
-    template <Index Cols>
-    void compute_gates() {
-        multiply_with<Cols>(Operand<T>{rows_.operands.lookahead_keys(), 1, block_size}, state_.shape().d,
-                            state_.lookahead_queries(p_), gates_);
-        for (Index j = 0; j < rows_.count(); ++j) {
-            T* gate = gates_ + j * panel_size;
-            for_packets<T, Cols>([&](Index c)
-                                     CASTLE_INLINE_LAMBDA { S::store(gate + c, sigmoid<T>(S::load(gate + c))); });
-            if (absorbed_ == Absorbed::some) clear_outside(gate, absorbing_keys(j, Cols), Cols);
-        }
-    }
-
     static void clear_outside(T* row, ColumnRange range, Index count) {
         std::fill(row, row + range.begin, T(0));
         std::fill(row + range.end, row + count, T(0));
     }
 
-    // U of the panel as it was before the block.
+    // U of the cell as it was before the block.
     template <Index Cols>
     void unfold() {
+        T* u = state_.lookahead_keys(p_) + column_;
+        if (diagonal_) {  // the keys came with the block
+            for (Index k = 0; k < state_.shape().d; ++k) std::fill_n(u + k * panel_size, Cols, T(0));
+            return;
+        }
         const auto absorbing = [this](Index j) { return absorbing_keys(j, Cols); };
         for_row_tiles(state_.shape().d, [&](auto height, Index k) {
             const auto values = Operand<T>{rows_.operands.lookahead_values(), block_size, 1}.rows_from(k);
             for_column_tiles<T, Cols>([&](auto packets, Index c) {
                 TileOf<T, decltype(height), decltype(packets)> tile;
-                T* u = state_.lookahead_keys(p_) + k * panel_size + column_ + c;
-                tile.load(u, panel_size);
+                tile.load(u + k * panel_size + c, panel_size);
                 tile.negate();
                 if (Cols == block_size && absorbed_ == Absorbed::some) {
                     tile.multiply_add_within(values, gates_ + c, panel_size, block_size, c, absorbing);
@@ -226,49 +218,38 @@ class PanelGradient {
                     tile.multiply_add(values, gates_ + c, panel_size, block_size);
                 }
                 tile.negate();
-                tile.store(u, panel_size);
+                tile.store(u + k * panel_size + c, panel_size);
             });
         });
-    }
-
-    template <Index Cols>
-    void compute_lookahead_scores() {
-        for_row_tiles(rows_.count(), [&](auto height, Index i) {
-            for_column_tiles<T, Cols>([&](auto packets, Index c) {
-                TileOf<T, decltype(height), decltype(packets)> tile;
-                tile.set_zero();
-                tile.multiply_add(queries().rows_from(i), state_.lookahead_keys(p_) + column_ + c, panel_size,
-                                  state_.shape().d);
-                if (absorbed_ != Absorbed::none) {
-                    // Gates that are masked are 0.
-                    const auto triangle = Operand<T>{rows_.operands.triangle(), block_size, 1}.rows_from(i);
-                    tile.multiply_add(triangle, gates_ + c, panel_size, i + 1);
-                    tile.multiply_add_triangle(triangle.cols_from(i + 1), gates_ + (i + 1) * panel_size + c, panel_size,
-                                               block_size);
-                }
-                tile.store(d_lookahead_scores_ + i * panel_size + c, panel_size);
-            });
-        });
+        // What the block brought may not be finite, and then does not go away again.
+        RestoredKeys<T, Cols>(state_, lookahead_, p_, column_,
+                              {.gates = d_scores_, .sums = scores_, .keys = transposed_})
+            .run(rows_.origin);
     }
 
     // From the causal scores in scores_, dP in d_scores_ and the lookahead scores in d_lookahead_scores_: P, dS and
-    // dS^U in their places, 0 where a key is not seen. lookahead_term is what of s^U is subtracted in the scores.
+    // dS^U in their places, 0 where a key is not seen.
+    //
+    // Scores are not always to the bit those of the forward pass, for U is recovered. Where they are large, that may
+    // take one above the largest of its row, which is no reason for a weight above 1.
     template <Index Cols, class Term>
     void differentiate_scores(const Term& lookahead_term) {
         for (Index i = 0; i < rows_.count(); ++i) {
             T* weight = scores_ + i * panel_size;
             T* d_score = d_scores_ + i * panel_size;
             T* d_lookahead = d_lookahead_scores_ + i * panel_size;
-            const Packet log_sum_exp = S::set(cotangents_.log_sum_exp[i]);
+            const Packet largest = S::set(cotangents_.log_sum_exp.largest[i]);
+            const Packet log_sum = S::set(cotangents_.log_sum_exp.log_sum[i]);
             const Packet delta = S::set(cotangents_.delta[i]);
             for_packets<T, Cols>([&](Index c) CASTLE_INLINE_LAMBDA {
-                const WithDerivative<T> term = lookahead_term(S::load(d_lookahead + c));
-                const Packet score = S::sub(S::load(weight + c), term.value);
-                const Packet w = exp_nonpositive<T>(S::sub(score, log_sum_exp));
+                const auto term = lookahead_term(S::load(d_lookahead + c));
+                const Packet score = term.subtracted_from(S::load(weight + c));
+                const Packet below_largest = S::smaller(S::sub(score, largest), S::zero());
+                const Packet w = exp_nonpositive<T>(S::sub(below_largest, log_sum));
                 const Packet ds = S::mul(w, S::sub(S::load(d_score + c), delta));
                 S::store(weight + c, w);
                 S::store(d_score + c, ds);
-                S::store(d_lookahead + c, S::negate(S::mul(ds, term.derivative)));
+                S::store(d_lookahead + c, S::negate(S::mul(ds, term.derivative())));
             });
             if (diagonal_) {
                 for (T* row : {weight, d_score, d_lookahead}) clear_outside(row, visible_keys(i, Cols), Cols);
@@ -276,7 +257,7 @@ class PanelGradient {
         }
     }
 
-    // dA in d_gates_, 0 where s does not absorb t.
+    // dA in d_gates(), 0 where s does not absorb t.
     template <Index Cols>
     void differentiate_gates() {
         const BlockOperands<T>& block = rows_.operands;
@@ -293,12 +274,12 @@ class PanelGradient {
                 tile.multiply_add_leading_triangle(triangle, from, panel_size);
                 tile.multiply_add(triangle.cols_from(rest), from + rest * panel_size, panel_size,
                                   rows_.count() - j - rest);
-                tile.store(d_gates_ + j * panel_size + c, panel_size);
+                tile.store(d_gates() + j * panel_size + c, panel_size);
             });
         });
         for (Index j = 0; j < rows_.count(); ++j) {
             const T* gate = gates_ + j * panel_size;
-            T* d_gate = d_gates_ + j * panel_size;
+            T* d_gate = d_gates() + j * panel_size;
             for_packets<T, Cols>([&](Index c) CASTLE_INLINE_LAMBDA {
                 const Packet g = S::load(gate + c);
                 S::store(d_gate + c, S::mul(S::load(d_gate + c), S::mul(g, S::sub(S::set(1), g))));
@@ -307,17 +288,25 @@ class PanelGradient {
         }
     }
 
+    // P is not needed any more once dG is.
+    T* d_gates() { return scores_; }
+
     // dT += dS^U G^T, of which the triangle is used, for the gates that were transposed last.
     template <Index Cols>
-    void add_to_triangle() const {
+    void add_to_triangle(const ColumnRange* taken) const {
         for_row_tiles(rows_.count(), [&](auto height, Index i) {
             for_column_tiles<T, block_size>([&](auto packets, Index j) {
                 if (j > i + height - 1) return;
                 TileOf<T, decltype(height), decltype(packets)> tile;
                 T* to = sums_.triangle() + i * block_size + j;
                 tile.load(to, block_size);
-                tile.multiply_add(Operand<T>{d_lookahead_scores_, panel_size, 1}.rows_from(i), transposed_ + j,
-                                  block_size, Cols);
+                const auto d_scores = Operand<T>{d_lookahead_scores_, panel_size, 1}.rows_from(i);
+                if (Cols == block_size && taken != nullptr) {
+                    tile.multiply_add_within(d_scores, transposed_ + j, block_size, Cols, j,
+                                             [taken](Index s) { return taken[s]; });
+                } else {
+                    tile.multiply_add(d_scores, transposed_ + j, block_size, Cols);
+                }
                 tile.store(to, block_size);
             });
         });
@@ -328,18 +317,18 @@ class PanelGradient {
     const BlockRows<T>& rows_;
     const BlockCotangents<T>& cotangents_;
     BlockOperands<T> sums_;
-    AbsorbedTokens tokens_;
+    const Qkv<T>& lookahead_;
+    PanelScores<T> panel_scores_;
     Index p_;
     Index column_ = 0;  // of the panel, where the cell begins
     Index key_ = 0;     // and which key that is
     Absorbed absorbed_ = Absorbed::none;
-    bool diagonal_ = false;              // whether not every token of the block sees every key of the cell
+    bool diagonal_ = false;              // whether the keys are those of the block: not every token sees every one
     ColumnRange visible_[block_size];    // keys that a token sees
     ColumnRange absorbing_[block_size];  // keys that absorb a token
     ColumnRange seeing_[block_size];     // tokens that see a key
     ColumnRange taken_[block_size];      // tokens that a key absorbs
     alignas(64) T gates_[block_size * panel_size];
-    alignas(64) T d_gates_[block_size * panel_size];
     alignas(64) T scores_[block_size * panel_size];
     alignas(64) T d_scores_[block_size * panel_size];
     alignas(64) T d_lookahead_scores_[block_size * panel_size];

@@ -58,13 +58,25 @@ struct Simd {
     static EIGEN_ALWAYS_INLINE void store(T* p, Packet a) { Eigen::internal::pstoreu(p, a); }
     static EIGEN_ALWAYS_INLINE Packet set(T a) { return Eigen::internal::pset1<Packet>(a); }
     static EIGEN_ALWAYS_INLINE Packet zero() { return set(T(0)); }
-    // a, which the compiler must hold in a register from here on: given to several operations, a load that is folded
-    // into each of them costs more than the one that it saves.
-    static EIGEN_ALWAYS_INLINE Packet in_register(Packet a) {
-#if defined(__GNUC__) && EIGEN_ARCH_i386_OR_x86_64
+    // a, of which the compiler may not know where it comes from: neither the load that it is, to fold it into each of
+    // several operations, which costs more than it saves, nor the sum that it is, to reassociate it.
+    static EIGEN_ALWAYS_INLINE Packet opaque(Packet a) {
+#if defined(__GNUC__) || defined(__clang__)
+#if EIGEN_ARCH_i386_OR_x86_64
         __asm__("" : "+v"(a));
-#elif defined(__GNUC__) && EIGEN_ARCH_ARM64
+#elif EIGEN_ARCH_ARM64
         __asm__("" : "+w"(a));
+#elif EIGEN_ARCH_PPC && defined(EIGEN_VECTORIZE_VSX)
+        __asm__("" : "+wa"(a));
+#elif defined(__riscv) || defined(__s390x__)
+        if constexpr (width == 1) {
+            __asm__("" : "+f"(a));
+        } else {
+            __asm__("" : "+m"(a));
+        }
+#else
+        __asm__("" : "+m"(a));
+#endif
 #endif
         return a;
     }
@@ -106,8 +118,11 @@ struct Simd {
     static EIGEN_ALWAYS_INLINE T sum(Packet a) { return Eigen::internal::predux(a); }
     static EIGEN_ALWAYS_INLINE T largest(Packet a) { return Eigen::internal::predux_max(a); }
 
-    // 2^n for whole n; 0 or infinity where that is no number.
-    static EIGEN_ALWAYS_INLINE Packet power_of_two(Packet n) { return Eigen::internal::pldexp(set(1), n); }
+    // 2^n for whole n that is not so large that it is infinite; 0 where it is no number, or n is NaN. Eigen 3.4's
+    // pldexp is not to see a NaN: on POWER it reaches the neighbouring lane.
+    static EIGEN_ALWAYS_INLINE Packet power_of_two(Packet n) {
+        return Eigen::internal::pldexp(set(1), larger(set(-1100), n));
+    }
 
     // 2^(low bits of k) as the exponent field of a float: what is left of k after a shift by 23 bits.
     static constexpr bool has_exponent_shift = std::same_as<T, float> && requires {

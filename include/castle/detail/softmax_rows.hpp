@@ -13,6 +13,19 @@ namespace castle {
 inline namespace CASTLE_ABI {
 namespace detail {
 
+// Of some rows the logarithm of the sum over their keys of exp(score), in two parts: the largest score, and the
+// logarithm of the sum of exp(score - largest). Added up, the latter would be rounded at the size of the former.
+template <Scalar T>
+struct LogSumExp {
+    T* largest = nullptr;
+    T* log_sum = nullptr;
+
+    explicit operator bool() const { return largest != nullptr; }
+    LogSumExp from(Index row) const {
+        return largest == nullptr ? LogSumExp() : LogSumExp{largest + row, log_sum + row};
+    }
+};
+
 // The softmax of some query rows over one span of keys: for each row the largest score, the sum of
 // exp(score - largest) in parts, one a lane of a packet, and the sum of exp(score - largest) v.
 template <Scalar T>

@@ -60,8 +60,7 @@ class Tile {
     EIGEN_ALWAYS_INLINE void multiply_add(Operand<T> a, const T* b, Index stride, Index n) {
         for (Index k = 0; k < n; ++k) {
             Packet row[V];
-            unroll<V>([&](auto v)
-                          CASTLE_INLINE_LAMBDA { row[v] = S::in_register(S::load(b + k * stride + v * S::width)); });
+            unroll<V>([&](auto v) CASTLE_INLINE_LAMBDA { row[v] = S::opaque(S::load(b + k * stride + v * S::width)); });
             unroll<R>([&](auto i) CASTLE_INLINE_LAMBDA {
                 const Packet x = S::set(a.data[i * a.row + k * a.col]);
                 unroll<V>([&](auto v) CASTLE_INLINE_LAMBDA { acc_[i][v] = S::fma(x, row[v], acc_[i][v]); });
