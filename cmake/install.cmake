@@ -16,6 +16,8 @@ install(
 
 install(TARGETS castle EXPORT castleTargets)
 install(EXPORT castleTargets NAMESPACE castle:: DESTINATION "${package_dir}")
+# The same from the build tree: castle_DIR may be the build folder, and export() of a target that links castle works.
+export(EXPORT castleTargets NAMESPACE castle:: FILE "${PROJECT_BINARY_DIR}/castleTargets.cmake")
 
 configure_package_config_file("${PROJECT_SOURCE_DIR}/cmake/castleConfig.cmake.in"
                               "${PROJECT_BINARY_DIR}/castleConfig.cmake" INSTALL_DESTINATION "${package_dir}")

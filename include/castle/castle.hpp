@@ -4,6 +4,8 @@
 /// CASTLE, causal attention with lookahead keys (arXiv:2509.07301): everything the library offers. Each header may also
 /// be included alone.
 
+#include <castle/detail/requirements.hpp>
+
 #include <castle/backward.hpp>
 #include <castle/batch.hpp>
 #include <castle/cache.hpp>

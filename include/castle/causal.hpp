@@ -37,6 +37,13 @@ class KvCache : public HeadCache<T> {
     explicit KvCache(HeadShape shape, CausalOptions options = {})
         : HeadCache<T>("KvCache", 3, shape, detail::without_lookahead(std::move(options)), 0) {}
 
+    KvCache(KvCache&&) = default;
+    KvCache& operator=(KvCache&& other) noexcept {
+        if (this != &other) HeadCache<T>::operator=(std::move(other));
+        return *this;
+    }
+    ~KvCache() = default;
+
     /// As of UqKvCache.
     KvCache fork() const { return KvCache(this->fork_head()); }
 
@@ -113,6 +120,11 @@ requires std::convertible_to<const Q&, ConstMatrixView<T>> && std::convertible_t
 [[nodiscard]] Matrix<T> causal_attention(const Q& q, const K& k, const V& v, const CausalOptions& options = {}) {
     return causal_attention(Qkv<T>{.q = q, .k = k, .v = v}, options);
 }
+
+// Instead of "no matching function", as at the views.
+template <class Q, class K, class V, detail::ScalarOfColumnMajor<Q, K, V> T = typename Q::value_type,
+          class Needed = detail::row_major_matrix>
+void causal_attention(const Q&, const K&, const V&, const CausalOptions& = {}) = delete;
 
 }  // namespace CASTLE_ABI
 }  // namespace castle

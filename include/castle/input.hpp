@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <string_view>
+
+#include <castle/detail/message.hpp>
 #include <castle/types.hpp>
 
 namespace castle {
@@ -20,14 +23,19 @@ struct HeadInput {
     Qkv<T> causal = {};     ///< `Q^C, K^C` `[L, d]` and `V^C` `[L, dv]`
     Qkv<T> lookahead = {};  ///< `Q^U, K^U, V^U` `[L, d]`
 
-    /// The `count` tokens from `first` on; asserted to be there.
+    /// The `count` tokens from `first` on. A head without lookahead, whose three lookahead views have no rows, is cut
+    /// by its causal part alone. Throws std::invalid_argument if a view does not have all of these tokens.
     HeadInput tokens(Index first, Index count) const {
-        const auto cut = [&](const Qkv<T>& x) {
-            return Qkv<T>{.q = x.q.middle_rows(first, count),
-                          .k = x.k.middle_rows(first, count),
-                          .v = x.v.middle_rows(first, count)};
+        const auto cut = [&](std::string_view q, std::string_view k, std::string_view v, const Qkv<T>& x) {
+            const auto rows = [&](std::string_view name, ConstMatrixView<T> m) {
+                detail::check_slice("tokens", name, m.rows(), "rows", first, count);
+                return m.middle_rows(first, count);
+            };
+            return Qkv<T>{.q = rows(q, x.q), .k = rows(k, x.k), .v = rows(v, x.v)};
         };
-        return {.causal = cut(causal), .lookahead = cut(lookahead)};
+        const bool causal_alone = lookahead.q.rows() == 0 && lookahead.k.rows() == 0 && lookahead.v.rows() == 0;
+        return {.causal = cut("causal.q", "causal.k", "causal.v", causal),
+                .lookahead = causal_alone ? lookahead : cut("lookahead.q", "lookahead.k", "lookahead.v", lookahead)};
     }
 };
 

@@ -3,16 +3,17 @@
 
 #include <concepts>
 #include <limits>
+#include <string_view>
 #include <type_traits>
 
 #include <castle/detail/abi.hpp>
+#include <castle/detail/message.hpp>
 
 namespace castle {
 inline namespace CASTLE_ABI {
 
 /// Sizes and positions. Signed, as in Eigen, so that differences of positions are safe.
 using Index = Eigen::Index;
-static_assert(sizeof(Index) == 8, "castle counts in 64 bits");
 
 /// The scalars that the library computes in.
 template <class T>
@@ -48,6 +49,32 @@ template <class E, class T>
 concept ViewableAs = RowMajorMemory<E, T> &&
     (std::is_lvalue_reference_v<E> || !(OwningMatrix<E> || is_const_ref<std::remove_cvref_t<E>>));
 
+// What everybody passes first.
+template <class E, class T>
+concept ColumnMajorMatrix = EigenDense<E> && std::same_as<typename std::remove_cvref_t<E>::Scalar, T> &&
+    !bool(std::remove_cvref_t<E>::IsRowMajor);
+
+// The scalar of several matrices, one of which at least is of this kind.
+template <class T, class... Es>
+concept ScalarOfColumnMajor = (ColumnMajorMatrix<Es, T> || ...);
+
+// A name for compilers to show where they say that a constructor is deleted.
+struct row_major_matrix;
+
+// Out of line, so that a slice costs its comparisons and no more.
+[[noreturn]] EIGEN_DONT_INLINE inline void fail_slice(std::string_view where, std::string_view what, Index size,
+                                                      std::string_view unit, Index first, Index count) {
+    fail(where, "first is ", first, " and count is ", count, " but ", what, " has ", size, " ", unit);
+}
+
+// No sum of two arguments, which might overflow.
+inline void check_slice(std::string_view where, std::string_view what, Index size, std::string_view unit, Index first,
+                        Index count) {
+    if (first < 0 || count < 0 || first > size || count > size - first) {
+        fail_slice(where, what, size, unit, first, count);
+    }
+}
+
 }  // namespace detail
 
 /// A read-only view of a row-major matrix `[rows, cols]` whose rows lie `outer_stride` numbers apart.
@@ -75,6 +102,10 @@ class ConstMatrixView {
     // NOLINTNEXTLINE(bugprone-forwarding-reference-overload): constrained to Eigen types
     ConstMatrixView(E&& m) : ConstMatrixView(m.data(), m.rows(), m.cols(), m.outerStride()) {}
 
+    // Instead of "no matching function".
+    template <detail::ColumnMajorMatrix<T> E, class Needed = detail::row_major_matrix>
+    ConstMatrixView(E&&) = delete;  // a view needs a row-major matrix, such as castle::Matrix<T>
+
     const T* data() const { return data_; }
     Index rows() const { return rows_; }
     Index cols() const { return cols_; }
@@ -83,14 +114,14 @@ class ConstMatrixView {
     /// The first number of row `i`; not checked.
     const T* row(Index i) const { return data_ + i * outer_stride_; }
 
-    /// The `count` rows from `first` on; asserted to be there.
+    /// The `count` rows from `first` on. Throws std::invalid_argument if they are not all there.
     ConstMatrixView middle_rows(Index first, Index count) const {
-        eigen_assert(first >= 0 && count >= 0 && first + count <= rows_);
+        detail::check_slice("middle_rows", "the view", rows_, "rows", first, count);
         return {data_ + first * outer_stride_, count, cols_, outer_stride_};
     }
-    /// The `count` columns from `first` on; asserted to be there.
+    /// The `count` columns from `first` on. Throws std::invalid_argument if they are not all there.
     ConstMatrixView middle_cols(Index first, Index count) const {
-        eigen_assert(first >= 0 && count >= 0 && first + count <= cols_);
+        detail::check_slice("middle_cols", "the view", cols_, "columns", first, count);
         return {data_ + first, rows_, count, outer_stride_};
     }
 
@@ -126,6 +157,10 @@ class MatrixView {
     // NOLINTNEXTLINE(bugprone-forwarding-reference-overload): constrained to Eigen types
     MatrixView(E&& m) : MatrixView(m.data(), m.rows(), m.cols(), m.outerStride()) {}
 
+    // Instead of "no matching function".
+    template <detail::ColumnMajorMatrix<T> E, class Needed = detail::row_major_matrix>
+    MatrixView(E&&) = delete;  // a view needs a row-major matrix, such as castle::Matrix<T>
+
     operator ConstMatrixView<T>() const { return {data_, rows_, cols_, outer_stride_}; }
 
     T* data() const { return data_; }
@@ -136,14 +171,14 @@ class MatrixView {
     /// The first number of row `i`; not checked.
     T* row(Index i) const { return data_ + i * outer_stride_; }
 
-    /// The `count` rows from `first` on; asserted to be there.
+    /// The `count` rows from `first` on. Throws std::invalid_argument if they are not all there.
     MatrixView middle_rows(Index first, Index count) const {
-        eigen_assert(first >= 0 && count >= 0 && first + count <= rows_);
+        detail::check_slice("middle_rows", "the view", rows_, "rows", first, count);
         return {data_ + first * outer_stride_, count, cols_, outer_stride_};
     }
-    /// The `count` columns from `first` on; asserted to be there.
+    /// The `count` columns from `first` on. Throws std::invalid_argument if they are not all there.
     MatrixView middle_cols(Index first, Index count) const {
-        eigen_assert(first >= 0 && count >= 0 && first + count <= cols_);
+        detail::check_slice("middle_cols", "the view", cols_, "columns", first, count);
         return {data_ + first, rows_, count, outer_stride_};
     }
 

@@ -4,7 +4,8 @@ cmake_minimum_required(VERSION 3.22)
 # Compiles one case. Arguments: compiler, include, eigen, source, variant (ok or ko).
 #
 # The line that must not compile ends in a comment `// error: <regular expression>`, which the compiler's message for
-# this line has to match.
+# this line has to match. A line `// message: <regular expression>` is about all that the compiler says, notes included;
+# the lines of sources that it may show with them are left out.
 set(command "${compiler}" -std=c++20 -fsyntax-only -I "${include}")
 foreach(directory IN LISTS eigen)
     list(APPEND command -isystem "${directory}")
@@ -45,4 +46,11 @@ endif()
 string(REGEX REPLACE "${name}:${line}:[0-9]+: error:" "" others "${messages}")
 if(others MATCHES "${name}:[0-9]+:[0-9]+: error:")
     message(FATAL_ERROR "errors in other lines than ${line}:\n${messages}")
+endif()
+if(text MATCHES "\n// message: ([^\n]+)\n")
+    set(wanted "${CMAKE_MATCH_1}")
+    string(REGEX MATCHALL "[^\n]+: (error|note): [^\n]+" said "${messages}")
+    if(NOT said MATCHES "${wanted}")
+        message(FATAL_ERROR "expected a message about ${wanted}, but got:\n${messages}")
+    endif()
 endif()

@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <limits>
+#include <stdexcept>
+#include <string>
 #include <type_traits>
 
 #include <gtest/gtest.h>
@@ -7,6 +10,7 @@
 #include <castle/types.hpp>
 
 #include "support/generators.hpp"
+#include "support/message.hpp"
 
 // Views look at memory, and only at memory that has the right layout and lives on.
 namespace {
@@ -105,6 +109,68 @@ TEST(Views, CutRowsAndColumns) {
     check(MatrixView<float>(m));
 }
 
+constexpr Index largest = (std::numeric_limits<Index>::max)(), smallest = (std::numeric_limits<Index>::min)();
+
+// What a slice that is not there answers.
+template <class Cut>
+std::string rejected(const Cut& cut) {
+    return support::message<std::invalid_argument>([&] { static_cast<void>(cut()); });
+}
+
+// Ranges that are not within 6, sums that overflow among them.
+struct Range {
+    Index first, count;
+};
+constexpr Range outside_of_6[] = {{0, 7},
+                                  {6, 1},
+                                  {7, 0},
+                                  {-1, 2},
+                                  {2, -1},
+                                  {-1, -1},
+                                  {3, 4},
+                                  {largest, 1},
+                                  {1, largest},
+                                  {largest, 0},
+                                  {0, largest},
+                                  {smallest, 1},
+                                  {1, smallest},
+                                  {0, smallest},
+                                  {smallest, 0},
+                                  {-3, largest},
+                                  {largest, largest},
+                                  {smallest, smallest}};
+
+TEST(Views, RejectRowsAndColumnsThatAreNotThere) {
+    Matrix<float> m = counting(6, 6);
+    const auto expect_rejected = [](auto v) {
+        for (const Range& r : outside_of_6) {
+            const std::string values = "first is " + std::to_string(r.first) + " and count is " +
+                                       std::to_string(r.count) + " but the view has 6 ";
+            EXPECT_EQ(rejected([&] { return v.middle_rows(r.first, r.count); }),
+                      "castle::middle_rows: " + values + "rows");
+            EXPECT_EQ(rejected([&] { return v.middle_cols(r.first, r.count); }),
+                      "castle::middle_cols: " + values + "columns");
+        }
+    };
+    expect_rejected(ConstMatrixView<float>(m));
+    expect_rejected(MatrixView<float>(m));
+}
+
+TEST(Views, RejectSlicesOfWhatIsSmaller) {
+    Matrix<float> m = counting(6, 8);
+    EXPECT_EQ(rejected([&] { return ConstMatrixView<float>(m).middle_rows(5, 2); }),
+              "castle::middle_rows: first is 5 and count is 2 but the view has 6 rows");
+    EXPECT_EQ(rejected([&] { return MatrixView<float>(m).middle_cols(5, 4); }),
+              "castle::middle_cols: first is 5 and count is 4 but the view has 8 columns");
+    EXPECT_EQ(rejected([] { return ConstMatrixView<float>().middle_rows(0, 1); }),
+              "castle::middle_rows: first is 0 and count is 1 but the view has 0 rows");
+    // A view of a negative size holds nothing.
+    for (const Index size : {Index(-1), smallest}) {
+        EXPECT_EQ(rejected([&] { return ConstMatrixView<float>(m.data(), size, size).middle_rows(0, 0); }),
+                  "castle::middle_rows: first is 0 and count is 0 but the view has " + std::to_string(size) + " rows");
+    }
+}
+
 TEST(Views, WriteThrough) {
     Matrix<float> m = counting(3, 4);
     const MatrixView<float> v = m.middleCols(1, 2);
@@ -123,7 +189,11 @@ constexpr bool writable = std::is_convertible_v<From, MatrixView<float>>;
 static_assert(readable<Matrix<float>&> && readable<const Matrix<float>&> && writable<Matrix<float>&>);
 static_assert(!writable<const Matrix<float>&>, "const memory");
 static_assert(!readable<Matrix<float>> && !writable<Matrix<float>>, "a temporary that owns its numbers");
-static_assert(!readable<Eigen::MatrixXf&>, "column-major");
+static_assert(!readable<Eigen::MatrixXf&> && !readable<const Eigen::MatrixXf&> && !readable<Eigen::MatrixXf>,
+              "column-major");
+static_assert(!writable<Eigen::MatrixXf&> && !std::is_constructible_v<MatrixView<float>, Eigen::MatrixXf&>,
+              "column-major");
+static_assert(!readable<Eigen::VectorXf&>, "a column");
 static_assert(!readable<Matrix<double>&>, "another scalar");
 static_assert(!readable<decltype(std::declval<Matrix<float>&>() * 2.0f)>, "an expression");
 static_assert(!readable<decltype(std::declval<Matrix<float>&>().col(0))>, "numbers that are not neighbours");
@@ -145,6 +215,61 @@ TEST(HeadInput, CutsTokensOfAllSixInputs) {
     expect_view(cut.lookahead.q, head.qu.row(4).data(), 3, 3, 3);
     expect_view(cut.lookahead.k, head.ku.row(4).data(), 3, 3, 3);
     expect_view(cut.lookahead.v, head.vu.row(4).data(), 3, 3, 3);
+    expect_view(head.input().tokens(9, 0).causal.v, head.vc.data() + 18, 0, 2, 2);
+}
+
+TEST(HeadInput, RejectsTokensThatAreNotThere) {
+    support::Random random(2);
+    const support::Head<float> head = support::random_head<float>(random, {.length = 6, .d = 3, .dv = 2});
+    for (const Range& r : outside_of_6) {
+        EXPECT_EQ(rejected([&] { return head.input().tokens(r.first, r.count); }),
+                  "castle::tokens: first is " + std::to_string(r.first) + " and count is " + std::to_string(r.count) +
+                      " but causal.q has 6 rows");
+    }
+}
+
+TEST(HeadInput, NamesTheViewThatDoesNotHaveTheTokens) {
+    support::Random random(3);
+    const support::Head<float> head = support::random_head<float>(random, {.length = 9, .d = 3, .dv = 2});
+    const auto expect_named = [&](const std::string& name, auto member) {
+        castle::HeadInput<float> input = head.input();
+        ConstMatrixView<float>& view = member(input);
+        view = view.middle_rows(0, 6);
+        EXPECT_EQ(rejected([&] { return input.tokens(4, 3); }),
+                  "castle::tokens: first is 4 and count is 3 but " + name + " has 6 rows");
+        EXPECT_EQ(input.tokens(4, 2).causal.q.rows(), 2) << name;
+        view = {};
+        EXPECT_EQ(rejected([&] { return input.tokens(4, 3); }),
+                  "castle::tokens: first is 4 and count is 3 but " + name + " has 0 rows");
+    };
+    expect_named(
+        "causal.q", [](auto& x) -> auto& { return x.causal.q; });
+    expect_named(
+        "causal.k", [](auto& x) -> auto& { return x.causal.k; });
+    expect_named(
+        "causal.v", [](auto& x) -> auto& { return x.causal.v; });
+    expect_named(
+        "lookahead.q", [](auto& x) -> auto& { return x.lookahead.q; });
+    expect_named(
+        "lookahead.k", [](auto& x) -> auto& { return x.lookahead.k; });
+    expect_named(
+        "lookahead.v", [](auto& x) -> auto& { return x.lookahead.v; });
+}
+
+TEST(HeadInput, WithoutLookaheadIsCutByItsCausalPart) {
+    support::Random random(4);
+    const support::Head<float> head = support::random_head<float>(random, {.length = 9, .d = 3, .dv = 2});
+    const Matrix<float> none(0, 3);
+    castle::HeadInput<float> input{.causal = head.input().causal, .lookahead = {.q = none, .k = none, .v = none}};
+    const castle::HeadInput<float> cut = input.tokens(4, 3);
+    expect_view(cut.causal.v, head.vc.row(4).data(), 3, 2, 2);
+    for (const ConstMatrixView<float>& view : {cut.lookahead.q, cut.lookahead.k, cut.lookahead.v}) {
+        expect_view(view, none.data(), 0, 3, 3);
+    }
+    input.lookahead = {};
+    expect_view(input.tokens(4, 3).causal.q, head.qc.row(4).data(), 3, 3, 3);
+    EXPECT_EQ(rejected([&] { return input.tokens(4, 6); }),
+              "castle::tokens: first is 4 and count is 6 but causal.q has 9 rows");
 }
 
 }  // namespace

@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+// First of all: what is included next would not survive the lack of it either.
+#include <castle/detail/requirements.hpp>
+
 #include <Eigen/Core>
 
-#if defined(__FAST_MATH__) || (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__) || defined(_M_FP_FAST)
-#error "castle relies on infinities, NaNs and the order of operations: compile without -ffast-math or its like"
-#endif
+static_assert(sizeof(Eigen::Index) == 8,
+              "castle counts in 64 bits: EIGEN_DEFAULT_DENSE_INDEX_TYPE must be std::ptrdiff_t or left undefined");
 
 // Everything in castle lives in an inline namespace named after the vector instructions that this translation unit is
 // compiled for. Units with different ones thus instantiate different functions and different types, and the linker can
@@ -27,8 +29,28 @@
 #define CASTLE_ABI sse3
 #elif defined(EIGEN_VECTORIZE_SSE2)
 #define CASTLE_ABI sse2
+#elif defined(EIGEN_VECTORIZE_SVE)
+// A packet has the bits that the option -msve-vector-bits names.
+#define CASTLE_ABI_WITH_BITS(name, bits) name##bits
+#define CASTLE_ABI_EXPANDED(name, bits) CASTLE_ABI_WITH_BITS(name, bits)
+#define CASTLE_ABI CASTLE_ABI_EXPANDED(sve, EIGEN_ARM64_SVE_VL)
 #elif defined(EIGEN_VECTORIZE_NEON)
 #define CASTLE_ABI neon
+#elif defined(EIGEN_VECTORIZE_VSX)
+#define CASTLE_ABI vsx
+#elif defined(EIGEN_VECTORIZE_ALTIVEC)
+#define CASTLE_ABI altivec
+#elif defined(EIGEN_VECTORIZE_ZVECTOR) && defined(__ARCH__) && __ARCH__ < 12
+// Has vectors of doubles only, as Eigen has it.
+#define CASTLE_ABI zvector_double
+#elif defined(EIGEN_VECTORIZE_ZVECTOR)
+#define CASTLE_ABI zvector
+#elif defined(EIGEN_VECTORIZE_MSA)
+#define CASTLE_ABI msa
+#elif defined(EIGEN_VECTORIZE)
+// A vector unit that came to Eigen later.
+#define CASTLE_ABI vectorized
 #else
+// Scalars, and nothing else.
 #define CASTLE_ABI generic
 #endif

@@ -6,7 +6,7 @@
 #include <string>
 #include <string_view>
 
-#include <castle/types.hpp>
+#include <castle/detail/abi.hpp>
 
 // The sentences that say what is wrong with an argument.
 namespace castle {
@@ -15,8 +15,8 @@ namespace detail {
 
 // A shape within a sentence.
 struct Shape {
-    Index rows;
-    Index cols;
+    Eigen::Index rows;
+    Eigen::Index cols;
 };
 
 template <class View>
@@ -25,7 +25,7 @@ Shape as_shape(const View& m) {
 }
 
 inline void append(std::string& sentence, std::string_view part) { sentence.append(part); }
-inline void append(std::string& sentence, Index part) { sentence.append(std::to_string(part)); }
+inline void append(std::string& sentence, Eigen::Index part) { sentence.append(std::to_string(part)); }
 inline void append(std::string& sentence, double part) {
     char digits[32];
     std::snprintf(digits, sizeof digits, "%g", part);
