@@ -2,7 +2,10 @@
 
 // What does a whole layer cost, projections included, against standard attention with as many parameters? The sizes
 // are those of the paper's small model: d_model 896, heads of 64, 8 of them against 14. tokens/s compares the two;
-// FLOP/s counts the projections' products beside the heads'.
+// FLOP/s counts the projections' products beside the heads'. And what does the backward pass cost against the forward
+// pass before it, for a few tokens, where reading weights and adding up their gradients counts, and for many?
+#include <chrono>
+
 #include <castle/multi_head.hpp>
 
 #include "support.hpp"
@@ -89,6 +92,37 @@ void causal_forward(benchmark::State& state) {
 void castle_decoding(benchmark::State& state, Index window) { decode(state, castle_layer(window, state.range(1))); }
 void causal_decoding(benchmark::State& state) { decode(state, causal_layer(state.range(1))); }
 
+// One pass of training; the other one, which every repetition of it needs, is run and not counted.
+enum class Pass { forward, backward };
+
+void training(benchmark::State& state, Pass counted) {
+    using Clock = std::chrono::steady_clock;
+    const Index length = state.range(0), width = 768;
+    const castle::MultiHeadCastle<float> layer(
+        {.d_model = width, .heads = width / d_head, .d_head = d_head, .rotary = castle::Rotary{}, .seed = 1});
+    castle::MultiHeadWorkspace<float> workspace = layer.make_workspace();
+    castle::MultiHeadWeights<float> d_weights = layer.weights();
+    const Matrix x = Matrix::Random(length, width), d_y = Matrix::Random(length, width);
+    Matrix y(length, width), d_x(length, width);
+    const auto seconds = [](auto pass) {
+        const Clock::time_point start = Clock::now();
+        pass();
+        benchmark::ClobberMemory();
+        return std::chrono::duration<double>(Clock::now() - start).count();
+    };
+    double forward = 0, backward = 0;
+    for (auto _ : state) {
+        const double first = seconds([&] { layer.forward(workspace, x, y); });
+        const double second = seconds([&] { layer.backward(workspace, x, d_y, d_x, d_weights); });
+        benchmark::DoNotOptimize(y.data());
+        benchmark::DoNotOptimize(d_x.data());
+        forward += first;
+        backward += second;
+        state.SetIterationTime(counted == Pass::forward ? first : second);
+    }
+    state.counters["backward/forward"] = backward / forward;
+}
+
 std::vector<Index> threads() {
 #ifdef _OPENMP
     return {1, 2};
@@ -106,11 +140,18 @@ void decoding_sizes(benchmark::internal::Benchmark* benchmark) {
     castle_bench::report_best(benchmark);
 }
 
+void training_sizes(benchmark::internal::Benchmark* benchmark) {
+    benchmark->ArgName("L")->Arg(16)->Arg(1024)->Unit(benchmark::kMillisecond);
+    castle_bench::report_extremes(benchmark)->UseManualTime();
+}
+
 BENCHMARK_CAPTURE(castle_forward, no_window, castle::unlimited)->Apply(forward_sizes);
 BENCHMARK_CAPTURE(castle_forward, window_128, 128)->Apply(forward_sizes);
 BENCHMARK(causal_forward)->Apply(forward_sizes);
 BENCHMARK_CAPTURE(castle_decoding, no_window, castle::unlimited)->Apply(decoding_sizes);
 BENCHMARK_CAPTURE(castle_decoding, window_128, 128)->Apply(decoding_sizes);
 BENCHMARK(causal_decoding)->Apply(decoding_sizes);
+BENCHMARK_CAPTURE(training, forward, Pass::forward)->Apply(training_sizes);
+BENCHMARK_CAPTURE(training, backward, Pass::backward)->Apply(training_sizes);
 
 }  // namespace

@@ -168,6 +168,13 @@ def bars(r):
             training.seconds("castle_backward/window_128/L:4096/d:64") / training.seconds("castle_backward/no_window/L:4096/d:64"),
         )
     )
+    for t, words in ((64, "512 texts of 64 tokens"), (131072, "511 texts of 64 tokens and one of 131072")):
+        together, one_by_one = (r["serving"].seconds(f"uneven/{how}/texts:512/t:{t}") for how in ("together", "one_by_one"))
+        rows.append(at_most(f"a batch against a call for each, {words}, time", 1.0, together / one_by_one))
+    layer = r["multi_head"]
+    for length, bar in ((16, 4.0), (1024, 3.0)):
+        ratio = layer.seconds(f"training/backward/L:{length}") / layer.seconds(f"training/forward/L:{length}")
+        rows.append(at_most(f"backward / forward pass of a layer, L = {length}, d_model = 768, 12 heads, time", bar, ratio))
     compile_time = r["compile_time"]
     seconds = compile_time.seconds("compile/castle") - compile_time.seconds("compile/Eigen_Core")
     rows.append(at_most("`#include <castle/castle.hpp>` beyond `<Eigen/Core>`, -O2", 1.5, seconds, " s"))
@@ -332,6 +339,12 @@ def write_performance(r):
         together, one_by_one = (serving[f"texts/{how}/t:512/texts:{count}"]["tokens/s"] for how in ("together", "one_by_one"))
         table.append([str(count), f"{together:.0f}", f"{one_by_one:.0f}", f"{together / one_by_one:.2f}"])
     doc.table(["texts", "one call for all", "a call for each", "times"], table)
+    doc.text("A token onto each of 512 caches of one head, d = 64, of 64 tokens but for one that is longer, one thread, in microseconds:")
+    table = []
+    for t in (64, 131072):
+        together, one_by_one = (serving.seconds(f"uneven/{how}/texts:512/t:{t}") for how in ("together", "one_by_one"))
+        table.append([str(t), f"{1e6 * together:.0f}", f"{1e6 * one_by_one:.0f}", f"{together / one_by_one:.2f}"])
+    doc.table(["tokens of the longest", "one call for all", "a call for each", "ratio"], table)
 
     doc.text("## Over the length")
     lengths = [256 << i for i in range(8)]
@@ -382,6 +395,13 @@ def write_performance(r):
             row += [f"{2048 / layer.seconds(run):.0f}" if run in layer else "", f"{1 / layer.seconds(step):.0f}" if step in layer else ""]
         table.append(row)
     doc.table(["", "L = 2048, 1 thread", "decoding at 2048", "L = 2048, 2 threads", "decoding at 2048"], table)
+
+    doc.text("In training, d_model 768, 12 heads of 64, both passes of one sequence in a workspace, in ms, one thread.")
+    table = []
+    for length in (16, 1024):
+        forward, backward = (layer.seconds(f"training/{name}/L:{length}") for name in ("forward", "backward"))
+        table.append([str(length), milliseconds(forward), milliseconds(backward), f"{backward / forward:.2f}"])
+    doc.table(["L", "forward", "backward", "ratio"], table)
 
     doc.text("## Compile time")
     names = (("an empty file", "nothing"), ("`#include <Eigen/Core>`", "Eigen_Core"), ("`#include <castle/castle.hpp>`", "castle"), ("the same and `parallel` for float", "castle_parallel_float"))

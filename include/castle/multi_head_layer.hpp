@@ -39,6 +39,9 @@ class MultiHeadLayer {
   public:
     using value_type = T;
 
+    MultiHeadLayer(MultiHeadLayer&&) = default;
+    ~MultiHeadLayer() = default;
+
     const MultiHeadConfig& config() const { return config_; }
     const Options& options() const { return options_; }
 
@@ -65,8 +68,9 @@ class MultiHeadLayer {
     /// An empty cache for this layer. Layers of the same kind and sizes make caches that cannot be told apart: take
     /// care not to swap those of two layers of a stack.
     ///
-    /// It can take off the last `rollback` tokens, as UqKvCache, and at the cost in memory that this tells of. Throws
-    /// std::invalid_argument if that is negative or above 2^24.
+    /// It can roll back the last `rollback` tokens, as UqKvCache, which costs `d_head` elements a token and head for
+    /// every 32 of them: `2 d_head` with the default of 64, nothing with 0. Throws std::invalid_argument if `rollback`
+    /// is negative or above 2^24.
     MultiHeadCache<T> make_cache(Index rollback = default_rollback) const {
         detail::checked_rollback(where_, rollback);
         std::vector<detail::HeadState<T>> heads;
@@ -183,7 +187,7 @@ class MultiHeadLayer {
         std::vector<detail::HeadRecord<T>> heads;
         heads.reserve(std::size_t(config_.heads));
         for (Index h = 0; h < config_.heads; ++h) heads.emplace_back(head_shape(), options_);
-        return {kind(), std::move(heads), d_model(), in_.cols(), width()};
+        return {kind(), std::move(heads)};
     }
 
     /// The layer over a whole sequence, with the bits of `forward(x, y)`; `workspace` keeps what `backward` needs, in
@@ -226,18 +230,12 @@ class MultiHeadLayer {
         if (rows == 0) return;
 
         const Executor& executor = options_.executor;
-        workspace.in_transposed_.set_transposed(in_);
-        workspace.out_transposed_.set_transposed(out_);
         const Rows kept(widths(), workspace.rows_.data(), rows);
         const MatrixView<T> d_attended(workspace.d_attended_.data(), rows, width(), widths().padded_attended());
-        detail::run(executor, workspace.out_transposed_.panels(),
-                    [&](Index p) { workspace.out_transposed_.multiply_panel(d_y, p, d_attended); });
-        detail::run(executor, detail::ceil_div(width(), detail::panel_size), [&](Index p) {
-            detail::transposed_product_panel<T>(d_y, kept.attended(), p, [&](Index i, const T* sums) {
-                const Index first = p * detail::panel_size;
-                const Index count = (std::min)(detail::panel_size, width() - first);
-                for (Index j = 0; j < count; ++j) d_weights.w_out(first + j, i) += sums[j];
-            });
+        detail::run(executor, out_.transposed_panels(),
+                    [&](Index p) { out_.multiply_transposed_panel(d_y, p, d_attended); });
+        detail::run(executor, out_.panels(), [&](Index p) {
+            detail::add_weight_gradient<T>(kept.attended(), d_y, p, weight_runs(std::array{&d_weights.w_out}, p));
         });
         // Of the projections nothing is needed once their gradients are known, which take their places.
         detail::run_backward(
@@ -249,19 +247,12 @@ class MultiHeadLayer {
             },
             executor);
         for (auto& head : workspace.heads_) head.finish();
-        rotate(kept, rows, [&](T* head, const T* angles) { table_->rotate_back(head, angles); });
-        const auto d_parts = projections_of(d_weights);
+        rotate(kept, rows, [&](T* head, const T* angles) { table_->rotate_row_back(head, angles); });
         detail::run(executor, in_.panels(), [&](Index p) {
-            detail::transposed_product_panel<T>(x, kept.projected(), p, [&](Index i, const T* sums) {
-                const Index first = p * detail::panel_size;
-                const Index count = (std::min)(detail::panel_size, in_.cols() - first);
-                for (Index j = 0; j < count; ++j) {
-                    (*d_parts[std::size_t((first + j) / width())])(i, (first + j) % width()) += sums[j];
-                }
-            });
+            detail::add_weight_gradient<T>(x, kept.projected(), p, weight_runs(projections_of(d_weights), p));
         });
-        detail::run(executor, workspace.in_transposed_.panels(),
-                    [&](Index p) { workspace.in_transposed_.multiply_panel(kept.projected(), p, d_x); });
+        detail::run(executor, in_.transposed_panels(),
+                    [&](Index p) { in_.multiply_transposed_panel(kept.projected(), p, d_x); });
     }
 
     /// As above; returns the gradients.
@@ -279,6 +270,9 @@ class MultiHeadLayer {
     }
 
   protected:
+    // Of another layer; MultiHeadCastle and MultiHeadCausal see to it that it is another one.
+    MultiHeadLayer& operator=(MultiHeadLayer&&) = default;
+
     // `projections` is 6, or 3 for standard attention. All weights are 0 at first.
     MultiHeadLayer(std::string_view where, Index projections, const MultiHeadConfig& config, Options options)
         : where_(where),
@@ -311,6 +305,21 @@ class MultiHeadLayer {
     template <class Weights>
     static auto projections_of(Weights& w) {
         return std::array{&w.causal.q, &w.causal.k, &w.causal.v, &w.lookahead.q, &w.lookahead.k, &w.lookahead.v};
+    }
+
+    // Where the columns of panel p of matrices side by side, of which there may be none, are in each of them.
+    template <std::size_t N>
+    static std::array<detail::WeightRun<T>, N> weight_runs(const std::array<Matrix<T>*, N>& side_by_side, Index p) {
+        std::array<detail::WeightRun<T>, N> runs{};
+        const Index first = p * detail::panel_size, end = first + detail::panel_size;
+        Index left = 0;  // edge of the matrix
+        for (std::size_t i = 0; i < N; ++i) {
+            Matrix<T>& m = *side_by_side[i];
+            const Index begin = (std::max)(first, left), stop = (std::min)(end, left + m.cols());
+            if (begin < stop) runs[i] = {m.data() + (begin - left), m.cols(), begin - first, stop - begin};
+            left += m.cols();
+        }
+        return runs;
     }
 
     void check_weights(std::string_view group, const MultiHeadWeights<T>& w) const {
@@ -404,7 +413,7 @@ class MultiHeadLayer {
         if (table_) {
             for (Index i = 0; i < x.rows(); ++i) table_->fill(position(i), scratch.angles(i));
         }
-        rotate(scratch, x.rows(), [&](T* head, const T* angles) { table_->rotate(head, angles); });
+        rotate(scratch, x.rows(), [&](T* head, const T* angles) { table_->rotate_row(head, angles); });
     }
 
     // turn(x, angles) for every row x of a head and projection that is rotated.
@@ -428,7 +437,7 @@ class MultiHeadLayer {
     Index projections_;
     MultiHeadConfig config_;
     Options options_;
-    std::optional<detail::RotaryTable<T>> table_;
+    std::optional<RotaryTable<T>> table_;
     detail::PackedMatrix<T> in_;   // the projections side by side, [d_model, projections * heads * d_head]
     detail::PackedMatrix<T> out_;  // [heads * d_head, d_model]
 };

@@ -6,7 +6,6 @@
 
 #include <castle/detail/aligned_buffer.hpp>
 #include <castle/detail/head_record.hpp>
-#include <castle/detail/packed_matrix.hpp>
 #include <castle/multi_head_cache.hpp>
 #include <castle/types.hpp>
 
@@ -15,8 +14,8 @@ inline namespace CASTLE_ABI {
 
 /// What takes a layer's forward pass over a sequence to its backward pass, and the memory that the two need beside
 /// input and output; made by the layer's `make_workspace`. Kept from step to step it asks for memory only when a
-/// sequence is longer than any before. Moves but does not copy; one that was moved from can only be assigned to or
-/// destroyed.
+/// sequence is longer than any before. Moves but does not copy; one that was moved from may only be assigned to or
+/// destroyed. A move to itself changes nothing.
 ///
 /// A model that runs several sequences before their backward passes keeps a workspace for each.
 template <Scalar T>
@@ -29,8 +28,7 @@ class MultiHeadWorkspace {
 
     /// Memory that the workspace holds, in bytes.
     Index bytes() const {
-        const Index numbers = rows_.size() + d_attended_.size() + in_transposed_.numbers() + out_transposed_.numbers();
-        Index total = numbers * Index(sizeof(T));
+        Index total = (rows_.size() + d_attended_.size()) * Index(sizeof(T));
         for (const auto& head : heads_) total += head.bytes();
         return total;
     }
@@ -38,10 +36,8 @@ class MultiHeadWorkspace {
   private:
     friend MultiHeadLayer<T>;
 
-    // For a layer whose packed weights are [d_model, in_cols] and [width, d_model].
-    MultiHeadWorkspace(const detail::LayerKind& kind, std::vector<detail::HeadRecord<T>> heads, Index d_model,
-                       Index in_cols, Index width)
-        : kind_(kind), heads_(std::move(heads)), in_transposed_(in_cols, d_model), out_transposed_(d_model, width) {}
+    MultiHeadWorkspace(const detail::LayerKind& kind, std::vector<detail::HeadRecord<T>> heads)
+        : kind_(kind), heads_(std::move(heads)) {}
 
     // Before a forward pass. Where it throws, the workspace holds none.
     void start(Index tokens, Index row_numbers, Index attended_numbers) {
@@ -53,12 +49,9 @@ class MultiHeadWorkspace {
     }
 
     detail::LayerKind kind_;
-    std::vector<detail::HeadRecord<T>> heads_;
+    detail::SelfMovable<std::vector<detail::HeadRecord<T>>> heads_;
     detail::AlignedBuffer<T> rows_;        // what lies between the layer's steps; projections become their gradients
     detail::AlignedBuffer<T> d_attended_;  // [tokens, heads * d_head]
-    // The weights, for products with their transposes.
-    detail::PackedMatrix<T> in_transposed_;
-    detail::PackedMatrix<T> out_transposed_;
 };
 
 }  // namespace CASTLE_ABI

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <castle/multi_head.hpp>
 
+#include <cmath>
 #include <concepts>
 #include <cstdint>
+#include <limits>
 #include <optional>
 #include <stdexcept>
 #include <type_traits>
@@ -172,6 +174,48 @@ TYPED_TEST(MultiHeadBackward, TurnsBackJustTheProjectionsThatAreRotated) {
     }
 }
 
+// Panels of 64 that are whole, that end early and that several projections share; more rows than one pass over a piece
+// of the weights takes.
+TYPED_TEST(MultiHeadBackward, MatchesOracleWhereverPanelsEnd) {
+    using T = TypeParam;
+    const castle::Options options{.lookahead_window = 9};
+    expect_gradients(castle::MultiHeadCausal<T>({.d_model = 128, .heads = 1, .d_head = 64, .seed = 7}, {}), 100);
+    expect_gradients(castle::MultiHeadCastle<T>({.d_model = 70, .heads = 1, .d_head = 64, .seed = 8}, options), 34);
+    expect_gradients(castle::MultiHeadCastle<T>({.d_model = 64, .heads = 1, .d_head = 80, .seed = 9}, options), 20);
+}
+
+// Nor do they read what lies behind the rows of d_y and x.
+TYPED_TEST(MultiHeadBackward, WritesNothingOutsideTheGradients) {
+    using T = TypeParam;
+    for (const Index d_model : {20, 64, 70}) {
+        const castle::MultiHeadCastle<T> layer({.d_model = d_model, .heads = 3, .d_head = 22});
+        const Case<T> c(100, d_model);
+        const castle::MultiHeadGradient<T> expected = run_backward(layer, c);
+        Matrix<T> x = Matrix<T>::Constant(100, d_model + 3, sentinel<T>()), d_y = x;
+        x.leftCols(d_model) = c.x;
+        d_y.leftCols(d_model) = c.d_y;
+        auto workspace = layer.make_workspace();
+        Matrix<T> y(100, d_model);
+        layer.forward(workspace, x.leftCols(d_model), y);
+        castle::MultiHeadGradient<T> g = expected;
+        for (auto* m : projections_of(g.weights)) m->setZero();
+        g.weights.w_out.setZero();
+        g.x = written<T>(100, d_model, [&](castle::MatrixView<T> d_x) {
+            layer.backward(workspace, x.leftCols(d_model), d_y.leftCols(d_model), d_x, g.weights);
+        });
+        expect_same_bits(g, expected);
+    }
+}
+
+// The weights are the layer's, and it keeps them once.
+TYPED_TEST(MultiHeadBackward, AnEmptyWorkspaceDoesNotGrowWithTheWeights) {
+    using T = TypeParam;
+    for (const Index d_model : {64, 512}) {
+        const castle::MultiHeadCastle<T> layer({.d_model = d_model, .heads = 4, .d_head = 64});
+        EXPECT_LT(layer.make_workspace().bytes(), 1024);
+    }
+}
+
 TYPED_TEST(MultiHeadBackward, HasTheSameBitsForEveryExecutor) {
     using T = TypeParam;
     const MultiHeadConfig config{.d_model = 70, .heads = 3, .d_head = 22, .rotary = all_rotated, .seed = 6};
@@ -283,6 +327,51 @@ TYPED_TEST(MultiHeadBackward, RefusesWhatDoesNotFit) {
     // None of it has changed anything.
     expect_same_bits(layer.backward(workspace, c.x, c.d_y), g);
     refused([&] { backward(40); });  // used up
+}
+
+// One bad number in x or d_y reaches what depends on it by the definition, and nothing else.
+TYPED_TEST(MultiHeadBackward, PoisonReachesWhatDependsOnItAlone) {
+    using T = TypeParam;
+    const Index length = 70;
+    for (const Index window : {Index(0), Index(9), castle::unlimited}) {
+        const MultiHeadConfig config{.d_model = 5, .heads = 2, .d_head = 2, .rotary = castle::Rotary{}, .seed = 8};
+        const castle::MultiHeadCastle<T> layer(config, {.lookahead_window = window});
+        Case<T> c(length, config.d_model, 9);
+        const auto clean = run_backward(layer, c);
+        for (const bool in_x : {true, false}) {
+            for (const Index t : {0, 1, 31, 32, 63, 64, 69}) {
+                SCOPED_TRACE(describe("window ", window, ", token ", t, " of ", in_x ? "x" : "d_y"));
+                T& number = (in_x ? c.x : c.d_y)(t, 3);
+                const T before = number;
+                number = std::numeric_limits<T>::quiet_NaN();
+                const auto depends =
+                    oracle::backward(oracle_layer<double>(layer.weights(), config), oracle_rows<double>(c.x),
+                                     oracle_rows<double>(c.d_y), oracle_settings(config.d_head, layer.options()));
+                const auto ours = run_backward(layer, c);
+                number = before;
+                const auto expect = [](const char* name, const oracle::Rows<double>& reached, const Matrix<T>& with,
+                                       const Matrix<T>& without) {
+                    for (Index i = 0; i < with.rows(); ++i) {
+                        for (Index j = 0; j < with.cols(); ++j) {
+                            if (std::isnan(reached(i, j))) {
+                                ASSERT_TRUE(std::isnan(with(i, j))) << name << "(" << i << ", " << j << ")";
+                            } else {
+                                ASSERT_TRUE(same_bits(with(i, j), without(i, j)))
+                                    << name << "(" << i << ", " << j << ") is " << with(i, j) << ", without "
+                                    << without(i, j);
+                            }
+                        }
+                    }
+                };
+                expect("x", depends.x, ours.x, clean.x);
+                expect("w_out", depends.out, ours.weights.w_out, clean.weights.w_out);
+                for (std::size_t i = 0; i < 6; ++i) {
+                    expect(input_names[i], depends.in[i], *projections_of(ours.weights)[i],
+                           *projections_of(clean.weights)[i]);
+                }
+            }
+        }
+    }
 }
 
 TYPED_TEST(MultiHeadBackward, OfNoTokensIsZero) {
