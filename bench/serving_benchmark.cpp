@@ -2,12 +2,13 @@
 
 // What does it cost to take tokens off a cache of t tokens, to fork it, to save and load it? One head on one thread;
 // bytes are the cache's own after that. And how many tokens a second does a layer give to many texts, one call for all
-// of them against a call for each?
+// of them against a call for each? And does a batch wait for its longest text?
 #include <chrono>
 #include <optional>
 #include <sstream>
 #include <vector>
 
+#include <castle/batch.hpp>
 #include <castle/multi_head.hpp>
 
 #include "decoding.hpp"
@@ -147,5 +148,45 @@ void text_sizes(benchmark::internal::Benchmark* benchmark) {
 
 BENCHMARK_CAPTURE(texts, together, true)->Apply(text_sizes);
 BENCHMARK_CAPTURE(texts, one_by_one, false)->Apply(text_sizes);
+
+// A token onto each of many caches of a head, of 64 tokens each but for one that has t. Sizes are set back after each
+// step.
+void uneven(benchmark::State& state, bool together) {
+    const Index count = state.range(0);
+    const Matrix x = Matrix::Random(count, 6 * d);
+    const auto part = [&](Index k) { return x.middleCols(k * d, d); };
+    const castle::HeadInput<float> tokens{.causal = {.q = part(0), .k = part(1), .v = part(2)},
+                                          .lookahead = {.q = part(3), .k = part(4), .v = part(5)}};
+    Matrix out(count, d);
+    std::vector<Index> lengths(std::size_t(count), 64);
+    lengths[std::size_t(count / 2)] = state.range(1);
+    std::vector<castle::UqKvCache<float>> caches;
+    std::vector<castle::UqKvCache<float>*> batch;
+    for (const Index length : lengths) {
+        caches.emplace_back(castle::HeadShape{d, d}, castle::Options{}, /*rollback=*/0);
+        castle_bench::fill(caches.back(), length);
+    }
+    for (auto& cache : caches) batch.push_back(&cache);
+    for (auto _ : state) {
+        if (together) {
+            castle::extend<float>(batch, tokens, out);
+        } else {
+            for (Index i = 0; i < count; ++i) castle::extend(caches[std::size_t(i)], tokens.tokens(i, 1), out.row(i));
+        }
+        benchmark::DoNotOptimize(out.data());
+        benchmark::ClobberMemory();
+        for (std::size_t i = 0; i < caches.size(); ++i) {
+            castle::detail::CacheAccess::state(caches[i]).set_size(lengths[i]);
+        }
+    }
+}
+
+void uneven_sizes(benchmark::internal::Benchmark* benchmark) {
+    benchmark->ArgNames({"texts", "t"})->ArgsProduct({{512}, {64, 131072}})->Unit(benchmark::kMicrosecond);
+    castle_bench::report_best(benchmark);
+}
+
+BENCHMARK_CAPTURE(uneven, together, true)->Apply(uneven_sizes);
+BENCHMARK_CAPTURE(uneven, one_by_one, false)->Apply(uneven_sizes);
 
 }  // namespace

@@ -20,12 +20,20 @@ inline namespace CASTLE_ABI {
 template <Scalar T>
 class UqKvCache : public HeadCache<T> {
   public:
-    /// An empty cache for heads of `shape` that can take off the last `rollback` tokens, as `max_rollback` tells. For
-    /// every 32 of those it keeps a copy of `U`, of the keys within the window: `d` numbers a token. Throws
+    /// An empty cache for heads of `shape` that can roll back the last `rollback` tokens, as `max_rollback` tells. For
+    /// every 32 of those it keeps a copy of `U`, of the keys within the window: `d` elements a token, so `2 d` with the
+    /// default of 64. Pass 0 where nothing is ever rolled back beyond the open block of 32. Throws
     /// std::invalid_argument if a size is below 1 or above 2^24, the window negative, the scale not finite, or
     /// `rollback` negative or above 2^24.
     explicit UqKvCache(HeadShape shape, Options options = {}, Index rollback = default_rollback)
         : HeadCache<T>("UqKvCache", 6, shape, std::move(options), rollback) {}
+
+    UqKvCache(UqKvCache&&) = default;
+    UqKvCache& operator=(UqKvCache&& other) noexcept {
+        if (this != &other) HeadCache<T>::operator=(std::move(other));
+        return *this;
+    }
+    ~UqKvCache() = default;
 
     const Options& options() const { return this->all_options(); }
 

@@ -1,10 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <atomic>
+#include <concepts>
+#include <cstdint>
 #include <functional>
 #include <memory>
 #include <type_traits>
 
+#include <castle/detail/message.hpp>
 #include <castle/types.hpp>
 
 namespace castle {
@@ -32,14 +36,28 @@ class Task {
 ///
 /// A cache or layer keeps its executor for life and calls it a few times in each call of its own; calls are never
 /// nested, but come from several threads at once where the caches are used by several. An executor must not throw: half
-/// of the work would be done, so the program ends with std::terminate. Its threads need the caller's rounding mode.
-/// Results then have the same bits whatever the executor and its number of threads.
+/// of the work would be done, so the program ends with std::terminate. Nor may it run a piece twice or leave one out,
+/// which gives other results; builds with assertions (without NDEBUG) notice that and stop. Its threads need the
+/// caller's rounding mode and, like any thread that calls the library, a stack of 128 KiB, or of 64 where all is float:
+/// gcc and clang, optimising for x86-64, were seen to use 91 and 51 in a backward pass, 57 and 33 in a forward pass.
+/// Results are then bitwise identical whatever the executor and its number of threads.
+///
+/// Threads pay where there are several pieces, each of which is worth more than waking a thread. In a call on a head
+/// the pieces are spans of 512 of its keys, in a layer those of all its heads and panels of 64 columns of its weights,
+/// in a batch those of all its caches. A single token onto one head's cache of up to 512 tokens is one piece: it gains
+/// nothing.
 using Executor = std::function<void(Index n, Task task)>;
 
 #ifdef _OPENMP
-/// An executor on OpenMP with `threads` threads, or OpenMP's own choice where it is 0. There only in programs that
-/// are built with OpenMP.
+/// An executor on OpenMP with `threads` threads, or OpenMP's own choice where it is 0. There only in programs that are
+/// built with OpenMP. Throws std::invalid_argument if `threads` is negative.
+///
+/// OpenMP's threads spin while they wait for the next call, unless the environment variable OMP_WAIT_POLICY is
+/// `passive` when the program starts. Where other work keeps the cores busy, set it: a call of 0.4 ms was seen to take
+/// 48. A child process after `fork` must not use an executor that its parent has used, as OpenMP's threads are not in
+/// it and it would wait for them for ever. The environment variable OMP_STACKSIZE sets the stack of its threads.
 inline Executor openmp_executor(int threads = 0) {
+    if (threads < 0) detail::fail("openmp_executor", "threads is ", Index(threads), " but must be at least 0");
     return [threads](Index n, Task task) {
         if (threads > 0) {
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
@@ -54,10 +72,50 @@ inline Executor openmp_executor(int threads = 0) {
 
 namespace detail {
 
+#ifndef EIGEN_NO_DEBUG
+// Which pieces an executor has run: how many, and a sum over them that no other pieces are likely to have.
+class RunPieces {
+  public:
+    void add(Index piece) {
+        count_.fetch_add(1, std::memory_order_relaxed);
+        sum_.fetch_add(scrambled(piece), std::memory_order_relaxed);
+    }
+    // Whether these are the pieces of [0, n), once each.
+    bool are_all_of(Index n) const {
+        std::uint64_t sum = 0;
+        for (Index i = 0; i < n; ++i) sum += scrambled(i);
+        return count_ == n && sum_ == sum;
+    }
+
+  private:
+    // The mixing function of splitmix64, one to one.
+    static std::uint64_t scrambled(Index piece) {
+        std::uint64_t x = std::uint64_t(piece) + 0x9e3779b97f4a7c15U;
+        x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9U;
+        x = (x ^ (x >> 27)) * 0x94d049bb133111ebU;
+        return x ^ (x >> 31);
+    }
+
+    std::atomic<Index> count_ = 0;
+    std::atomic<std::uint64_t> sum_ = 0;
+};
+#endif
+
 template <class F>
 void run(const Executor& executor, Index n, const F& piece) noexcept {
     if (executor && n > 1) {
+#ifndef EIGEN_NO_DEBUG
+        RunPieces done;
+        const auto counted = [&](Index i) {
+            eigen_assert(i >= 0 && i < n && "the executor ran a piece that is not there");
+            piece(i);
+            done.add(i);
+        };
+        executor(n, Task(counted));
+        eigen_assert(done.are_all_of(n) && "the executor ran a piece twice or left one out");
+#else
         executor(n, Task(piece));
+#endif
     } else {
         for (Index i = 0; i < n; ++i) piece(i);
     }

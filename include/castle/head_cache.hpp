@@ -26,7 +26,10 @@ namespace detail {
 struct CacheAccess;
 }
 
-/// How many tokens a cache can take off again, from the most that it has held, unless it is told otherwise.
+/// How many of its last tokens a cache can roll back, from the most that it has held, unless it is told otherwise. This
+/// is what speculative decoding and a corrected answer need; it costs `2 d` elements a token and head without a window,
+/// half as much again as a cache without it, and `2 d` for the tokens within the window otherwise. A cache that only
+/// ever grows, or is cleared or forked instead, is made with a rollback of 0.
 inline constexpr Index default_rollback = 64;
 
 /// Memory, in bytes: what a cache holds alone, and what it shares with its forks, each of which counts it. What several
@@ -42,8 +45,9 @@ struct CacheBytes {
 
 /// What the caches of one head, UqKvCache and KvCache, have in common: everything but what is in them.
 ///
-/// A cache moves but does not copy; one that was moved from can only be assigned to or destroyed. It may be used from
-/// any thread, by one at a time; const calls, `fork` and `save` among them, by several at once.
+/// A cache moves but does not copy; one that was moved from may only be assigned to or destroyed. A move to itself
+/// changes nothing. It may be used from any thread, by one at a time; const calls, `fork` and `save` among them, by
+/// several at once.
 template <Scalar T>
 class HeadCache {
   public:
@@ -105,6 +109,7 @@ class HeadCache {
     }
 
   protected:
+    // Of another cache; UqKvCache and KvCache see to it that it is another one.
     HeadCache& operator=(HeadCache&&) = default;
 
     // `projections` is 6, or 3 for standard attention.
@@ -142,6 +147,7 @@ class HeadCache {
 
   private:
     friend detail::CacheAccess;
+    friend detail::BatchMark;
 
     HeadCache(std::uint64_t projections, Options options, detail::HeadState<T> state)
         : projections_(projections), options_(std::move(options)), state_(std::move(state)) {}
@@ -149,6 +155,7 @@ class HeadCache {
     std::uint64_t projections_;
     Options options_;
     detail::HeadState<T> state_;
+    Index batch_mark_ = 0;  // means something only within check_batch
 };
 
 namespace detail {

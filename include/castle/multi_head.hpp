@@ -15,7 +15,8 @@ inline namespace CASTLE_ABI {
 /// The multi-head layer of eq. 14: `heads` CASTLE heads over six projections of the input, concatenated and multiplied
 /// by `W_O`; `7 heads d_head d_model` parameters. What it does is in MultiHeadLayer: `forward(x)` runs a whole
 /// sequence, `x` and its result `[L, d_model]`; `make_cache()` and `extend(cache, x)` run it in pieces, with the same
-/// bits; `weights()` and `set_weights(w)` reach the weights by name. A layer moves but does not copy.
+/// bits; `weights()` and `set_weights(w)` reach the weights by name. A layer moves but does not copy; one that was
+/// moved from may only be assigned to or destroyed. A move to itself changes nothing.
 template <Scalar T>
 class MultiHeadCastle : public MultiHeadLayer<T> {
   public:
@@ -32,6 +33,13 @@ class MultiHeadCastle : public MultiHeadLayer<T> {
         : MultiHeadLayer<T>("MultiHeadCastle", 6, config, std::move(options)) {
         this->set_weights(weights);
     }
+
+    MultiHeadCastle(MultiHeadCastle&&) = default;
+    MultiHeadCastle& operator=(MultiHeadCastle&& other) noexcept {
+        if (this != &other) MultiHeadLayer<T>::operator=(std::move(other));
+        return *this;
+    }
+    ~MultiHeadCastle() = default;
 };
 
 /// The baseline with the same interface: standard causal attention over three projections, `4 heads d_head d_model`
@@ -50,6 +58,13 @@ class MultiHeadCausal : public MultiHeadLayer<T> {
         : MultiHeadLayer<T>("MultiHeadCausal", 3, config, detail::without_lookahead(std::move(options))) {
         this->set_weights(weights);
     }
+
+    MultiHeadCausal(MultiHeadCausal&&) = default;
+    MultiHeadCausal& operator=(MultiHeadCausal&& other) noexcept {
+        if (this != &other) MultiHeadLayer<T>::operator=(std::move(other));
+        return *this;
+    }
+    ~MultiHeadCausal() = default;
 };
 
 }  // namespace CASTLE_ABI

@@ -77,8 +77,8 @@ struct LayerKind {
 
 }  // namespace detail
 
-/// The caches of all heads of a layer; made by the layer's `make_cache`. Moves but does not copy; one
-/// that was moved from can only be assigned to or destroyed.
+/// The caches of all heads of a layer; made by the layer's `make_cache`. Moves but does not copy; one that was moved
+/// from may only be assigned to or destroyed. A move to itself changes nothing.
 template <Scalar T>
 class MultiHeadCache {
   public:
@@ -142,6 +142,7 @@ class MultiHeadCache {
 
   private:
     friend MultiHeadLayer<T>;
+    friend detail::BatchMark;
 
     MultiHeadCache(const detail::LayerKind& kind, std::vector<detail::HeadState<T>> heads, Index row_numbers)
         : kind_(kind), heads_(std::move(heads)), row_numbers_(row_numbers), row_(row_numbers) {}
@@ -155,9 +156,10 @@ class MultiHeadCache {
     }
 
     detail::LayerKind kind_;
-    std::vector<detail::HeadState<T>> heads_;
+    detail::SelfMovable<std::vector<detail::HeadState<T>>> heads_;
     Index row_numbers_;             // of scratch for a single token
     detail::AlignedBuffer<T> row_;  // so much scratch, or more once the cache has led a batch
+    Index batch_mark_ = 0;          // means something only within check_batch
 };
 
 }  // namespace CASTLE_ABI

@@ -21,7 +21,8 @@ struct Options {
     std::optional<double> scale = std::nullopt;
 
     /// `W` of eq. 9: the lookahead key of token `i` absorbs the tokens `i + 1` to `i + W`. `0` is standard causal
-    /// attention. Causal keys are never windowed.
+    /// attention. This is no window on attention, as in sliding-window attention: every token attends to all tokens
+    /// before it whatever `W` is, through causal keys, which are never windowed, and lookahead keys.
     Index lookahead_window = unlimited;
 
     /// Parts of the scores of eq. 7, `s^C - SiLU(s^U)`, that experiments may leave out: with `silu` off they are

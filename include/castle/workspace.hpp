@@ -22,8 +22,8 @@ struct WorkspaceAccess;
 ///
 /// A workspace takes a forward pass to its backward pass, and has the memory that the two need beside inputs and
 /// outputs: about `11.5 L d` numbers, `6.5 L d` for standard attention. Kept from step to step it asks for memory only
-/// when a sequence is longer than any before. It moves but does not copy, and may be used from any thread, by one at a
-/// time.
+/// when a sequence is longer than any before. It moves but does not copy; one that was moved from may only be assigned
+/// to or destroyed, and a move to itself changes nothing. It may be used from any thread, by one at a time.
 template <Scalar T>
 class HeadWorkspace {
   public:
@@ -32,7 +32,6 @@ class HeadWorkspace {
     HeadWorkspace(const HeadWorkspace&) = delete;
     HeadWorkspace& operator=(const HeadWorkspace&) = delete;
     HeadWorkspace(HeadWorkspace&&) = default;
-    HeadWorkspace& operator=(HeadWorkspace&&) = default;
     ~HeadWorkspace() = default;
 
     HeadShape shape() const { return record_.shape(); }
@@ -44,6 +43,9 @@ class HeadWorkspace {
     Index bytes() const { return record_.bytes() + out_.size() * Index(sizeof(T)); }
 
   protected:
+    // Of another workspace; Workspace and CausalWorkspace see to it that it is another one.
+    HeadWorkspace& operator=(HeadWorkspace&&) = default;
+
     HeadWorkspace(std::string_view where, HeadShape shape, Options options)
         : options_(detail::checked_options<T>(where, shape, std::move(options))), record_(shape, options_) {}
 
@@ -63,6 +65,13 @@ class Workspace : public HeadWorkspace<T> {
     /// the scale not finite.
     explicit Workspace(HeadShape shape, Options options = {})
         : HeadWorkspace<T>("Workspace", shape, std::move(options)) {}
+
+    Workspace(Workspace&&) = default;
+    Workspace& operator=(Workspace&& other) noexcept {
+        if (this != &other) HeadWorkspace<T>::operator=(std::move(other));
+        return *this;
+    }
+    ~Workspace() = default;
 };
 
 /// The workspace of a head of standard causal attention.
@@ -72,6 +81,13 @@ class CausalWorkspace : public HeadWorkspace<T> {
     /// For heads of `shape`. Throws std::invalid_argument if a size is below 1 or above 2^24, or the scale not finite.
     explicit CausalWorkspace(HeadShape shape, CausalOptions options = {})
         : HeadWorkspace<T>("CausalWorkspace", shape, detail::without_lookahead(std::move(options))) {}
+
+    CausalWorkspace(CausalWorkspace&&) = default;
+    CausalWorkspace& operator=(CausalWorkspace&& other) noexcept {
+        if (this != &other) HeadWorkspace<T>::operator=(std::move(other));
+        return *this;
+    }
+    ~CausalWorkspace() = default;
 };
 
 namespace detail {

@@ -6,6 +6,7 @@
 #include <new>
 #include <span>
 #include <stdexcept>
+#include <string>
 #include <vector>
 
 #include <gtest/gtest.h>
@@ -14,6 +15,7 @@
 
 #include "support/executors.hpp"
 #include "support/generators.hpp"
+#include "support/message.hpp"
 #include "support/runs.hpp"
 #include "support/scalars.hpp"
 #include "support/tolerances.hpp"
@@ -35,7 +37,7 @@ TYPED_TEST(Batch, GivesEveryCacheTheBitsThatItHasAlone) {
     using T = TypeParam;
     Random random(3400);
     ThreadPool pool(3);
-    const std::vector<Index> lengths = {0, 1, 31, 32, 63, 64, 130, 511, 512, 600};
+    const std::vector<Index> lengths = {0, 1, 31, 32, 1100, 63, 64, 130, 511, 512, 600, 20};
     const auto count = Index(lengths.size());
     for (const castle::Executor& executor : {castle::Executor{}, pool.executor(), reversed_executor()}) {
         std::vector<castle::UqKvCache<T>> together, alone;
@@ -63,6 +65,39 @@ TYPED_TEST(Batch, GivesEveryCacheTheBitsThatItHasAlone) {
             EXPECT_EQ(together[i].max_rollback(), alone[i].max_rollback());
         }
     }
+}
+
+// What each call of the executor was asked for, in turn.
+TYPED_TEST(Batch, IsCutIntoPiecesThatAllHaveWork) {
+    using T = TypeParam;
+    Random random(3405);
+    const auto pieces = [&](const std::vector<Index>& lengths, const std::vector<Index>& windows) {
+        std::vector<castle::UqKvCache<T>> texts;
+        for (std::size_t i = 0; i < lengths.size(); ++i) {
+            texts.emplace_back(castle::HeadShape{.d = d, .dv = dv}, castle::Options{.lookahead_window = windows[i]});
+            castle::extend(texts.back(), random_head<T>(random, {lengths[i], d, dv}).input());
+        }
+        std::vector<castle::UqKvCache<T>*> caches;
+        for (auto& text : texts) caches.push_back(&text);
+        std::vector<Index> asked;
+        const castle::Executor counting = [&](Index n, castle::Task task) {
+            asked.push_back(n);
+            for (Index i = 0; i < n; ++i) task(i);
+        };
+        const auto count = Index(lengths.size());
+        Matrix<T> out(count, dv);
+        castle::extend(caches, random_head<T>(random, {count, d, dv}).input(), out, counting);
+        return asked;
+    };
+    using Numbers = std::vector<Index>;
+    constexpr Index none = castle::unlimited;
+    // Spans of 512 keys after the token. A text of one span is one piece.
+    EXPECT_EQ(pieces({0, 100, 511}, {none, none, 20}), (Numbers{3}));
+    // Packing, gates, sweeps, merging.
+    EXPECT_EQ(pieces({512, 512}, {none, none}), (Numbers{2, 4, 4, 2}));
+    EXPECT_EQ(pieces({0, 1100, 5, 600, 7}, {none, none, none, 300, none}), (Numbers{5, 5, 5, 2}));
+    EXPECT_EQ(pieces({0, 1100, 5, 600, 7}, {none, none, none, 0, none}), (Numbers{5, 3, 5, 2})) << "no gates";
+    EXPECT_EQ(pieces({1100, 600}, {0, 0}), (Numbers{2, 5, 2}));
 }
 
 template <class T, class Layer>
@@ -171,6 +206,75 @@ TYPED_TEST(Batch, RefusesWhatDoesNotFitAndChangesNothing) {
     refused_by_layer({&c, &c});
     refused_by_layer({&c, nullptr});
     refused_by_layer({&c, &foreign});
+}
+
+// Every pair of places, and each time all that an older batch may have left behind.
+TYPED_TEST(Batch, FindsACacheThatIsThereTwice) {
+    using T = TypeParam;
+    Random random(3435);
+    constexpr Index count = 6;
+    const castle::MultiHeadCastle<T> layer({.d_model = 20, .heads = 3, .d_head = 6});
+    std::vector<castle::UqKvCache<T>> heads;
+    std::vector<castle::MultiHeadCache<T>> layers;
+    std::vector<castle::UqKvCache<T>*> head_caches;
+    std::vector<castle::MultiHeadCache<T>*> layer_caches;
+    for (Index i = 0; i < count; ++i) {
+        heads.emplace_back(castle::HeadShape{.d = d, .dv = dv});
+        layers.push_back(layer.make_cache());
+    }
+    for (auto& cache : heads) head_caches.push_back(&cache);
+    for (auto& cache : layers) layer_caches.push_back(&cache);
+    const Head<T> tokens = random_head<T>(random, {count, d, dv});
+    Matrix<T> out(count, dv), x(count, 20), y(count, 20);
+    fill_normal(random, x);
+    Index steps = 0;
+    for (Index j = 1; j < count; ++j) {
+        for (Index i = 0; i < j; ++i) {
+            auto head_batch = head_caches;
+            auto layer_batch = layer_caches;
+            head_batch[std::size_t(j)] = head_batch[std::size_t(i)];
+            layer_batch[std::size_t(j)] = layer_batch[std::size_t(i)];
+            const std::string sentence = describe("caches[", i, "] and caches[", j, "] are the same cache");
+            EXPECT_EQ(message<std::invalid_argument>([&] { castle::extend(head_batch, tokens.input(), out); }),
+                      "castle::extend: " + sentence);
+            EXPECT_EQ(message<std::invalid_argument>([&] { layer.extend(layer_batch, x, y); }),
+                      "castle::MultiHeadCastle: " + sentence);
+            // Those that are different go on, in any order.
+            std::swap(head_caches[std::size_t(random.integer(0, j))], head_caches[std::size_t(random.integer(0, j))]);
+            std::swap(layer_caches[std::size_t(random.integer(0, j))], layer_caches[std::size_t(random.integer(0, j))]);
+            EXPECT_NO_THROW(castle::extend(head_caches, tokens.input(), out));
+            EXPECT_NO_THROW(layer.extend(layer_caches, x, y));
+            ++steps;
+        }
+    }
+    for (const auto& cache : heads) EXPECT_EQ(cache.size(), steps);
+    for (const auto& cache : layers) EXPECT_EQ(cache.size(), steps);
+}
+
+// Looks at each cache a few times, not at each pair.
+TEST(BatchCheck, TakesTimeInProportionToTheCaches) {
+    struct Cache {
+        Index batch_mark_ = 0;
+    };
+    struct Caches {
+        std::vector<Cache*> caches;
+        mutable Index looks = 0;
+
+        std::size_t size() const { return caches.size(); }
+        Cache* operator[](std::size_t i) const {
+            ++looks;
+            return caches[i];
+        }
+    };
+    std::vector<Cache> all(1000);
+    Caches caches;
+    for (Cache& cache : all) caches.caches.push_back(&cache);
+    for (int again = 0; again < 3; ++again) {
+        caches.looks = 0;
+        castle::detail::check_batch("extend", caches);
+        EXPECT_LE(caches.looks, 10 * 1000);
+        std::reverse(caches.caches.begin(), caches.caches.end());
+    }
 }
 
 TYPED_TEST(Batch, WithoutMemoryChangesNoToken) {

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <atomic>
+#include <limits>
 #include <stdexcept>
 #include <thread>
 #include <vector>
@@ -10,6 +11,7 @@
 
 #include "support/executors.hpp"
 #include "support/generators.hpp"
+#include "support/message.hpp"
 #include "support/runs.hpp"
 #include "support/tolerances.hpp"
 
@@ -85,10 +87,53 @@ TEST(ExecutorDeathTest, ThatThrowsEndsTheProgram) {
     Random random(3);
     const Head<float> head = random_head<float>(random, {.length = 1100, .d = 4, .dv = 4});
     const castle::Executor throwing = [](Index, castle::Task) { throw std::runtime_error("no threads left"); };
-    EXPECT_DEATH(run_parallel(head.input(), {.executor = throwing}), "");
+    EXPECT_DEATH(run_parallel(head.input(), {.executor = throwing}), "no threads left");
+}
+
+// Nothing else would tell. Builds without assertions do not look.
+TEST(ExecutorDeathTest, ThatDoesNotRunEveryPieceOnceIsCaught) {
+    const auto nothing = [](Index) {};
+    const auto expect_caught = [&](const castle::Executor& executor, Index n) {
+        EXPECT_DEBUG_DEATH(castle::detail::run(executor, n, nothing), "the executor ran a piece twice or left one out");
+    };
+    for (const Index n : {2, 3, 40}) {
+        for (const Index wrong : {Index(0), n / 2, n - 1}) {
+            SCOPED_TRACE(describe(wrong, " of ", n));
+            expect_caught(  // leaves one out
+                [&](Index count, castle::Task task) {
+                    for (Index i = 0; i < count; ++i) {
+                        if (i != wrong) task(i);
+                    }
+                },
+                n);
+            expect_caught(  // twice
+                [&](Index count, castle::Task task) {
+                    for (Index i = 0; i < count; ++i) task(i);
+                    task(wrong);
+                },
+                n);
+            expect_caught(  // one in place of another
+                [&](Index count, castle::Task task) {
+                    for (Index i = 0; i < count; ++i) task(i == wrong ? (wrong + 1) % count : i);
+                },
+                n);
+        }
+    }
+    expect_caught([](Index, castle::Task) {}, 7);
+    const castle::Executor beyond = [](Index n, castle::Task task) {
+        for (Index i = 1; i <= n; ++i) task(i);
+    };
+    EXPECT_DEBUG_DEATH(castle::detail::run(beyond, 7, nothing), "the executor ran a piece that is not there");
 }
 
 #ifdef _OPENMP
+TEST(Executor, OnOpenMpTakesNoNegativeNumberOfThreads) {
+    for (const int threads : {-1, std::numeric_limits<int>::min()}) {
+        EXPECT_EQ(message<std::invalid_argument>([&] { castle::openmp_executor(threads); }),
+                  describe("castle::openmp_executor: threads is ", threads, " but must be at least 0"));
+    }
+}
+
 TEST(Executor, OnOpenMpGivesTheBitsOfOneThread) {
     Random random(2);
     const Head<float> head = random_head<float>(random, {.length = 1300, .d = 9, .dv = 7});

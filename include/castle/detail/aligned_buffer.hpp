@@ -6,6 +6,7 @@
 #include <limits>
 #include <memory>
 #include <new>
+#include <utility>
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -71,6 +72,18 @@ class AlignedBuffer {
 
     std::unique_ptr<T[], Free> data_;
     Index size_ = 0;
+};
+
+// A container that a move to itself leaves as it is; a std::vector may be empty after that.
+template <class Container>
+struct SelfMovable : Container {
+    SelfMovable(Container container) noexcept : Container(std::move(container)) {}
+    SelfMovable(SelfMovable&&) = default;
+    SelfMovable& operator=(SelfMovable&& other) noexcept {
+        if (this != &other) Container::operator=(std::move(other));
+        return *this;
+    }
+    ~SelfMovable() = default;
 };
 
 }  // namespace detail

@@ -54,15 +54,25 @@ inline Index checked_rollback(std::string_view where, Index rollback) {
     return rollback;
 }
 
-// A batch has each of its caches once.
+// The way to the mark that check_batch leaves in a cache.
+struct BatchMark {
+    template <class Cache>
+    static Index& of(Cache& cache) {
+        return cache.batch_mark_;
+    }
+};
+
+// A batch has each of its caches once. Each is marked with its place; what an older batch left there is no mistake, as
+// this cache is not at that place before its own in this one. So nothing is compared pair by pair, allocated or undone.
 template <class Caches>
 void check_batch(std::string_view where, const Caches& caches) {
     for (std::size_t i = 0; i < caches.size(); ++i) {
         if (caches[i] == nullptr) fail(where, "caches[", Index(i), "] is null");
-        for (std::size_t j = 0; j < i; ++j) {
-            if (caches[i] == caches[j])
-                fail(where, "caches[", Index(j), "] and caches[", Index(i), "] are the same cache");
+        Index& mark = BatchMark::of(*caches[i]);
+        if (mark < Index(i) && caches[std::size_t(mark)] == caches[i]) {
+            fail(where, "caches[", mark, "] and caches[", Index(i), "] are the same cache");
         }
+        mark = Index(i);
     }
 }
 

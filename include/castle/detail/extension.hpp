@@ -15,34 +15,91 @@ namespace castle {
 inline namespace CASTLE_ABI {
 namespace detail {
 
+// The work of some heads as numbered pieces: count(h) of head h, after those of the heads before it. Each state notes
+// the number of its first piece, until the next numbering.
+template <class State>
+class Pieces {
+  public:
+    template <class Count>
+    Pieces(Index heads, const State& state, const Count& count) : heads_(heads), state_(state), of_each_(count(0)) {
+        for (Index h = 0; h < heads; ++h) {
+            const Index own = count(h);
+            if (own != of_each_) of_each_ = 0;
+            state(h).set_first_piece(total_);
+            total_ += own;
+        }
+    }
+
+    // run_piece(h, i) for the i-th piece of head h, for all of them.
+    template <class F>
+    void run(const Executor& executor, const F& run_piece) const {
+        detail::run(executor, total_, [&](Index piece) {
+            const Index h = of_each_ > 0 ? piece / of_each_ : head_of(piece);
+            run_piece(h, piece - state_(h).first_piece());
+        });
+    }
+
+  private:
+    // The last head that begins at this piece or before it. One without pieces begins where the next one does.
+    Index head_of(Index piece) const {
+        Index head = 0, end = heads_;
+        while (end - head > 1) {
+            const Index middle = head + (end - head) / 2;
+            (state_(middle).first_piece() <= piece ? head : end) = middle;
+        }
+        return head;
+    }
+
+    Index heads_;
+    const State& state_;
+    Index of_each_;  // if all heads have as many, or 0
+    Index total_ = 0;
+};
+
 // Takes a group of every head through its steps; group(h) is head h's, and all have as many rows and blocks. Steps that
 // are done once a row run on `light`.
 template <Scalar T, class State, class Scratch, class GroupOf, class Input, class Output>
 void run_groups(Index heads, const State& state, const Scratch& scratch, const GroupOf& group, const Input& input,
                 const Output& output, const Executor& executor, const Executor& light) {
     const Index blocks = group(0).blocks();
-    Index spans = 0;
-    bool has_lookahead = false;
-    for (Index h = 0; h < heads; ++h) {
-        spans = (std::max)(spans, group(h).spans());
-        has_lookahead = has_lookahead || state(h).has_lookahead();
-    }
-    const auto for_blocks = [&](const auto& step) {
-        detail::run(light, heads * blocks, [&](Index i) { step(i / blocks, i % blocks); });
-    };
-    const auto for_spans = [&](const auto& step) {
-        detail::run(executor, heads * spans, [&](Index i) {
-            const Index h = i / spans, span = i % spans;
-            if (span < group(h).spans()) step(state(h), scratch(h), group(h), span);
-        });
-    };
-    for_blocks([&](Index h, Index b) { pack_block(state(h), scratch(h), group(h), b, input(h)); });
-    if (has_lookahead && group(0).is_part_of_block()) for_spans(sweep_gates<T>);
-    for_spans(sweep_span<T>);
-    for_blocks([&](Index h, Index b) {
+    const bool has_gates = group(0).is_part_of_block();
+    const auto pack = [&](Index h, Index b) { pack_block(state(h), scratch(h), group(h), b, input(h)); };
+    const auto make_gates = [&](Index h, Index span) { sweep_gates<T>(state(h), scratch(h), group(h), span); };
+    const auto sweep = [&](Index h, Index span) { sweep_span<T>(state(h), scratch(h), group(h), span); };
+    const auto merge = [&](Index h, Index b) {
         merge_spans(state(h), scratch(h), group(h), b, output(h));
         if (b == blocks - 1) keep_open_block(state(h), scratch(h), group(h));
+    };
+    // One head after the other finds its memory in the processor's caches from step to step.
+    const auto run_head = [&](Index h) {
+        const Index spans = group(h).spans();
+        for (Index b = 0; b < blocks; ++b) pack(h, b);
+        for (Index span = 0; has_gates && state(h).has_lookahead() && span < spans; ++span) make_gates(h, span);
+        for (Index span = 0; span < spans; ++span) sweep(h, span);
+        for (Index b = 0; b < blocks; ++b) merge(h, b);
+    };
+    if (!executor) {
+        for (Index h = 0; h < heads; ++h) run_head(h);
+        return;
+    }
+    // What cannot be divided goes through all steps as one piece.
+    const auto is_whole = [&](Index h) { return blocks == 1 && group(h).spans() == 1; };
+    Index whole = 0;
+    for (Index h = 0; h < heads; ++h) whole += is_whole(h) ? 1 : 0;
+    Pieces(heads, state, [&](Index) { return blocks; }).run(whole > 0 ? executor : light, [&](Index h, Index b) {
+        if (is_whole(h)) {
+            run_head(h);
+        } else {
+            pack(h, b);
+        }
     });
+    if (whole == heads) return;
+    const auto divided = [&](Index h, Index pieces) { return is_whole(h) ? 0 : pieces; };
+    Pieces(heads, state, [&](Index h) {
+        return has_gates && state(h).has_lookahead() ? divided(h, group(h).spans()) : 0;
+    }).run(executor, make_gates);
+    Pieces(heads, state, [&](Index h) { return divided(h, group(h).spans()); }).run(executor, sweep);
+    Pieces(heads, state, [&](Index h) { return divided(h, blocks); }).run(light, merge);
 }
 
 // Scratch for putting `rows` tokens onto `tokens`. For one token the state has its own.
@@ -111,8 +168,10 @@ class Extension {
 template <Scalar T, class State, class Row, class Input, class Output>
 void extend_by_one_each(Index states, const State& state, const Row& row, const Input& input, const Output& output,
                         const Executor& executor) {
-    for (Index i = 0; i < states; ++i) state(i).make_room(state(i).size() + 1);
-    for (Index i = 0; i < states; ++i) state(i).start(state(i).size() + 1);
+    for (Index i = 0; i < states; ++i) {
+        state(i).make_room(state(i).size() + 1);
+        state(i).start(state(i).size() + 1);
+    }
     const auto group = [&](Index i) {
         return Group{.first = state(i).size(), .end = state(i).size() + 1, .call_row = row(i)};
     };

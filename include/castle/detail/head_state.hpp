@@ -198,6 +198,10 @@ class HeadState {
     // Scratch for extending by one row.
     T* row_scratch() { return row_scratch_.data(); }
 
+    // While work on several heads is under way: the number of its first piece of this head.
+    Index first_piece() const { return first_piece_; }
+    void set_first_piece(Index piece) { first_piece_ = piece; }
+
   private:
     // A fork.
     HeadState(const HeadState& from)
@@ -269,6 +273,7 @@ class HeadState {
     Index history_blocks_;
     bool keeps_every_query_;
     Index size_ = 0;
+    Index first_piece_ = 0;
     PanelStore<T> panels_;            // U, K^C, V^C, in the order in which a step of decoding reads them
     std::vector<Panel<T>> own_keys_;  // where there is one, U in place of that in panels_, whose K^C and V^C are shared
     PanelStore<T> query_panels_;      // Q^U
