@@ -250,8 +250,11 @@ Error error_against(const Rows<E>& exact, const At& at) {
 
 /// The library's error is at most this many times that of a plain evaluation of the same formulas in the same
 /// precision, plus what the rounding of the exact result alone may cost: an ulp of the largest number for the largest
-/// error, half an ulp of the root mean square for that of the errors.
+/// error, half an ulp of the root mean square for that of the errors. The largest of some thousand errors is the error
+/// of one element, whose terms happen to be large, and as much a matter of chance as the order of its sum, which the
+/// width of a packet decides: it is allowed twice as much.
 inline constexpr double most_times_plain = 2;
+inline constexpr double most_times_plain_largest = 4;
 
 /// Whether that holds. `times_plain`, if given, becomes how many times the plain evaluation's error the library's was,
 /// where it was above the floor.
@@ -267,7 +270,7 @@ template <class E, class T>
                         .largest = error.largest <= floor.largest ? 0 : error.largest / allowed.largest};
     }
     if (error.rms <= most_times_plain * allowed.rms + floor.rms &&
-        error.largest <= most_times_plain * allowed.largest + floor.largest) {
+        error.largest <= most_times_plain_largest * allowed.largest + floor.largest) {
         return ::testing::AssertionSuccess();
     }
     return ::testing::AssertionFailure() << "error " << error.rms << " rms, " << error.largest
