@@ -276,5 +276,10 @@ void rotate(X&& x, Index first_position, double base = Rotary{}.base) {
     if (rows.cols() > 0) RotaryTable<T>(rows.cols(), base).rotate(rows, first_position);
 }
 
+// Instead of "no matching function", as at the views.
+template <class X, detail::ScalarOfColumnMajor<X> T = typename std::remove_cvref_t<X>::value_type,
+          class Needed = detail::row_major_matrix>
+void rotate(X&&, Index, double = 0) = delete;
+
 }  // namespace CASTLE_ABI
 }  // namespace castle

@@ -259,7 +259,8 @@ TYPED_TEST(Backward, PoisonReachesWhatDependsOnItAloneWithoutPartsOfTheScores) {
     }
 }
 
-// U of more rows than are restored together, in more than one panel, from more than one bad block.
+// U of more rows than are restored together, in more than one panel, from more than one bad block, and from one that
+// finite ones follow.
 TYPED_TEST(Backward, PoisonInManyTokensReachesNoTokenBeforeIt) {
     using T = TypeParam;
     const Index length = 230, d = 70;
@@ -270,7 +271,7 @@ TYPED_TEST(Backward, PoisonInManyTokensReachesNoTokenBeforeIt) {
             const castle::HeadGradient<T> clean = run_backward(c.head.input(), c.d_out, options);
             Random random(2766);
             for (Index t = 90; t < length; ++t) {
-                if (t % 3 == 0) (*c.head.all()[input])(t, random.integer(0, d - 1)) = std::nan("");
+                if (t % 3 == 0 && t < 200) (*c.head.all()[input])(t, random.integer(0, d - 1)) = std::nan("");
             }
             const castle::HeadGradient<T> g = run_backward(c.head.input(), c.d_out, options);
             const Matrix<T> error = g.causal.q.topRows(90) - clean.causal.q.topRows(90);

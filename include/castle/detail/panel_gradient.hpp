@@ -221,17 +221,16 @@ class PanelGradient {
                 tile.store(u + k * panel_size + c, panel_size);
             });
         });
-        // What the block brought may not be finite, and then does not go away again.
         RestoredKeys<T, Cols>(state_, lookahead_, p_, column_,
                               {.gates = d_scores_, .sums = scores_, .keys = transposed_})
-            .run(rows_.origin);
+            .run(rows_.origin, gates_, rows_.operands.lookahead_values());
     }
 
     // From the causal scores in scores_, dP in d_scores_ and the lookahead scores in d_lookahead_scores_: P, dS and
     // dS^U in their places, 0 where a key is not seen.
     //
-    // Scores are not always to the bit those of the forward pass, for U is recovered. Where they are large, that may
-    // take one above the largest of its row, which is no reason for a weight above 1.
+    // Scores may differ from those of the forward pass, since U is recovered by subtraction. A large one may then
+    // exceed the largest of its row; its weight must not exceed 1 for that.
     template <Index Cols, class Term>
     void differentiate_scores(const Term& lookahead_term) {
         for (Index i = 0; i < rows_.count(); ++i) {

@@ -15,12 +15,13 @@ namespace castle {
 inline namespace CASTLE_ABI {
 namespace detail {
 
-// U of some keys of a panel, Cols of them from `column` on, where it cannot be had by subtraction.
+// U of some keys of a panel, Cols of them from `column` on, where it cannot be recovered by subtraction.
 //
-// The backward pass recovers U of earlier tokens by taking from it what each block brought. An infinity or a NaN of a
-// block does not go that way, and would reach the gradients of tokens before it. What is not finite after such a
-// subtraction is summed up again instead, as the forward pass did it. That takes as long as the forward pass took up to
-// there, or to the first token whose values are in the way as well; all elements that are finite stay as they are.
+// The backward pass recovers U of earlier tokens by subtracting what each block added. An infinity or a NaN of a block
+// stays, and would reach the gradients of tokens before it. Where a block added one, elements that are not finite are
+// summed up again, as in the forward pass; all others stay as they are. A block then costs as much as the forward pass
+// up to it, or up to the first token that makes the same elements infinite or NaN: once a sequence where one token is
+// bad, and one block's work where all are.
 template <Scalar T, Index Cols>
 class RestoredKeys {
     using S = Simd<T>;
@@ -37,10 +38,14 @@ class RestoredKeys {
     RestoredKeys(HeadState<T>& state, const Qkv<T>& lookahead, Index p, Index column, const Scratch& scratch)
         : state_(state), lookahead_(lookahead), p_(p), column_(column), scratch_(scratch) {}
 
-    // From the block at token `origin` has just been taken.
-    void run(Index origin) {
+    // After what the block at token `origin` added has been subtracted: its gates [block_size][panel_size] times its
+    // values [d][block_size].
+    void run(Index origin, const T* gates, const T* values) {
         T* u = state_.lookahead_keys(p_) + column_;
         const Index d = state_.shape().d;
+        if (all_finite<Cols, panel_size>(u, d)) return;
+        // What earlier blocks added belongs there.
+        if (all_finite<Cols, panel_size>(gates, block_size) && all_finite<block_size, block_size>(values, d)) return;
         for (Index k = 0; k < d; k += chunk) {
             const Index rows = (std::min)(chunk, d - k);
             const Index wanting = not_finite(u + k * panel_size, rows);
@@ -49,16 +54,18 @@ class RestoredKeys {
     }
 
   private:
-    static Index not_finite(const T* m, Index rows) {
-        // x - x is 0 or NaN.
+    template <Index Count, Index Stride>
+    static bool all_finite(const T* m, Index rows) {
         auto sum = S::zero();
         for (Index i = 0; i < rows; ++i) {
-            for_packets<T, Cols>([&](Index c) CASTLE_INLINE_LAMBDA {
-                const auto x = S::load(m + i * panel_size + c);
-                sum = S::add(sum, S::sub(x, x));
+            for_packets<T, Count>([&](Index c) CASTLE_INLINE_LAMBDA {
+                const auto x = S::load(m + i * Stride + c);
+                sum = S::add(sum, S::sub(x, x));  // 0 or NaN
             });
         }
-        if (!std::isnan(S::sum(sum))) return 0;
+        return !std::isnan(S::sum(sum));
+    }
+    static Index not_finite(const T* m, Index rows) {
         Index count = 0;
         for (Index i = 0; i < rows; ++i) {
             for (Index c = 0; c < Cols; ++c) count += std::isfinite(m[i * panel_size + c]) ? 0 : 1;
@@ -77,7 +84,7 @@ class RestoredKeys {
             if (absorbed == Absorbed::none) continue;
             compute_gates(token);
             fold(tokens, absorbed, token, k, rows);
-            if (not_finite(sums, rows) == wanting) return;  // and so it was in the forward pass
+            if (not_finite(sums, rows) == wanting) return;  // as they are in u, for earlier tokens' sake
         }
         for (Index i = 0; i < rows; ++i) {
             for (Index c = 0; c < Cols; ++c) {
