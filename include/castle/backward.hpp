@@ -30,15 +30,16 @@
 // weights however large they are. A score itself is rounded, in the forward as in the backward pass: it is off by
 // (d + n + 3) u times the sum of the sizes of its terms, at most, and its weight by as much, relatively. With scores
 // of size s in float a gradient thus has some log10(1 / (s u)) digits: five for 100, three for 10^4, none from 10^7
-// on. From there on the weights of the backward pass may differ from those of the forward pass, for U is recovered by
-// subtraction; but no weight exceeds 1, and gradients stay finite.
+// on. The scores of the backward pass may differ by that much from those of the forward pass, since U is recovered by
+// subtraction, and a row's weights then no longer sum to 1; but none exceeds 1, and gradients stay finite.
 //
-// Large lookahead values. What a token adds to U is taken back by subtraction. Where it is c times as large as the rest
-// of U, the gradients of tokens before it lose a factor of c in accuracy.
+// What a block of tokens added to U is subtracted, unless less than half of the digits would be left, or an infinity or
+// a NaN: U is then summed up anew. So a token with lookahead values far larger than those before it, or one that is not
+// finite, does not spoil the gradients of tokens before it. That takes as long as gates and U took in the forward pass,
+// once or twice a sequence as a rule.
 //
-// Masks and poison. What is masked is left out, as in the forward pass: an infinity or a NaN in an input or in d_out
-// reaches the gradients that depend on it and no other. Those of the causal queries before a bad lookahead key, query
-// or value are rounded otherwise than without it, and take longer: U is then summed up anew.
+// What is masked is left out, as in the forward pass: an infinity or a NaN in an input or in d_out reaches the
+// gradients that depend on it and no other.
 namespace castle {
 inline namespace CASTLE_ABI {
 

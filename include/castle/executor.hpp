@@ -121,7 +121,7 @@ void run(const Executor& executor, Index n, const F& piece) noexcept {
     }
 }
 
-// For what is done once a row, and not once a row and key: with a single row it is not worth a meeting of threads.
+// For what is done once a row, and not once a row and key: with a single row it is not worth a barrier.
 inline const Executor& executor_for_rows(const Executor& executor, Index rows) {
     static const Executor serial;
     return rows == 1 ? serial : executor;

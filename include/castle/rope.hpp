@@ -54,7 +54,8 @@ class MultiHeadLayer;
 /// nothing, and take no sines and cosines where the position has been reserved. MultiHeadCastle and MultiHeadCausal
 /// rotate by this class, with the same bits.
 ///
-/// Rotating does not change the table, so several threads may share it. Moves but does not copy.
+/// Rotating does not change the table, so several threads may share it. Moves but does not copy; one that was moved
+/// from may only be assigned to or destroyed. A move to itself changes nothing.
 template <Scalar T>
 class RotaryTable {
   public:
@@ -65,7 +66,7 @@ class RotaryTable {
     /// Throws std::invalid_argument if `d` is odd, below 2 or above 2^24, or the base below 1 or not finite; otherwise
     /// as `reserve`.
     explicit RotaryTable(Index d, double base = Rotary{}.base, Index positions = 0)
-        : base_(base), half_(checked(d, base) / 2), frequencies_(std::size_t(half_)) {
+        : base_(base), half_(checked(d, base) / 2), frequencies_(std::vector<double>(std::size_t(half_))) {
         for (Index k = 0; k < half_; ++k) {
             frequencies_[std::size_t(k)] = std::pow(base, -static_cast<double>(k) / static_cast<double>(half_));
         }
@@ -250,7 +251,7 @@ class RotaryTable {
 
     double base_;
     Index half_;
-    std::vector<double> frequencies_;
+    detail::SelfMovable<std::vector<double>> frequencies_;
     detail::AlignedBuffer<T> table_;  // [reserved][row_size]
     Index reserved_ = 0;
 };

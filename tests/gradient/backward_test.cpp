@@ -284,6 +284,56 @@ TYPED_TEST(Backward, PoisonInManyTokensReachesNoTokenBeforeIt) {
     }
 }
 
+// A value that is far larger than all before it, or overflows U, is no poison: tokens before it do not see it, and
+// their gradients do not either, though U of theirs is recovered from what has it in it.
+TYPED_TEST(Backward, ALargeTokenSpoilsNoGradientBeforeIt) {
+    using T = TypeParam;
+    const Index length = 150, seen = 51;
+    const double most = static_cast<double>(std::numeric_limits<T>::max());
+    for (const Index window : {Index(40), castle::unlimited}) {
+        for (const double size : {1e2, 1e4, 1e6, 1e8, 1e10, 1e20, most / 1e4}) {
+            SCOPED_TRACE(describe("window ", window, ", size ", size));
+            Case<T> c(2769, {length, 6, 3});
+            c.d_out.bottomRows(length - seen).setZero();
+            for (Index t = 70; t < 76; ++t) c.head.vu.row(t).setConstant(T(size));
+            Case<T> before(0, {0, 6, 3});
+            for (std::size_t m = 0; m < 6; ++m) *before.head.all()[m] = c.head.all()[m]->topRows(seen);
+            before.d_out = c.d_out.topRows(seen);
+            const castle::Options options{.lookahead_window = window};
+            const castle::HeadGradient<T> g = run_backward(c.head.input(), c.d_out, options);
+            const castle::HeadGradient<T> expected = run_backward(before.head.input(), before.d_out, options);
+            // Half of the digits of U are left at least. A lookahead score, of terms that add up to some 8, is off by
+            // as much; a weight and its derivative are, relatively, by twice the score's error, and dS by their sum.
+            const double half = std::ldexp(1.0, -std::numeric_limits<T>::digits / 2);
+            for (std::size_t m = 0; m < 6; ++m) {
+                const Matrix<T> error = all_of(g)[m]->topRows(seen) - *all_of(expected)[m];
+                const double largest = static_cast<double>(all_of(expected)[m]->cwiseAbs().maxCoeff());
+                EXPECT_LE(static_cast<double>(error.cwiseAbs().maxCoeff()), 32 * half * largest) << input_names[m];
+                EXPECT_TRUE(error.allFinite()) << input_names[m];
+            }
+        }
+    }
+}
+
+// The same where finite values overflow U, but no product with it that a gradient depends on.
+TYPED_TEST(Backward, AnOverflowOfUSpoilsNoGradientBeforeIt) {
+    using T = TypeParam;
+    const Index length = 96;
+    Head<T> head({.length = length, .d = 1, .dv = 1});
+    for (Matrix<T>* m : {&head.kc, &head.qu, &head.ku}) m->setZero();
+    head.qc.setOnes();
+    head.vu.setOnes();
+    for (Index t = 0; t < length; ++t) head.vc(t, 0) = T(t % 3);
+    Matrix<T> d_out = Matrix<T>::Zero(length, 1);
+    d_out(50, 0) = 1;
+    const castle::HeadGradient<T> expected = run_backward(head.input(), d_out);
+    for (Index t = 70; t < 76; ++t) head.vu(t, 0) = std::numeric_limits<T>::max() * T(0.45);
+    const castle::HeadGradient<T> g = run_backward(head.input(), d_out);
+    EXPECT_NEAR(static_cast<double>(g.causal.q(50, 0)), static_cast<double>(expected.causal.q(50, 0)),
+                64 * unit_roundoff<T>);
+    EXPECT_NEAR(static_cast<double>(g.causal.v.sum()), 1, 64 * unit_roundoff<T>);
+}
+
 // Two tokens with equal logits share the second row's weight, however large the logits are.
 TYPED_TEST(Backward, IsExactForEqualLogitsOfAnySize) {
     using T = TypeParam;

@@ -202,6 +202,20 @@ TYPED_TEST(Move, ALayerItsCachesAndWorkspacesGoOn) {
 }
 
 // A layer or a workspace of one kind becomes none of the other, as caches do not.
+TYPED_TEST(Move, ARotaryTableGoesOn) {
+    using T = TypeParam;
+    Random random(4140);
+    Matrix<T> x(6, 8);
+    fill_normal(random, x);
+    Matrix<T> expected = x;
+    castle::rotate(expected, 2);
+    expect_moves(castle::RotaryTable<T>(8, 1e4, 4), castle::RotaryTable<T>(2), [&](castle::RotaryTable<T>& moved) {
+        Matrix<T> y = x;
+        moved.rotate(y, 2);
+        EXPECT_TRUE(same_bits(y, expected));
+    });
+}
+
 TYPED_TEST(Move, KindsStayApart) {
     using T = TypeParam;
     static_assert(!std::is_move_assignable_v<castle::HeadCache<T>>);

@@ -15,8 +15,8 @@ namespace castle {
 inline namespace CASTLE_ABI {
 namespace detail {
 
-// The work of some heads as numbered pieces: count(h) of head h, after those of the heads before it. Each state notes
-// the number of its first piece, until the next numbering.
+// Numbers the work of some heads consecutively: head h has count(h) pieces. Each state notes the number of its first
+// piece, until the next numbering.
 template <class State>
 class Pieces {
   public:
@@ -56,8 +56,8 @@ class Pieces {
     Index total_ = 0;
 };
 
-// Takes a group of every head through its steps; group(h) is head h's, and all have as many rows and blocks. Steps that
-// are done once a row run on `light`.
+// Takes a group of every head through its steps; group(h) is head h's, and all groups have equal numbers of rows and
+// blocks. Steps that are done once a row run on `light`.
 template <Scalar T, class State, class Scratch, class GroupOf, class Input, class Output>
 void run_groups(Index heads, const State& state, const Scratch& scratch, const GroupOf& group, const Input& input,
                 const Output& output, const Executor& executor, const Executor& light) {
@@ -82,7 +82,7 @@ void run_groups(Index heads, const State& state, const Scratch& scratch, const G
         for (Index h = 0; h < heads; ++h) run_head(h);
         return;
     }
-    // What cannot be divided goes through all steps as one piece.
+    // A head with one block and one span runs all steps as one piece.
     const auto is_whole = [&](Index h) { return blocks == 1 && group(h).spans() == 1; };
     Index whole = 0;
     for (Index h = 0; h < heads; ++h) whole += is_whole(h) ? 1 : 0;
@@ -168,10 +168,8 @@ class Extension {
 template <Scalar T, class State, class Row, class Input, class Output>
 void extend_by_one_each(Index states, const State& state, const Row& row, const Input& input, const Output& output,
                         const Executor& executor) {
-    for (Index i = 0; i < states; ++i) {
-        state(i).make_room(state(i).size() + 1);
-        state(i).start(state(i).size() + 1);
-    }
+    for (Index i = 0; i < states; ++i) state(i).make_room(state(i).size() + 1);
+    for (Index i = 0; i < states; ++i) state(i).start(state(i).size() + 1);
     const auto group = [&](Index i) {
         return Group{.first = state(i).size(), .end = state(i).size() + 1, .call_row = row(i)};
     };

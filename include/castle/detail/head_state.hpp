@@ -162,8 +162,8 @@ class HeadState {
         return numbers * Index(sizeof(T));
     }
 
-    // Panel p, [d][panel_size] each; the values [panel_size][dv_padded]. Q^U goes round: panels that the window has
-    // left behind, also that of what may be taken off again, make room.
+    // Panel p, [d][panel_size] each; the values [panel_size][dv_padded]. Q^U is a ring buffer: panels that the window
+    // has left behind, also that of what may be taken off again, make room.
     T* lookahead_queries(Index p) { return query_panels_[p % query_panels_.size()]; }
     T* lookahead_keys(Index p) {
         const Panel<T>& own = own_keys_[std::size_t(p)];
@@ -173,8 +173,8 @@ class HeadState {
     T* values(Index p) { return causal_keys(p) + shape_.d * panel_size; }
     const T* lookahead_keys(Index p) const { return const_cast<HeadState*>(this)->lookahead_keys(p); }
 
-    // The gates of the open block's rows against panel p, [block_size][panel_size]. Tiles go round: a window keeps
-    // gates from reaching back further than the tiles do.
+    // The gates of the open block's rows against panel p, [block_size][panel_size]. Tiles are a ring buffer: a window
+    // keeps gates from reaching back further than the tiles do.
     T* gates(Index p) { return gate_tiles_[p % gate_tiles_.size()]; }
     const T* gates(Index p) const { return const_cast<HeadState*>(this)->gates(p); }
 

@@ -16,7 +16,7 @@ inline namespace CASTLE_ABI {
 namespace detail {
 
 // A weight matrix [rows, cols] in panels of 64 columns, [panel][rows][panel_size], for products x W whose bits do not
-// depend on how many rows x has: every number is one chain of fused multiply-adds along the rows of W.
+// depend on how many rows x has: every element is one chain of fused multiply-adds along the rows of W.
 template <Scalar T>
 class PackedMatrix {
   public:
@@ -61,8 +61,8 @@ class PackedMatrix {
     Index transposed_panels() const { return ceil_div(rows_, panel_size); }
 
     // The columns of panel p of y = x W^T, with x [n, cols] and y [n, rows]: every element is one chain of fused
-    // multiply-adds along the columns of W. A few of these at a time are transposed, for many rows of x, and the chains
-    // go on from where they were stored, which is y itself where the panel is whole.
+    // multiply-adds along the columns of W. A few of these at a time are transposed, for many rows of x, and
+    // partial sums are kept in y, or in `edge` for a panel that is not whole.
     void multiply_transposed_panel(ConstMatrixView<T> x, Index p, MatrixView<T> y) const {
         constexpr Index chunk = 16 * tile_rows;
         alignas(64) T piece[transposed_cols * panel_size];
@@ -102,7 +102,7 @@ class PackedMatrix {
     }
 
   private:
-    // Columns of W that are transposed at a time: 16 KiB, for this stands on the stack of an executor's thread.
+    // Columns of W that are transposed at a time: 16 KiB, since they lie on the stack of an executor's thread.
     static constexpr Index transposed_cols = 16384 / (panel_size * Index(sizeof(T)));
     static_assert(panel_size % transposed_cols == 0, "they lie within one panel");
 

@@ -15,7 +15,7 @@ namespace detail {
 // e^r = 1 + r + r^2 q(r). The coefficients of q, highest first, interpolate (e^r - 1 - r) / r^2 at the Chebyshev nodes
 // of that interval; the relative error of e^r that they leave is given beside them.
 //
-// Sums and products bring NaN through; where a bound is put on x, it stands second, so that max and min do too.
+// NaNs propagate. A bound is the second argument of larger and smaller, so that they propagate NaN too.
 template <Scalar T>
 struct ExpConstants;
 
@@ -65,8 +65,8 @@ EIGEN_ALWAYS_INLINE Exponential<T> exponential(typename Simd<T>::Packet x) {
     using C = ExpConstants<T>;
     constexpr T sign = Sign;
 
-    // The sums that are opaque round: whoever reassociates them, which some compilers do not own up to, takes the
-    // rounding out of n, or the low part out of ln 2.
+    // The opaque sums must round. A compiler that reassociates them, and not all announce it, would cancel the rounding
+    // in n, or lose the low part of ln 2.
     typename S::Packet n, power;
     if constexpr (S::has_exponent_shift) {
         const auto biased = S::opaque(S::fma(x, S::set(sign * C::log2_e), S::set(C::rounder + C::exponent_bias)));
@@ -103,9 +103,9 @@ EIGEN_ALWAYS_INLINE typename Simd<T>::Packet exp_nonpositive(typename Simd<T>::P
     return exp_nonpositive_parts<T>(x).value();
 }
 
-// sigmoid(x) = 1 / (1 + e^-x), and what it is made of. Nothing in it overflows but on purpose: with the exponent
-// shifted into place 2^n becomes infinite, and the sigmoid 0, without an overflow of arithmetic, which programs may
-// trap. Otherwise e^-x stays finite, and the sigmoid is set to 0 beyond.
+// sigmoid(x) = 1 / (1 + e^-x), and what it is made of. No arithmetic here raises FE_OVERFLOW, which programs may trap:
+// with the exponent shifted into place 2^n becomes infinite without any, and the sigmoid 0; otherwise e^-x stays
+// finite, and the sigmoid is set to 0 beyond.
 template <Scalar T>
 class SigmoidParts {
     using S = Simd<T>;
@@ -151,7 +151,7 @@ EIGEN_ALWAYS_INLINE typename Simd<T>::Packet sigmoid(typename Simd<T>::Packet x)
     return SigmoidParts<T>(x).sigmoid();
 }
 
-// What of a lookahead score x is subtracted in a score, and its derivative.
+// What a lookahead score x subtracts from a score, and its derivative.
 template <Scalar T>
 struct NoTerm {
     using Packet = typename Simd<T>::Packet;

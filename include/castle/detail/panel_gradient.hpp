@@ -24,9 +24,9 @@
 //     dS = P * (dO_I V^C_K^T - delta)     dS^U = -dS * SiLU'(S^U)
 //     dG = V^U_I dU^T + T^T dS^U          dA = dG * G * (1 - G)
 //
-// To keys go, summed over blocks:  dV^C += P^T dO_I   dK^C += dS^T scale Q^C_I   dQ^U += dA^T scale K^U_I
+// Added to keys, over blocks:  dV^C += P^T dO_I   dK^C += dS^T scale Q^C_I   dQ^U += dA^T scale K^U_I
 //                                  dU += dS^U^T scale Q^C_I
-// To tokens go, summed over panels:  dQ^C += dS K^C + dS^U U   dV^U += G dU   dK^U += dA Q^U   dT += dS^U G^T
+// Added to tokens, over panels:  dQ^C += dS K^C + dS^U U   dV^U += G dU   dK^U += dA Q^U   dT += dS^U G^T
 // What goes through tril(dT), and the scale of dQ^C and dK^U, come when the panels are summed up.
 //
 // Fourteen products of block, panel and d. The sums over tokens multiply with packets along keys; those over keys
@@ -54,7 +54,7 @@ class PanelGradient {
           p_(p) {}
 
     void run() {
-        // Tokens that are not there have no columns to transpose, and must not bring in what memory holds by chance.
+        // A partial block leaves columns of it unwritten.
         if (rows_.count() < block_size) std::fill_n(transposed_, panel_size * block_size, T(0));
         const Index first = p_ * panel_size;
         const Absorbed whole = tokens().by_keys(first, panel_size);
@@ -105,7 +105,7 @@ class PanelGradient {
         }
         if (!state_.has_lookahead()) return;
 
-        // Keys that came with the block have U = 0 before it, and nobody asks for its gradient.
+        // Keys that came with the block have U = 0 before it, and its gradient is not needed.
         if (!diagonal_) {
             transpose_cell<Cols>(d_lookahead_scores_);
             add_to_tokens<Cols>(d, state_.lookahead_keys(p_), sums_.causal_queries(), nullptr);
@@ -126,7 +126,7 @@ class PanelGradient {
 
     const AbsorbedTokens& tokens() const { return panel_scores_.tokens(); }
 
-    // Which keys of a cell of `count` keys, and which tokens of the block, have to do with each other.
+    // Which keys of a cell of `count` keys, and which tokens of the block, interact.
     ColumnRange visible_keys(Index i, Index count) const {
         return {0, std::clamp<Index>(rows_.origin + i + 1 - key_, 0, count)};
     }
@@ -205,6 +205,8 @@ class PanelGradient {
             for (Index k = 0; k < state_.shape().d; ++k) std::fill_n(u + k * panel_size, Cols, T(0));
             return;
         }
+        RestoredKeys<T, Cols> restored(state_, lookahead_, p_, column_, {.gates = d_scores_, .keys = transposed_});
+        const auto before = restored.size();
         const auto absorbing = [this](Index j) { return absorbing_keys(j, Cols); };
         for_row_tiles(state_.shape().d, [&](auto height, Index k) {
             const auto values = Operand<T>{rows_.operands.lookahead_values(), block_size, 1}.rows_from(k);
@@ -221,9 +223,7 @@ class PanelGradient {
                 tile.store(u + k * panel_size + c, panel_size);
             });
         });
-        RestoredKeys<T, Cols>(state_, lookahead_, p_, column_,
-                              {.gates = d_scores_, .sums = scores_, .keys = transposed_})
-            .run(rows_.origin, gates_, rows_.operands.lookahead_values());
+        restored.run(rows_.origin, before, gradients_);
     }
 
     // From the causal scores in scores_, dP in d_scores_ and the lookahead scores in d_lookahead_scores_: P, dS and

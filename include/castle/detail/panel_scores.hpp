@@ -10,7 +10,7 @@
 #include <castle/detail/packet_math.hpp>
 #include <castle/detail/tile.hpp>
 
-// What the forward and the backward pass compute alike: gates and scores of the rows of one block against keys of one
+// What the forward and the backward pass share: gates and scores of the rows of one block against keys of one
 // panel. What is masked is left out by the same code in both.
 namespace castle {
 inline namespace CASTLE_ABI {
@@ -30,9 +30,8 @@ struct BlockRows {
     bool is_split() const { return first > origin || !finishes(); }
 };
 
-// In all of it a range of keys is the `Cols` columns of the panel from `column` on. Matrices of it are
-// [rows][panel_size], of which a row takes the first Cols. Row i is token rows.first + i, but for gates, whose row j is
-// token rows.origin + j.
+// A range of keys is the `Cols` columns of the panel from `column` on. Matrices are [rows][panel_size]; each row uses
+// its first Cols elements. Row i is token rows.first + i; in gates, row j is token rows.origin + j.
 template <Scalar T>
 class PanelScores {
     using S = Simd<T>;
@@ -44,7 +43,7 @@ class PanelScores {
     const AbsorbedTokens& tokens() const { return tokens_; }
 
     // gates[t, s] = sigmoid(scale k^U_t . q^U_s): rows are the absorbed tokens, columns the keys, which is the
-    // transpose of dense::gates. Those of keys that do not absorb a token mean nothing.
+    // transpose of dense::gates. Those of keys that do not absorb a token are unspecified.
     template <Index Cols>
     void compute_gates(Index column, T* gates) const {
         const auto keys = Operand<T>{rows_.operands.lookahead_keys(), 1, block_size}.rows_from(skip());
@@ -77,7 +76,7 @@ class PanelScores {
         });
     }
 
-    // s^C, as far as scores have it.
+    // s^C, or 0 where scores have no causal part.
     template <Index Cols>
     void compute_causal_scores(Index column, T* scores) const {
         if (state_.has_causal_scores()) {
@@ -88,7 +87,7 @@ class PanelScores {
         }
     }
 
-    // Calls f(term), where term(s^U) is what lookahead does to a score.
+    // Calls f with the function that makes of s^U the term to subtract from a score.
     template <class F>
     void with_lookahead_term(const F& f) const {
         using Packet = typename S::Packet;

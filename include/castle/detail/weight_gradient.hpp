@@ -23,11 +23,10 @@ struct WeightRun {
 };
 
 // g += x^T y in the columns of panel p of y, with x [n, rows] and y [n, cols]; runs say where they are, in g. Every
-// element is one chain of fused multiply-adds along n, which is added then.
+// element is one chain of fused multiply-adds over n, which is added to g at the end.
 //
 // Rows of x^T y come in blocks. Tokens are taken a few at a time: their part of the panel is copied, since rows of y
-// may lie so far apart that they compete for the same places of a cache, and where the panel is not whole they end
-// early.
+// may lie so far apart that they conflict in the cache; a last panel that is not whole is padded with zeros.
 template <Scalar T, class Runs>
 void add_weight_gradient(ConstMatrixView<T> x, ConstMatrixView<T> y, Index p, const Runs& runs) {
     using S = Simd<T>;
