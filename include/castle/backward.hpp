@@ -24,7 +24,7 @@
 // is the most tokens that a key absorbs, min(W, L). A lookahead key is a sum of n numbers of mean square 0.29, each
 // addition rounds the sum so far, and the backward pass takes the additions back one by one: off by
 // 0.54 n u sqrt(2/6) at the end, 0.41 times that on average over all pairs of tokens, and a weight is off, relatively,
-// by as much as its score. Measured: a little more than half of it.
+// by as much as its score. Measured errors are just over half this bound.
 //
 // Large scores. A weight is exp(score - largest - log_sum), with the three kept apart, so equal scores have exact
 // weights however large they are. A score itself is rounded, in the forward as in the backward pass: it is off by
@@ -35,8 +35,8 @@
 //
 // What a block of tokens added to U is subtracted, unless less than half of the digits would be left, or an infinity or
 // a NaN: U is then summed up anew. So a token with lookahead values far larger than those before it, or one that is not
-// finite, does not spoil the gradients of tokens before it. That takes as long as gates and U took in the forward pass,
-// once or twice a sequence as a rule.
+// finite, does not spoil the gradients of tokens before it. Rebuilding costs one pass over gates and U, once or
+// twice a sequence as a rule.
 //
 // What is masked is left out, as in the forward pass: an infinity or a NaN in an input or in d_out reaches the
 // gradients that depend on it and no other.

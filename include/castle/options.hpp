@@ -16,8 +16,8 @@ inline constexpr Index unlimited = (std::numeric_limits<Index>::max)();
 
 /// What every form of the attention takes besides its input.
 struct Options {
-    /// What query-key products are multiplied with, causal and lookahead alike. `1 / sqrt(d)` unless given.
-    /// It goes onto `Q^C` and `K^U`, which have to stay finite under it.
+    /// Factor on every query-key product, causal and lookahead alike; `1 / sqrt(d)` unless given. It multiplies `Q^C`
+    /// and `K^U`, which must not overflow.
     std::optional<double> scale = std::nullopt;
 
     /// `W` of eq. 9: the lookahead key of token `i` absorbs the tokens `i + 1` to `i + W`. `0` is standard causal

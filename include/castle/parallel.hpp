@@ -11,8 +11,8 @@ inline namespace CASTLE_ABI {
 /// CASTLE over a whole sequence, parallel over its tokens, not over threads (Theorems 1 and 2): writes `O` of eq. 12,
 /// `[L, dv]`, to `out`.
 ///
-/// It runs in the calling thread unless `options.executor` brings more. It is `extend` of all `L` tokens onto an empty
-/// cache and has the same bits: `O(L^2 d)` time, `O(L d)` memory beside the input and the output. `out` must
+/// It runs in the calling thread unless `options.executor` supplies threads. It is bitwise identical to `extend` of all
+/// `L` tokens onto an empty cache: `O(L^2 d)` time, `O(L d)` memory beside the input and the output. `out` must
 /// not overlap the input. Throws std::invalid_argument if shapes or options do not fit, and std::bad_alloc if memory
 /// runs out.
 template <Scalar T>

@@ -50,9 +50,9 @@ template <Scalar T>
 class MultiHeadLayer;
 
 /// Rotary position embedding of rows of size `d`, in place and at any positions: elements `k` and `k + d / 2` of a row
-/// are turned as a pair by the angle `position base^(-2 k / d)`. For code that rotates again and again: calls allocate
-/// nothing, and take no sines and cosines where the position has been reserved. MultiHeadCastle and MultiHeadCausal
-/// rotate by this class, with the same bits.
+/// are turned as a pair by the angle `position base^(-2 k / d)` (half-split pairs, as in GPT-NeoX, not interleaved).
+/// For code that rotates often: calls allocate nothing, and evaluate no sines or cosines at reserved positions.
+/// MultiHeadCastle and MultiHeadCausal rotate by this class; the free `rotate` is bitwise identical.
 ///
 /// Rotating does not change the table, so several threads may share it. Moves but does not copy; one that was moved
 /// from may only be assigned to or destroyed. A move to itself changes nothing.
@@ -82,8 +82,8 @@ class RotaryTable {
     /// Memory that the table holds, in bytes.
     Index bytes() const { return half_ * Index(sizeof(double)) + table_.size() * Index(sizeof(T)); }
 
-    /// Keeps the cosines and sines of positions `[0, positions)`, which take `d` elements a position (and up to a
-    /// packet for the vector instructions). Those that are there already stay. Changes no bits.
+    /// Keeps the cosines and sines of positions `[0, positions)`, which take `d` elements a position; each half is
+    /// padded to a whole packet. Those that are there already stay. Changes no bits.
     ///
     /// Throws std::invalid_argument if `positions` is negative or above 2^40, and std::bad_alloc if memory runs out;
     /// the table is as it was then.
@@ -110,7 +110,7 @@ class RotaryTable {
     }
 
     /// Rotates row `i` of `x`, `[m, d]`, by position `positions[i]`: several sequences in one matrix, or tokens that
-    /// are not neighbours. Throws as above, and if there are not as many positions as rows.
+    /// are not neighbours. Throws as above, or if `positions.size()` differs from the number of rows.
     void rotate(MatrixView<T> x, std::span<const Index> positions) const {
         check_rows(x);
         check_positions(x, positions);
@@ -118,8 +118,8 @@ class RotaryTable {
             x, [&](Index i) { return positions[std::size_t(i)]; }, forwards);
     }
 
-    /// The rotation back, by the negative angle. It takes the gradient with respect to a row that was rotated to that
-    /// with respect to the row before. Throws as `rotate`.
+    /// Inverse rotation. Maps the gradient with respect to the rotated rows to that with respect to the unrotated rows.
+    /// Throws as `rotate`.
     void rotate_back(MatrixView<T> x, Index first_position) const {
         check_rows(x);
         check_positions(x, first_position);
@@ -260,7 +260,7 @@ class RotaryTable {
 /// `k` and `k + d / 2` are turned as a pair by the angle `position base^(-2 k / d)`.
 ///
 /// The short way in: every call makes a RotaryTable, so it allocates `d / 2` doubles and takes `d / 2` powers, and then
-/// a cosine and a sine for every pair of `x`. Code that rotates often keeps a RotaryTable, which has the same bits.
+/// a cosine and a sine for every pair of `x`. Code that rotates often keeps a RotaryTable, which is bitwise identical.
 ///
 /// Throws std::invalid_argument if `d` is odd or above 2^24, a position negative or above 2^40, or the base below 1 or
 /// not finite.

@@ -199,7 +199,7 @@ TEST(ShapeErrors, NameAStrideThatIsTooSmallAndAViewOfNothing) {
             view = View(view.data(), 4, cols, cols - 1);
             expect_sentence([&] { form.run(in, out.memory, {}); },
                             {"castle::" + form.name, std::string("head.") + input_names[i],
-                             describe("only ", cols - 1, " numbers apart"), describe("at least ", cols)});
+                             describe("only ", cols - 1, " elements apart"), describe("at least ", cols)});
             view = View(nullptr, 4, cols);
             expect_sentence([&] { form.run(in, out.memory, {}); },
                             {"castle::" + form.name, std::string("head.") + input_names[i], "points nowhere"});

@@ -26,7 +26,7 @@ void check_shape(std::string_view where, std::string_view group, std::string_vie
     if (m.rows() < 0 || m.cols() < 0) fail(where, group, name, " is ", as_shape(m), " but no side may be negative");
     if (m.rows() > 1 && m.outer_stride() < m.cols()) {
         fail(where, group, name, " is ", as_shape(m), " but its rows lie only ", m.outer_stride(),
-             " numbers apart, which must be at least ", m.cols());
+             " elements apart, which must be at least ", m.cols());
     }
     if (m.data() == nullptr && m.rows() != 0 && m.cols() != 0) {
         fail(where, group, name, " is ", as_shape(m), " but points nowhere");
@@ -78,7 +78,7 @@ void check_batch(std::string_view where, const Caches& caches) {
 
 inline void check_rollback(Index tokens, Index most) {
     check_size("rollback", "tokens", tokens, 0);
-    if (tokens > most) fail("rollback", "tokens is ", tokens, " but the cache can take off ", most, " at most now");
+    if (tokens > most) fail("rollback", "tokens is ", tokens, " but the cache can roll back at most ", most, " now");
 }
 
 template <Scalar T>
@@ -91,6 +91,10 @@ void check_options(std::string_view where, const Options& options) {
 
 // The rows of a backward pass's input against the tokens of the forward pass that its workspace holds.
 inline void check_forward_pass(std::string_view where, std::string_view name, Index rows, Index tokens) {
+    if (tokens == 0 && rows != 0) {
+        fail(where, name, " has ", rows,
+             " tokens but the workspace holds no forward pass; every backward pass needs one before it");
+    }
     if (rows != tokens) {
         fail(where, name, " has ", rows, " tokens but the workspace holds a forward pass of ", tokens,
              "; every backward pass needs a forward pass of its own before it");
