@@ -271,7 +271,8 @@ TYPED_TEST(Backward, PoisonInManyTokensReachesNoTokenBeforeIt) {
             const castle::HeadGradient<T> clean = run_backward(c.head.input(), c.d_out, options);
             Random random(2766);
             for (Index t = 90; t < length; ++t) {
-                if (t % 3 == 0 && t < 200) (*c.head.all()[input])(t, random.integer(0, d - 1)) = std::nan("");
+                if (t % 3 == 0 && t < 200)
+                    (*c.head.all()[input])(t, random.integer(0, d - 1)) = std::numeric_limits<T>::quiet_NaN();
             }
             const castle::HeadGradient<T> g = run_backward(c.head.input(), c.d_out, options);
             const Matrix<T> error = g.causal.q.topRows(90) - clean.causal.q.topRows(90);
