@@ -169,14 +169,25 @@ template <Scalar T, class State, class Row, class Input, class Output>
 void extend_by_one_each(Index states, const State& state, const Row& row, const Input& input, const Output& output,
                         const Executor& executor) {
     for (Index i = 0; i < states; ++i) state(i).make_room(state(i).size() + 1);
-    for (Index i = 0; i < states; ++i) state(i).start(state(i).size() + 1);
-    const auto group = [&](Index i) {
-        return Group{.first = state(i).size(), .end = state(i).size() + 1, .call_row = row(i)};
+    // The states [first, first + count).
+    const auto run = [&](Index first, Index count) {
+        const auto nth = [&](Index i) -> auto& { return state(first + i); };
+        const auto group = [&](Index i) {
+            return Group{.first = nth(i).size(), .end = nth(i).size() + 1, .call_row = row(first + i)};
+        };
+        for (Index i = 0; i < count; ++i) nth(i).start(nth(i).size() + 1);
+        run_groups<T>(
+            count, nth, [&](Index i) { return GroupScratch<T>(nth(i), nullptr, 1); }, group,
+            [&](Index i) -> decltype(auto) { return input(first + i); },
+            [&](Index i) -> decltype(auto) { return output(first + i); }, executor, executor_for_rows(executor, count));
+        for (Index i = 0; i < count; ++i) nth(i).finish(nth(i).size() + 1);
     };
-    run_groups<T>(
-        states, state, [&](Index i) { return GroupScratch<T>(state(i), nullptr, 1); }, group, input, output, executor,
-        executor_for_rows(executor, states));
-    for (Index i = 0; i < states; ++i) state(i).finish(state(i).size() + 1);
+    if (executor) {
+        run(0, states);
+        return;
+    }
+    // One state after the other: many do not fit the processor's caches, and would be fetched for every step.
+    for (Index i = 0; i < states; ++i) run(i, 1);
 }
 
 // Extends one state by the tokens of `input`, whose shapes have been checked, in scratch of extension_numbers.
