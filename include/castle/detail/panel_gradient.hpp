@@ -5,6 +5,7 @@
 
 #include <castle/detail/absorption.hpp>
 #include <castle/detail/block_operands.hpp>
+#include <castle/detail/gates.hpp>
 #include <castle/detail/gradient_state.hpp>
 #include <castle/detail/head_state.hpp>
 #include <castle/detail/layout.hpp>
@@ -24,8 +25,8 @@
 //     dS = P * (dO_I V^C_K^T - delta)     dS^U = -dS * SiLU'(S^U)
 //     dG = V^U_I dU^T + T^T dS^U          dA = dG * G * (1 - G)
 //
-// Added to keys, over blocks:  dV^C += P^T dO_I   dK^C += dS^T scale Q^C_I   dQ^U += dA^T scale K^U_I
-//                                  dU += dS^U^T scale Q^C_I
+// Added to keys, over blocks:    dV^C += P^T dO_I   dK^C += dS^T scale Q^C_I   dQ^U += dA^T scale K^U_I
+//                                dU += dS^U^T scale Q^C_I
 // Added to tokens, over panels:  dQ^C += dS K^C + dS^U U   dV^U += G dU   dK^U += dA Q^U   dT += dS^U G^T
 // What goes through tril(dT), and the scale of dQ^C and dK^U, come when the panels are summed up.
 //
@@ -54,7 +55,7 @@ class PanelGradient {
           p_(p) {}
 
     void run() {
-        // A partial block leaves columns of it unwritten.
+        // A partial block leaves columns of transposed_ unwritten.
         if (rows_.count() < block_size) std::fill_n(transposed_, panel_size * block_size, T(0));
         const Index first = p_ * panel_size;
         const Absorbed whole = tokens().by_keys(first, panel_size);
@@ -207,22 +208,9 @@ class PanelGradient {
         }
         RestoredKeys<T, Cols> restored(state_, lookahead_, p_, column_, {.gates = d_scores_, .keys = transposed_});
         const auto before = restored.size();
-        const auto absorbing = [this](Index j) { return absorbing_keys(j, Cols); };
-        for_row_tiles(state_.shape().d, [&](auto height, Index k) {
-            const auto values = Operand<T>{rows_.operands.lookahead_values(), block_size, 1}.rows_from(k);
-            for_column_tiles<T, Cols>([&](auto packets, Index c) {
-                TileOf<T, decltype(height), decltype(packets)> tile;
-                tile.load(u + k * panel_size + c, panel_size);
-                tile.negate();
-                if (Cols == block_size && absorbed_ == Absorbed::some) {
-                    tile.multiply_add_within(values, gates_ + c, panel_size, block_size, c, absorbing);
-                } else {
-                    tile.multiply_add(values, gates_ + c, panel_size, block_size);
-                }
-                tile.negate();
-                tile.store(u + k * panel_size + c, panel_size);
-            });
-        });
+        fold_tokens<Cols, Fold::subtract>(tokens(), absorbed_, p_, column_, state_.shape().d,
+                                          Operand<T>{rows_.operands.lookahead_values(), block_size, 1}, gates_,
+                                          block_size, u);
         restored.run(rows_.origin, before, gradients_);
     }
 

@@ -5,6 +5,7 @@
 
 #include <castle/detail/absorption.hpp>
 #include <castle/detail/block_operands.hpp>
+#include <castle/detail/gates.hpp>
 #include <castle/detail/head_state.hpp>
 #include <castle/detail/layout.hpp>
 #include <castle/detail/packet_math.hpp>
@@ -34,8 +35,6 @@ struct BlockRows {
 // its first Cols elements. Row i is token rows.first + i; in gates, row j is token rows.origin + j.
 template <Scalar T>
 class PanelScores {
-    using S = Simd<T>;
-
   public:
     PanelScores(HeadState<T>& state, const BlockRows<T>& rows, Index p)
         : state_(state), rows_(rows), tokens_(state.window(), rows.origin, rows.end), p_(p) {}
@@ -50,11 +49,7 @@ class PanelScores {
         gates += skip() * panel_size;
         multiply<Cols>(rows_.count(), state_.shape().d, keys, state_.lookahead_queries(p_) + column, panel_size, gates,
                        panel_size);
-        for (Index i = 0; i < rows_.count(); ++i) {
-            T* gate = gates + i * panel_size;
-            for_packets<T, Cols>([&](Index c)
-                                     CASTLE_INLINE_LAMBDA { S::store(gate + c, sigmoid<T>(S::load(gate + c))); });
-        }
+        open_gates<Cols>(rows_.count(), gates);
     }
 
     // s^U[t, s] = scale q^C_t . U_s + sum_{j <= t} triangle[t, j] gates[j, s], over the tokens j that s absorbs.
@@ -90,7 +85,7 @@ class PanelScores {
     // Calls f with the function that makes of s^U the term to subtract from a score.
     template <class F>
     void with_lookahead_term(const F& f) const {
-        using Packet = typename S::Packet;
+        using Packet = typename Simd<T>::Packet;
         if (!state_.has_lookahead()) {
             f([](Packet) CASTLE_INLINE_LAMBDA { return NoTerm<T>(); });
         } else if (state_.has_silu()) {

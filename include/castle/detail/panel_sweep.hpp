@@ -5,6 +5,7 @@
 #include <limits>
 
 #include <castle/detail/absorption.hpp>
+#include <castle/detail/gates.hpp>
 #include <castle/detail/head_state.hpp>
 #include <castle/detail/layout.hpp>
 #include <castle/detail/packet_math.hpp>
@@ -22,22 +23,9 @@ template <Scalar T>
 void fold_block(const HeadState<T>& state, const AbsorbedTokens& tokens, Index count, BlockOperands<T> block,
                 const T* gates, Index p, T* u) {
     tokens.for_column_ranges(p, panel_size, [&](auto columns, Index first, Absorbed absorbed) {
-        if (absorbed == Absorbed::none) return;
-        for_row_tiles(state.shape().d, [&](auto height, Index k) {
-            const auto values = Operand<T>{block.lookahead_values(), block_size, 1}.rows_from(k);
-            for_column_tiles<T, constant<decltype(columns)>>([&](auto packets, Index column) {
-                const Index c = first + column;
-                TileOf<T, decltype(height), decltype(packets)> tile;
-                tile.load(u + k * panel_size + c, panel_size);
-                if (absorbed == Absorbed::all) {
-                    tile.multiply_add(values, gates + c, panel_size, count);
-                } else if constexpr (constant<decltype(columns)> == block_size) {  // a whole panel is of one kind
-                    tile.multiply_add_within(values, gates + c, panel_size, count, c,
-                                             [&](Index j) { return tokens.columns(j, p); });
-                }
-                tile.store(u + k * panel_size + c, panel_size);
-            });
-        });
+        fold_tokens<constant<decltype(columns)>>(tokens, absorbed, p, first, state.shape().d,
+                                                 Operand<T>{block.lookahead_values(), block_size, 1}, gates + first,
+                                                 count, u + first);
     });
 }
 

@@ -6,10 +6,10 @@
 #include <limits>
 
 #include <castle/detail/absorption.hpp>
+#include <castle/detail/gates.hpp>
 #include <castle/detail/gradient_state.hpp>
 #include <castle/detail/head_state.hpp>
 #include <castle/detail/layout.hpp>
-#include <castle/detail/packet_math.hpp>
 #include <castle/detail/tile.hpp>
 #include <castle/input.hpp>
 
@@ -85,7 +85,9 @@ class RestoredKeys {
             const Absorbed absorbed = tokens.by_keys(first_key, Cols);
             if (absorbed == Absorbed::none) continue;
             compute_gates(token);
-            fold(tokens, absorbed, token);
+            fold_tokens<Cols>(tokens, absorbed, p_, column_, state_.shape().d,
+                              Operand<T>{lookahead_.v.row(token), 1, lookahead_.v.outer_stride()}, scratch_.gates,
+                              block_size, u_);
             if (size().is_finite) continue;
             const Index now = not_finite();
             if (now > bad) last_bad_block = token;
@@ -115,29 +117,7 @@ class RestoredKeys {
             multiply_add<Cols, chunk, panel_size>(
                 block_size, n, scratch_.keys, state_.lookahead_queries(p_) + k * panel_size + column_, scratch_.gates);
         }
-        for (Index j = 0; j < block_size; ++j) {
-            T* gate = scratch_.gates + j * panel_size;
-            for_packets<T, Cols>([&](Index c)
-                                     CASTLE_INLINE_LAMBDA { S::store(gate + c, sigmoid<T>(S::load(gate + c))); });
-        }
-    }
-
-    void fold(const AbsorbedTokens& tokens, Absorbed absorbed, Index token) {
-        const Operand<T> values{lookahead_.v.row(token), 1, lookahead_.v.outer_stride()};
-        for_row_tiles(state_.shape().d, [&](auto height, Index k) {
-            for_column_tiles<T, Cols>([&](auto packets, Index c) {
-                TileOf<T, decltype(height), decltype(packets)> tile;
-                T* u = u_ + k * panel_size + c;
-                tile.load(u, panel_size);
-                if (absorbed == Absorbed::all) {
-                    tile.multiply_add(values.rows_from(k), scratch_.gates + c, panel_size, block_size);
-                } else {
-                    tile.multiply_add_within(values.rows_from(k), scratch_.gates + c, panel_size, block_size,
-                                             column_ + c, [&](Index j) { return tokens.columns(j, p_); });
-                }
-                tile.store(u, panel_size);
-            });
-        });
+        open_gates<Cols>(block_size, scratch_.gates);
     }
 
     HeadState<T>& state_;
