@@ -102,38 +102,18 @@ class RotaryTable {
     ///
     /// Throws std::invalid_argument, and changes nothing then, if `x` does not have `d` columns or a position is
     /// negative or above 2^40.
-    void rotate(MatrixView<T> x, Index first_position) const {
-        check_rows(x);
-        check_positions(x, first_position);
-        turn_rows(
-            x, [&](Index i) { return first_position + i; }, forwards);
-    }
+    void rotate(MatrixView<T> x, Index first_position) const { turn_from(x, first_position, forwards); }
 
     /// Rotates row `i` of `x`, `[m, d]`, by position `positions[i]`: several sequences in one matrix, or tokens that
     /// are not neighbours. Throws as above, or if `positions.size()` differs from the number of rows.
-    void rotate(MatrixView<T> x, std::span<const Index> positions) const {
-        check_rows(x);
-        check_positions(x, positions);
-        turn_rows(
-            x, [&](Index i) { return positions[std::size_t(i)]; }, forwards);
-    }
+    void rotate(MatrixView<T> x, std::span<const Index> positions) const { turn_at(x, positions, forwards); }
 
     /// Inverse rotation. Maps the gradient with respect to the rotated rows to that with respect to the unrotated rows.
     /// Throws as `rotate`.
-    void rotate_back(MatrixView<T> x, Index first_position) const {
-        check_rows(x);
-        check_positions(x, first_position);
-        turn_rows(
-            x, [&](Index i) { return first_position + i; }, backwards);
-    }
+    void rotate_back(MatrixView<T> x, Index first_position) const { turn_from(x, first_position, backwards); }
 
     /// As above, row `i` by position `positions[i]`.
-    void rotate_back(MatrixView<T> x, std::span<const Index> positions) const {
-        check_rows(x);
-        check_positions(x, positions);
-        turn_rows(
-            x, [&](Index i) { return positions[std::size_t(i)]; }, backwards);
-    }
+    void rotate_back(MatrixView<T> x, std::span<const Index> positions) const { turn_at(x, positions, backwards); }
 
   private:
     friend MultiHeadLayer<T>;
@@ -141,7 +121,6 @@ class RotaryTable {
     using S = detail::Simd<T>;
 
     static constexpr std::string_view where = "RotaryTable";
-    static constexpr Index most_positions = Index(1) << 40;
     static constexpr auto forwards = [](auto sin) CASTLE_INLINE_LAMBDA { return sin; };
     static constexpr auto backwards = [](auto sin) CASTLE_INLINE_LAMBDA { return S::negate(sin); };
 
@@ -158,9 +137,9 @@ class RotaryTable {
     }
     static void check_positions(MatrixView<T> x, Index first) {
         detail::check_tokens(where, "first_position", first);
-        if (x.rows() > 0 && first > most_positions - (x.rows() - 1)) {
+        if (x.rows() > 0 && first > detail::most_tokens - (x.rows() - 1)) {
             detail::fail(where, "first_position is ", first, " and x has ", x.rows(),
-                         " rows but no position may exceed ", most_positions);
+                         " rows but no position may exceed ", detail::most_tokens);
         }
     }
     static void check_positions(MatrixView<T> x, std::span<const Index> positions) {
@@ -168,9 +147,9 @@ class RotaryTable {
             detail::fail(where, "positions has ", Index(positions.size()), " elements but x has ", x.rows(), " rows");
         }
         for (std::size_t i = 0; i < positions.size(); ++i) {
-            if (positions[i] < 0 || positions[i] > most_positions) {
+            if (positions[i] < 0 || positions[i] > detail::most_tokens) {
                 detail::fail(where, "positions[", Index(i), "] is ", positions[i],
-                             " but must be at least 0 and must not exceed ", most_positions);
+                             " but must be at least 0 and must not exceed ", detail::most_tokens);
             }
         }
     }
@@ -201,6 +180,21 @@ class RotaryTable {
     }
     void rotate_row(T* x, const T* row) const { turn(x, 0, half_, row, row + padded(), forwards); }
     void rotate_row_back(T* x, const T* row) const { turn(x, 0, half_, row, row + padded(), backwards); }
+
+    template <class Sine>
+    void turn_from(MatrixView<T> x, Index first_position, const Sine& sine) const {
+        check_rows(x);
+        check_positions(x, first_position);
+        turn_rows(
+            x, [&](Index i) { return first_position + i; }, sine);
+    }
+    template <class Sine>
+    void turn_at(MatrixView<T> x, std::span<const Index> positions, const Sine& sine) const {
+        check_rows(x);
+        check_positions(x, positions);
+        turn_rows(
+            x, [&](Index i) { return positions[std::size_t(i)]; }, sine);
+    }
 
     // Angles that are not in the table are computed some at a time.
     template <class Position, class Sine>

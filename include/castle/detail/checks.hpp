@@ -39,11 +39,12 @@ inline void check_size(std::string_view where, std::string_view name, Index valu
     }
 }
 
-// A number of tokens, or a position, that is far from where sizes would overflow.
+// A number of tokens, or a position, up to here is far from where sizes would overflow.
+inline constexpr Index most_tokens = Index(1) << 40;
+
 inline void check_tokens(std::string_view where, std::string_view name, Index tokens) {
-    constexpr Index most = Index(1) << 40;
     check_size(where, name, tokens, 0);
-    if (tokens > most) fail(where, name, " is ", tokens, " but must not exceed ", most);
+    if (tokens > most_tokens) fail(where, name, " is ", tokens, " but must not exceed ", most_tokens);
 }
 
 // How many tokens a cache is to be able to take off.

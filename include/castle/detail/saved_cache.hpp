@@ -16,6 +16,7 @@
 #include <string>
 #include <vector>
 
+#include <castle/detail/checks.hpp>
 #include <castle/detail/checksum.hpp>
 #include <castle/detail/head_state.hpp>
 #include <castle/detail/layout.hpp>
@@ -253,9 +254,9 @@ SavedIdentity read_identity(SavedReader& reader) {
         refuse_cache(text("has numbers of ", Index(saved.scalar_bytes), " bytes, not of ", Index(own.scalar_bytes)));
     }
     if (saved.block != own.block || saved.panel != own.panel) refuse_cache("has another layout");
-    constexpr std::uint64_t most_size = std::uint64_t(1) << 24, most_tokens = std::uint64_t(1) << 40;
+    constexpr std::uint64_t most_size = std::uint64_t(1) << 24;
     const auto is_size = [&](std::uint64_t x) { return x >= 1 && x <= most_size; };
-    if (!is_size(saved.d) || !is_size(saved.dv) || !is_size(saved.heads) || saved.size > most_tokens ||
+    if (!is_size(saved.d) || !is_size(saved.dv) || !is_size(saved.heads) || saved.size > std::uint64_t(most_tokens) ||
         saved.window > std::uint64_t(unlimited) || saved.silu > 1 || saved.causal_keys > 1 ||
         !(std::abs(std::bit_cast<double>(saved.scale)) <= double((std::numeric_limits<T>::max)())) ||
         saved.undoable > most_size / block_size || saved.undoable > saved.size / block_size) {
