@@ -73,7 +73,22 @@ class PaintedStack {
 };
 
 template <class T>
-class Stack : public ::testing::Test {};
+class Stack : public ::testing::Test {
+  protected:
+    void TearDown() override { this->RecordProperty("bytes", std::to_string(most_)); }
+
+    // Whether `work` gets by with what is promised.
+    template <class F>
+    void expect_enough(const std::string& what, const F& work) {
+        const std::size_t need = stack_.need(work);
+        EXPECT_LE(need, promised<T>) << what;
+        most_ = std::max(most_, need);
+    }
+
+  private:
+    PaintedStack stack_;
+    std::size_t most_ = 0;
+};
 TYPED_TEST_SUITE(Stack, support::Scalars);
 
 TYPED_TEST(Stack, IsPaintedAndRead) {
@@ -91,42 +106,36 @@ TYPED_TEST(Stack, IsPaintedAndRead) {
 TYPED_TEST(Stack, OfAThreadIsEnoughForAHead) {
     using T = TypeParam;
     Random random(4200);
-    PaintedStack stack;
-    std::size_t most = 0;
     for (const Index d : {64, 128}) {
         const Head<T> head = random_head<T>(random, {.length = 200, .d = d, .dv = d});
         Matrix<T> d_out(200, d), out(200, d);
         fill_normal(random, d_out);
         for (const Index window : {Index(0), Index(100), castle::unlimited}) {
+            const std::string what = describe("d ", d, ", window ", window);
             const castle::Options options{.lookahead_window = window};
             castle::UqKvCache<T> cache(shape_of(head), options);
             castle::Workspace<T> workspace(shape_of(head), options);
             castle::HeadGradient<T> gradient;
-            const std::size_t forward = stack.need([&] {
+            this->expect_enough("forward, " + what, [&] {
                 castle::extend(cache, head.first_tokens(150), castle::MatrixView<T>(out).middle_rows(0, 150));
                 for (Index t = 150; t < 200; ++t) {
                     castle::extend(cache, head.input().tokens(t, 1), castle::MatrixView<T>(out).middle_rows(t, 1));
                 }
                 cache.rollback(40);
             });
-            const std::size_t backward = stack.need([&] {
+            this->expect_enough("backward, " + what, [&] {
                 castle::forward(workspace, head.input(), out);
                 gradient = castle::backward(workspace, head.input(), d_out);
             });
-            EXPECT_LE(forward, promised<T>) << "d " << d << ", window " << window;
-            EXPECT_LE(backward, promised<T>) << "d " << d << ", window " << window;
-            most = std::max({most, forward, backward});
         }
     }
-    this->RecordProperty("bytes", std::to_string(most));
 }
 
 TYPED_TEST(Stack, OfAThreadIsEnoughForALayer) {
     using T = TypeParam;
     Random random(4210);
-    PaintedStack stack;
-    std::size_t most = 0;
     for (const Index d_head : {64, 128}) {
+        const std::string what = describe("d_head ", d_head);
         const castle::MultiHeadCastle<T> layer(
             {.d_model = 200, .heads = 2, .d_head = d_head, .rotary = castle::Rotary{}});
         Matrix<T> x(150, 200), y(150, 200);
@@ -137,19 +146,15 @@ TYPED_TEST(Stack, OfAThreadIsEnoughForALayer) {
         for (auto& cache : caches) batch.push_back(&cache);
         castle::MultiHeadWorkspace<T> workspace = layer.make_workspace();
         castle::MultiHeadGradient<T> gradient;
-        const std::size_t forward = stack.need([&] {
+        this->expect_enough("forward, " + what, [&] {
             layer.extend(caches[0], x, y);
             layer.extend(batch, x.topRows(3), y.topRows(3));
         });
-        const std::size_t backward = stack.need([&] {
+        this->expect_enough("backward, " + what, [&] {
             layer.forward(workspace, x, y);
             gradient = layer.backward(workspace, x, y);
         });
-        EXPECT_LE(forward, promised<T>) << "d_head " << d_head;
-        EXPECT_LE(backward, promised<T>) << "d_head " << d_head;
-        most = std::max({most, forward, backward});
     }
-    this->RecordProperty("bytes", std::to_string(most));
 }
 
 }  // namespace
