@@ -168,7 +168,7 @@ def bars(r):
             training.seconds("castle_backward/window_128/L:4096/d:64") / training.seconds("castle_backward/no_window/L:4096/d:64"),
         )
     )
-    for t, words in ((64, "512 texts of 64 tokens"), (131072, "511 texts of 64 tokens and one of 131072")):
+    for t, words in ((64, "512 sequences of 64 tokens"), (131072, "511 sequences of 64 tokens and one of 131072")):
         together, one_by_one = (r["serving"].seconds(f"uneven/{how}/texts:512/t:{t}") for how in ("together", "one_by_one"))
         rows.append(at_most(f"a batch against a call for each, {words}, time", 1.0, together / one_by_one))
     layer = r["multi_head"]

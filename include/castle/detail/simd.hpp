@@ -98,7 +98,7 @@ struct Simd {
     static EIGEN_ALWAYS_INLINE Packet div(Packet a, Packet b) { return Eigen::internal::pdiv(a, b); }
     static EIGEN_ALWAYS_INLINE Packet negate(Packet a) { return Eigen::internal::pnegate(a); }
 
-    // Of a number and a NaN, either may come back.
+    // Where a is NaN, that comes back; where only b is, a or NaN does.
     static EIGEN_ALWAYS_INLINE Packet larger(Packet a, Packet b) { return Eigen::internal::pmax(a, b); }
     static EIGEN_ALWAYS_INLINE Packet smaller(Packet a, Packet b) { return Eigen::internal::pmin(a, b); }
 

@@ -76,7 +76,8 @@ class Tile {
                 Packet row[V];
                 unroll<V>([&](auto v) CASTLE_INLINE_LAMBDA { row[v] = S::load(b + k * stride + v * S::width); });
                 unroll<R>([&](auto i) CASTLE_INLINE_LAMBDA {
-                    if constexpr (constant < decltype(i) >> constant<decltype(k)>) {
+                    constexpr int steps = constant<decltype(i)>, step = constant<decltype(k)>;
+                    if constexpr (step < steps) {
                         const Packet x = S::set(a.data[i * a.row + k * a.col]);
                         unroll<V>([&](auto v) CASTLE_INLINE_LAMBDA { acc_[i][v] = S::fma(x, row[v], acc_[i][v]); });
                     }
