@@ -6,7 +6,7 @@
 #include <vector>
 
 #include <castle/causal.hpp>
-#include <castle/detail/layout.hpp>
+#include <castle/detail/base/layout.hpp>
 #include <castle/extend.hpp>
 
 #include "support.hpp"

@@ -2,9 +2,9 @@
 
 // How fast is each form over a whole sequence, one head on one thread? FLOP/s are useful ones, see support.hpp.
 #include <castle/causal.hpp>
-#include <castle/dense.hpp>
 #include <castle/parallel.hpp>
-#include <castle/recurrent.hpp>
+#include <castle/reference/dense.hpp>
+#include <castle/reference/recurrent.hpp>
 
 #include "support.hpp"
 

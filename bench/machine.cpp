@@ -6,8 +6,8 @@
 #include <limits>
 
 #include <benchmark/benchmark.h>
-#include <castle/detail/aligned_buffer.hpp>
-#include <castle/detail/simd.hpp>
+#include <castle/detail/simd/simd.hpp>
+#include <castle/detail/state/aligned_buffer.hpp>
 
 namespace castle_bench {
 namespace {

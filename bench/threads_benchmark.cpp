@@ -4,7 +4,7 @@
 // cores in use.
 #include <vector>
 
-#include <castle/detail/extension.hpp>
+#include <castle/detail/forward/append.hpp>
 #include <castle/parallel.hpp>
 
 #include "support.hpp"

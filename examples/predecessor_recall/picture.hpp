@@ -5,7 +5,7 @@
 #include <vector>
 
 #include <cairo/cairo-svg.h>
-#include <castle/dense.hpp>
+#include <castle/reference/dense.hpp>
 
 #include "../training/matrices.hpp"
 #include "model.hpp"

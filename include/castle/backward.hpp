@@ -4,9 +4,9 @@
 #include <type_traits>
 
 #include <castle/causal.hpp>
-#include <castle/detail/backward_pass.hpp>
-#include <castle/detail/checks.hpp>
-#include <castle/detail/extension.hpp>
+#include <castle/detail/backward/backward_pass.hpp>
+#include <castle/detail/check/checks.hpp>
+#include <castle/detail/forward/append.hpp>
 #include <castle/gradient.hpp>
 #include <castle/input.hpp>
 #include <castle/options.hpp>

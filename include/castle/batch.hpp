@@ -6,8 +6,8 @@
 #include <type_traits>
 
 #include <castle/cache.hpp>
-#include <castle/detail/checks.hpp>
-#include <castle/detail/extension.hpp>
+#include <castle/detail/check/checks.hpp>
+#include <castle/detail/forward/append.hpp>
 #include <castle/executor.hpp>
 #include <castle/input.hpp>
 #include <castle/types.hpp>

@@ -3,7 +3,7 @@
 
 #include <utility>
 
-#include <castle/detail/lookahead_keys.hpp>
+#include <castle/detail/cache/lookahead_keys.hpp>
 #include <castle/head_cache.hpp>
 #include <castle/input.hpp>
 #include <castle/options.hpp>

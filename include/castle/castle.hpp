@@ -4,13 +4,12 @@
 /// CASTLE, causal attention with lookahead keys (arXiv:2509.07301): everything the library offers. Each header may also
 /// be included alone.
 
-#include <castle/detail/requirements.hpp>
+#include <castle/detail/base/requirements.hpp>
 
 #include <castle/backward.hpp>
 #include <castle/batch.hpp>
 #include <castle/cache.hpp>
 #include <castle/causal.hpp>
-#include <castle/dense.hpp>
 #include <castle/executor.hpp>
 #include <castle/extend.hpp>
 #include <castle/gradient.hpp>
@@ -24,8 +23,9 @@
 #include <castle/multi_head_workspace.hpp>
 #include <castle/options.hpp>
 #include <castle/parallel.hpp>
-#include <castle/recurrent.hpp>
-#include <castle/rope.hpp>
+#include <castle/reference/dense.hpp>
+#include <castle/reference/recurrent.hpp>
+#include <castle/rotary.hpp>
 #include <castle/types.hpp>
 #include <castle/version.hpp>
 #include <castle/workspace.hpp>

@@ -4,8 +4,8 @@
 #include <type_traits>
 #include <utility>
 
-#include <castle/detail/checks.hpp>
-#include <castle/detail/extension.hpp>
+#include <castle/detail/check/checks.hpp>
+#include <castle/detail/forward/append.hpp>
 #include <castle/head_cache.hpp>
 #include <castle/input.hpp>
 #include <castle/options.hpp>

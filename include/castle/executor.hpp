@@ -8,7 +8,7 @@
 #include <memory>
 #include <type_traits>
 
-#include <castle/detail/message.hpp>
+#include <castle/detail/check/message.hpp>
 #include <castle/types.hpp>
 
 namespace castle {

@@ -4,8 +4,8 @@
 #include <type_traits>
 
 #include <castle/cache.hpp>
-#include <castle/detail/checks.hpp>
-#include <castle/detail/extension.hpp>
+#include <castle/detail/check/checks.hpp>
+#include <castle/detail/forward/append.hpp>
 
 namespace castle {
 inline namespace CASTLE_ABI {

@@ -10,10 +10,10 @@
 #include <string_view>
 #include <utility>
 
-#include <castle/detail/checks.hpp>
-#include <castle/detail/head_state.hpp>
-#include <castle/detail/rollback.hpp>
-#include <castle/detail/saved_cache.hpp>
+#include <castle/detail/cache/rollback.hpp>
+#include <castle/detail/cache/saved_cache.hpp>
+#include <castle/detail/check/checks.hpp>
+#include <castle/detail/state/head_state.hpp>
 #include <castle/executor.hpp>
 #include <castle/input.hpp>
 #include <castle/options.hpp>

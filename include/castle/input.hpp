@@ -3,7 +3,7 @@
 
 #include <string_view>
 
-#include <castle/detail/message.hpp>
+#include <castle/detail/check/message.hpp>
 #include <castle/types.hpp>
 
 namespace castle {

@@ -11,15 +11,15 @@
 #include <utility>
 #include <vector>
 
-#include <castle/detail/aligned_buffer.hpp>
-#include <castle/detail/checks.hpp>
-#include <castle/detail/head_state.hpp>
-#include <castle/detail/lookahead_keys.hpp>
-#include <castle/detail/message.hpp>
-#include <castle/detail/rollback.hpp>
-#include <castle/detail/saved_cache.hpp>
+#include <castle/detail/cache/lookahead_keys.hpp>
+#include <castle/detail/cache/rollback.hpp>
+#include <castle/detail/cache/saved_cache.hpp>
+#include <castle/detail/check/checks.hpp>
+#include <castle/detail/check/message.hpp>
+#include <castle/detail/state/aligned_buffer.hpp>
+#include <castle/detail/state/head_state.hpp>
 #include <castle/head_cache.hpp>
-#include <castle/rope.hpp>
+#include <castle/rotary.hpp>
 #include <castle/types.hpp>
 
 namespace castle {

@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <optional>
 
-#include <castle/rope.hpp>
+#include <castle/rotary.hpp>
 #include <castle/types.hpp>
 
 namespace castle {

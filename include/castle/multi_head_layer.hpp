@@ -10,14 +10,14 @@
 #include <utility>
 #include <vector>
 
-#include <castle/detail/backward_pass.hpp>
-#include <castle/detail/checks.hpp>
-#include <castle/detail/extension.hpp>
-#include <castle/detail/head_record.hpp>
-#include <castle/detail/layer_rows.hpp>
-#include <castle/detail/packed_matrix.hpp>
-#include <castle/detail/random_weights.hpp>
-#include <castle/detail/weight_gradient.hpp>
+#include <castle/detail/backward/backward_pass.hpp>
+#include <castle/detail/backward/head_record.hpp>
+#include <castle/detail/check/checks.hpp>
+#include <castle/detail/forward/append.hpp>
+#include <castle/detail/layer/layer_rows.hpp>
+#include <castle/detail/layer/packed_matrix.hpp>
+#include <castle/detail/layer/random_weights.hpp>
+#include <castle/detail/layer/weight_gradient.hpp>
 #include <castle/gradient.hpp>
 #include <castle/head_cache.hpp>
 #include <castle/multi_head_cache.hpp>
@@ -25,7 +25,7 @@
 #include <castle/multi_head_weights.hpp>
 #include <castle/multi_head_workspace.hpp>
 #include <castle/options.hpp>
-#include <castle/rope.hpp>
+#include <castle/rotary.hpp>
 
 namespace castle {
 inline namespace CASTLE_ABI {

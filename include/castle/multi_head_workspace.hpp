@@ -4,8 +4,8 @@
 #include <utility>
 #include <vector>
 
-#include <castle/detail/aligned_buffer.hpp>
-#include <castle/detail/head_record.hpp>
+#include <castle/detail/backward/head_record.hpp>
+#include <castle/detail/state/aligned_buffer.hpp>
 #include <castle/multi_head_cache.hpp>
 #include <castle/types.hpp>
 

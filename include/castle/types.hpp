@@ -6,8 +6,8 @@
 #include <string_view>
 #include <type_traits>
 
-#include <castle/detail/abi.hpp>
-#include <castle/detail/message.hpp>
+#include <castle/detail/check/message.hpp>
+#include <castle/detail/simd/abi.hpp>
 
 namespace castle {
 inline namespace CASTLE_ABI {

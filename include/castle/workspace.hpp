@@ -5,9 +5,9 @@
 #include <utility>
 
 #include <castle/causal.hpp>
-#include <castle/detail/aligned_buffer.hpp>
-#include <castle/detail/checks.hpp>
-#include <castle/detail/head_record.hpp>
+#include <castle/detail/backward/head_record.hpp>
+#include <castle/detail/check/checks.hpp>
+#include <castle/detail/state/aligned_buffer.hpp>
 #include <castle/input.hpp>
 #include <castle/options.hpp>
 

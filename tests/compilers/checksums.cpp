@@ -12,7 +12,7 @@
 #include <castle/extend.hpp>
 #include <castle/multi_head.hpp>
 #include <castle/parallel.hpp>
-#include <castle/rope.hpp>
+#include <castle/rotary.hpp>
 
 #include "random.hpp"
 

@@ -8,7 +8,7 @@ cmake_minimum_required(VERSION 3.22)
 set(fake "${binary}/no_eigen")
 file(WRITE "${fake}/Eigen/Core" "")
 set(unit "${binary}/abi_tag.cpp")
-file(WRITE "${unit}" "#include <castle/detail/abi.hpp>\nthis_unit_has_tag CASTLE_ABI;\n")
+file(WRITE "${unit}" "#include <castle/detail/simd/abi.hpp>\nthis_unit_has_tag CASTLE_ABI;\n")
 
 # expect_tag(<tag> <folder of Eigen> [<option>...])
 function(expect_tag expected eigen)

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <gtest/gtest.h>
 
-#include <castle/detail/absorption.hpp>
+#include <castle/detail/score/absorption.hpp>
 #include <castle/options.hpp>
 
 // Against the definition, s < t <= s + window, over every pair.

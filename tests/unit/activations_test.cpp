@@ -4,7 +4,7 @@
 
 #include <gtest/gtest.h>
 
-#include <castle/detail/activations.hpp>
+#include <castle/reference/activations.hpp>
 
 #include "support/generators.hpp"
 #include "support/scalars.hpp"

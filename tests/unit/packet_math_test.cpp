@@ -10,7 +10,7 @@
 
 #include <gtest/gtest.h>
 
-#include <castle/detail/packet_math.hpp>
+#include <castle/detail/simd/packet_math.hpp>
 
 #include "support/generators.hpp"
 #include "support/scalars.hpp"

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <castle/detail/panel_store.hpp>
+#include <castle/detail/state/panel_store.hpp>
 
 #include <algorithm>
 #include <atomic>

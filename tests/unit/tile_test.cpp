@@ -7,8 +7,8 @@
 
 #include <gtest/gtest.h>
 
-#include <castle/detail/layout.hpp>
-#include <castle/detail/tile.hpp>
+#include <castle/detail/base/layout.hpp>
+#include <castle/detail/simd/tile.hpp>
 
 #include "support/generators.hpp"
 #include "support/scalars.hpp"

@@ -3,7 +3,7 @@
 
 #include <gtest/gtest.h>
 
-#include <castle/detail/transpose.hpp>
+#include <castle/detail/simd/transpose.hpp>
 
 #include "support/generators.hpp"
 #include "support/scalars.hpp"

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "means.hpp"
 
-#include <castle/recurrent.hpp>
+#include <castle/reference/recurrent.hpp>
 
 castle::Matrix<float> means_so_far(castle::ConstMatrixView<float> values) {
     const castle::Matrix<float> zeros = castle::Matrix<float>::Zero(values.rows(), 1);

@@ -1,0 +1,327 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <algorithm>
+
+#include <castle/detail/backward/gradient_state.hpp>
+#include <castle/detail/backward/restored_keys.hpp>
+#include <castle/detail/base/layout.hpp>
+#include <castle/detail/forward/panel_scores.hpp>
+#include <castle/detail/score/absorption.hpp>
+#include <castle/detail/score/gates.hpp>
+#include <castle/detail/simd/packet_math.hpp>
+#include <castle/detail/simd/tile.hpp>
+#include <castle/detail/simd/transpose.hpp>
+#include <castle/detail/state/block_operands.hpp>
+#include <castle/detail/state/head_state.hpp>
+
+// The heart of the backward pass: one block of tokens I against one panel of keys K, blocks coming in descending order.
+//
+// U is what the panel's lookahead keys were before the block, dU what later blocks left behind; G[t, s] are the gates
+// and T = tril(scale Q^C_I V^U_I^T), as in the sweep.
+//
+//     S^U = scale Q^C_I U^T + T G         S = scale Q^C_I K^C_K^T - SiLU(S^U)
+//     P = exp(min(S - largest, 0) - log_sum)
+//     dS = P * (dO_I V^C_K^T - delta)     dS^U = -dS * SiLU'(S^U)
+//     dG = V^U_I dU^T + T^T dS^U          dA = dG * G * (1 - G)
+//
+// Added to keys, over blocks:    dV^C += P^T dO_I   dK^C += dS^T scale Q^C_I   dQ^U += dA^T scale K^U_I
+//                                dU += dS^U^T scale Q^C_I
+// Added to tokens, over panels:  dQ^C += dS K^C + dS^U U   dV^U += G dU   dK^U += dA Q^U   dT += dS^U G^T
+// What goes through tril(dT), and the scale of dQ^C and dK^U, come when the panels are summed up.
+//
+// Fourteen products of block, panel and d. The sums over tokens multiply with packets along keys; those over keys
+// multiply with packets along tokens, and for them P's relatives are transposed.
+namespace castle {
+inline namespace CASTLE_ABI {
+namespace detail {
+
+template <Scalar T>
+class PanelGradient {
+    using S = Simd<T>;
+    using Packet = typename S::Packet;
+
+  public:
+    // `sums` are the gradients of the block's operands so far, in the operands' places; `lookahead` is the input's.
+    PanelGradient(HeadState<T>& state, GradientState<T>& gradients, const BlockRows<T>& rows,
+                  const BlockCotangents<T>& cotangents, const BlockOperands<T>& sums, const Qkv<T>& lookahead, Index p)
+        : state_(state),
+          gradients_(gradients),
+          rows_(rows),
+          cotangents_(cotangents),
+          sums_(sums),
+          lookahead_(lookahead),
+          panel_scores_(state, rows, p),
+          p_(p) {}
+
+    void run() {
+        // A partial block leaves columns of transposed_ unwritten.
+        if (rows_.count() < block_size) std::fill_n(transposed_, panel_size * block_size, T(0));
+        const Index first = p_ * panel_size;
+        const Absorbed whole = tokens().by_keys(first, panel_size);
+        if (first + panel_size <= rows_.origin && whole != Absorbed::some) {
+            run_cell<panel_size>(0, whole);
+            return;
+        }
+        for (Index c = 0; c < panel_size && first + c < rows_.end; c += block_size) {
+            run_cell<block_size>(c, tokens().by_keys(first + c, block_size));
+        }
+    }
+
+  private:
+    // The keys of the panel from column c on, Cols of them. Only cells of one block of keys have positions that are
+    // masked.
+    template <Index Cols>
+    void run_cell(Index c, Absorbed absorbed) {
+        column_ = c;
+        key_ = p_ * panel_size + c;
+        absorbed_ = absorbed;
+        diagonal_ = key_ >= rows_.origin;
+        if (absorbed_ != Absorbed::none) {
+            panel_scores_.template compute_gates<Cols>(column_, gates_);
+            if (rows_.finishes()) unfold<Cols>();
+        }
+        if (state_.has_lookahead()) {
+            panel_scores_.template compute_lookahead_scores<Cols>(column_, absorbed_, gates_, d_lookahead_scores_);
+        }
+        panel_scores_.template compute_causal_scores<Cols>(column_, scores_);
+        multiply_with<Cols>(Operand<T>{cotangents_.d_out, 1, block_size}, state_.shape().dv, gradients_.values(p_),
+                            d_scores_);
+        panel_scores_.with_lookahead_term(
+            [this](const auto& term) { this->template differentiate_scores<Cols>(term); });
+
+        const bool some = absorbed_ == Absorbed::some;
+        if (diagonal_ || some) set_ranges();
+        const ColumnRange* visible = diagonal_ ? visible_ : nullptr;
+        const ColumnRange* seeing = diagonal_ ? seeing_ : nullptr;
+        const ColumnRange* absorbing = some ? absorbing_ : nullptr;
+        const ColumnRange* taken = some ? taken_ : nullptr;
+        const BlockOperands<T>& block = rows_.operands;
+        const Index d = state_.shape().d;
+        add_to_keys<Cols>(state_.shape().dv, cotangents_.d_out, scores_, gradients_.d_values(p_), visible);
+        if (state_.has_causal_scores()) {
+            add_to_keys<Cols>(d, block.causal_queries(), d_scores_, gradients_.d_causal_keys(p_), visible);
+            transpose_cell<Cols>(d_scores_);
+            add_to_tokens<Cols>(d, state_.causal_keys(p_), sums_.causal_queries(), seeing);
+        }
+        if (!state_.has_lookahead()) return;
+
+        // Keys that came with the block have U = 0 before it, and its gradient is not needed.
+        if (!diagonal_) {
+            transpose_cell<Cols>(d_lookahead_scores_);
+            add_to_tokens<Cols>(d, state_.lookahead_keys(p_), sums_.causal_queries(), nullptr);
+        }
+        if (absorbed_ != Absorbed::none) {
+            differentiate_gates<Cols>();
+            transpose_cell<Cols>(gates_);
+            add_to_tokens<Cols>(d, gradients_.d_lookahead_keys(p_), sums_.lookahead_values(), taken);
+            add_to_triangle<Cols>(taken);
+            add_to_keys<Cols>(d, block.lookahead_keys(), d_gates(), gradients_.d_lookahead_queries(p_), absorbing);
+            transpose_cell<Cols>(d_gates());
+            add_to_tokens<Cols>(d, state_.lookahead_queries(p_), sums_.lookahead_keys(), taken);
+        }
+        if (!diagonal_) {
+            add_to_keys<Cols>(d, block.causal_queries(), d_lookahead_scores_, gradients_.d_lookahead_keys(p_), nullptr);
+        }
+    }
+
+    const AbsorbedTokens& tokens() const { return panel_scores_.tokens(); }
+
+    // Which keys of a cell of `count` keys, and which tokens of the block, interact.
+    ColumnRange visible_keys(Index i, Index count) const {
+        return {0, std::clamp<Index>(rows_.origin + i + 1 - key_, 0, count)};
+    }
+    ColumnRange seeing_tokens(Index s) const {
+        return {std::clamp<Index>(key_ + s - rows_.origin, 0, block_size), block_size};
+    }
+    ColumnRange absorbing_keys(Index j, Index count) const {
+        const ColumnRange columns = tokens().columns(j, p_);
+        return {std::clamp<Index>(columns.begin - column_, 0, count),
+                std::clamp<Index>(columns.end - column_, 0, count)};
+    }
+    ColumnRange absorbed_tokens(Index s) const {
+        const Index first = key_ + s + 1 - rows_.origin;
+        const Index begin = std::clamp<Index>(first, 0, block_size);
+        const Index end = state_.window() < block_size - begin + rows_.origin ? first + state_.window() : block_size;
+        return {begin, std::clamp<Index>(end, begin, block_size)};
+    }
+
+    // The same of a masked cell, for every token and every key.
+    void set_ranges() {
+        for (Index i = 0; i < rows_.count(); ++i) {
+            visible_[i] = visible_keys(i, block_size);
+            absorbing_[i] = absorbing_keys(i, block_size);
+        }
+        for (Index s = 0; s < block_size; ++s) {
+            seeing_[s] = seeing_tokens(s);
+            taken_[s] = absorbed_tokens(s);
+        }
+    }
+
+    // out[tokens, Cols] = a panel
+    template <Index Cols>
+    void multiply_with(Operand<T> a, Index n, const T* panel, T* out) const {
+        multiply<Cols>(rows_.count(), n, a, panel + column_, panel_size, out, panel_size);
+    }
+
+    // panel[dims, Cols] += x y, x being [dims][block] and y [tokens][panel]; of row j of y only ranges[j], if given.
+    template <Index Cols>
+    void add_to_keys(Index dims, const T* x, const T* y, T* panel, const ColumnRange* ranges) const {
+        add_product<Cols, block_size, panel_size>(dims, rows_.count(), x, y, panel + column_, ranges);
+    }
+
+    // sum[dims, tokens] += panel y^T for the y that was transposed last; of key s only ranges[s], if given.
+    template <Index Cols>
+    void add_to_tokens(Index dims, const T* panel, T* sum, const ColumnRange* ranges) const {
+        add_product<block_size, panel_size, block_size>(dims, Cols, panel + column_, transposed_, sum, ranges);
+    }
+
+    // Only blocks of keys have ranges.
+    template <Index Cols, Index AStride, Index Stride>
+    static void add_product(Index rows, Index n, const T* a, const T* b, T* c, const ColumnRange* ranges) {
+        if (Cols == block_size && ranges != nullptr) {
+            multiply_add_within<block_size, AStride, Stride>(rows, n, a, b, c, ranges);
+        } else {
+            multiply_add<Cols, AStride, Stride>(rows, n, a, b, c);
+        }
+    }
+
+    // transposed_[Cols][block] = y^T
+    template <Index Cols>
+    void transpose_cell(const T* y) {
+        transpose(ConstMatrixView<T>(y, rows_.count(), Cols, panel_size), 0, rows_.count(), T(1), transposed_,
+                  block_size);
+    }
+
+    static void clear_outside(T* row, ColumnRange range, Index count) {
+        std::fill(row, row + range.begin, T(0));
+        std::fill(row + range.end, row + count, T(0));
+    }
+
+    // U of the cell as it was before the block.
+    template <Index Cols>
+    void unfold() {
+        T* u = state_.lookahead_keys(p_) + column_;
+        if (diagonal_) {  // the keys came with the block
+            for (Index k = 0; k < state_.shape().d; ++k) std::fill_n(u + k * panel_size, Cols, T(0));
+            return;
+        }
+        RestoredKeys<T, Cols> restored(state_, lookahead_, p_, column_, {.gates = d_scores_, .keys = transposed_});
+        const auto before = restored.size();
+        fold_tokens<Cols, Fold::subtract>(tokens(), absorbed_, p_, column_, state_.shape().d,
+                                          Operand<T>{rows_.operands.lookahead_values(), block_size, 1}, gates_,
+                                          block_size, u);
+        restored.run(rows_.origin, before, gradients_);
+    }
+
+    // From the causal scores in scores_, dP in d_scores_ and the lookahead scores in d_lookahead_scores_: P, dS and
+    // dS^U in their places, 0 where a key is not seen.
+    //
+    // Scores may differ from those of the forward pass, since U is recovered by subtraction. A large one may then
+    // exceed the largest of its row; its weight must not exceed 1 for that.
+    template <Index Cols, class Term>
+    void differentiate_scores(const Term& lookahead_term) {
+        for (Index i = 0; i < rows_.count(); ++i) {
+            T* weight = scores_ + i * panel_size;
+            T* d_score = d_scores_ + i * panel_size;
+            T* d_lookahead = d_lookahead_scores_ + i * panel_size;
+            const Packet largest = S::set(cotangents_.log_sum_exp.largest[i]);
+            const Packet log_sum = S::set(cotangents_.log_sum_exp.log_sum[i]);
+            const Packet delta = S::set(cotangents_.delta[i]);
+            for_packets<T, Cols>([&](Index c) CASTLE_INLINE_LAMBDA {
+                const auto term = lookahead_term(S::load(d_lookahead + c));
+                const Packet score = term.subtracted_from(S::load(weight + c));
+                const Packet below_largest = S::smaller(S::sub(score, largest), S::zero());
+                const Packet w = exp_nonpositive<T>(S::sub(below_largest, log_sum));
+                const Packet ds = S::mul(w, S::sub(S::load(d_score + c), delta));
+                S::store(weight + c, w);
+                S::store(d_score + c, ds);
+                S::store(d_lookahead + c, S::negate(S::mul(ds, term.derivative())));
+            });
+            if (diagonal_) {
+                for (T* row : {weight, d_score, d_lookahead}) clear_outside(row, visible_keys(i, Cols), Cols);
+            }
+        }
+    }
+
+    // dA in d_gates(), 0 where s does not absorb t.
+    template <Index Cols>
+    void differentiate_gates() {
+        const BlockOperands<T>& block = rows_.operands;
+        for_row_tiles(rows_.count(), [&](auto height, Index j) {
+            // Row i of the cell has to do with the tokens up to i.
+            const auto triangle = Operand<T>{block.triangle() + j * block_size, 1, block_size}.rows_from(j);
+            constexpr Index rest = constant<decltype(height)> - 1;
+            for_column_tiles<T, Cols>([&](auto packets, Index c) {
+                TileOf<T, decltype(height), decltype(packets)> tile;
+                const T* from = d_lookahead_scores_ + j * panel_size + c;
+                tile.set_zero();
+                tile.multiply_add(Operand<T>{block.lookahead_values(), 1, block_size}.rows_from(j),
+                                  gradients_.d_lookahead_keys(p_) + column_ + c, panel_size, state_.shape().d);
+                tile.multiply_add_leading_triangle(triangle, from, panel_size);
+                tile.multiply_add(triangle.cols_from(rest), from + rest * panel_size, panel_size,
+                                  rows_.count() - j - rest);
+                tile.store(d_gates() + j * panel_size + c, panel_size);
+            });
+        });
+        for (Index j = 0; j < rows_.count(); ++j) {
+            const T* gate = gates_ + j * panel_size;
+            T* d_gate = d_gates() + j * panel_size;
+            for_packets<T, Cols>([&](Index c) CASTLE_INLINE_LAMBDA {
+                const Packet g = S::load(gate + c);
+                S::store(d_gate + c, S::mul(S::load(d_gate + c), S::mul(g, S::sub(S::set(1), g))));
+            });
+            if (absorbed_ == Absorbed::some) clear_outside(d_gate, absorbing_keys(j, Cols), Cols);
+        }
+    }
+
+    // P is not needed any more once dG is.
+    T* d_gates() { return scores_; }
+
+    // dT += dS^U G^T, of which the triangle is used, for the gates that were transposed last.
+    template <Index Cols>
+    void add_to_triangle(const ColumnRange* taken) const {
+        for_row_tiles(rows_.count(), [&](auto height, Index i) {
+            for_column_tiles<T, block_size>([&](auto packets, Index j) {
+                if (j > i + height - 1) return;
+                TileOf<T, decltype(height), decltype(packets)> tile;
+                T* to = sums_.triangle() + i * block_size + j;
+                tile.load(to, block_size);
+                const auto d_scores = Operand<T>{d_lookahead_scores_, panel_size, 1}.rows_from(i);
+                if (Cols == block_size && taken != nullptr) {
+                    tile.multiply_add_within(d_scores, transposed_ + j, block_size, Cols, j,
+                                             [taken](Index s) { return taken[s]; });
+                } else {
+                    tile.multiply_add(d_scores, transposed_ + j, block_size, Cols);
+                }
+                tile.store(to, block_size);
+            });
+        });
+    }
+
+    HeadState<T>& state_;
+    GradientState<T>& gradients_;
+    const BlockRows<T>& rows_;
+    const BlockCotangents<T>& cotangents_;
+    BlockOperands<T> sums_;
+    const Qkv<T>& lookahead_;
+    PanelScores<T> panel_scores_;
+    Index p_;
+    Index column_ = 0;  // of the panel, where the cell begins
+    Index key_ = 0;     // and which key that is
+    Absorbed absorbed_ = Absorbed::none;
+    bool diagonal_ = false;              // whether the keys are those of the block: not every token sees every one
+    ColumnRange visible_[block_size];    // keys that a token sees
+    ColumnRange absorbing_[block_size];  // keys that absorb a token
+    ColumnRange seeing_[block_size];     // tokens that see a key
+    ColumnRange taken_[block_size];      // tokens that a key absorbs
+    alignas(64) T gates_[block_size * panel_size];
+    alignas(64) T scores_[block_size * panel_size];
+    alignas(64) T d_scores_[block_size * panel_size];
+    alignas(64) T d_lookahead_scores_[block_size * panel_size];
+    alignas(64) T transposed_[panel_size * block_size];
+};
+
+}  // namespace detail
+}  // namespace CASTLE_ABI
+}  // namespace castle

@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include <castle/detail/backward/gradient_state.hpp>
+#include <castle/detail/base/layout.hpp>
+#include <castle/detail/score/absorption.hpp>
+#include <castle/detail/score/gates.hpp>
+#include <castle/detail/simd/tile.hpp>
+#include <castle/detail/state/head_state.hpp>
+#include <castle/input.hpp>
+
+namespace castle {
+inline namespace CASTLE_ABI {
+namespace detail {
+
+// Recovers U of some keys of a panel, Cols of them from `column` on, as it was before a block of tokens.
+//
+// The backward pass subtracts what the block added. That fails where the block added an infinity or a NaN, or something
+// so large that less than half of the digits of what was there before are left: gradients of tokens before the block
+// would depend on it. U is then summed up anew, as in the forward pass. That costs what the gates and the folding of
+// the forward pass cost up to the block, and happens where U grew by a factor of 2^12 in float, 2^26 in double, or
+// became infinite or NaN in more of its elements.
+template <Scalar T, Index Cols>
+class RestoredKeys {
+    using S = Simd<T>;
+    static constexpr Index chunk = panel_size;
+    // Half of the digits.
+    static constexpr T most_growth = T(Index(1) << (std::numeric_limits<T>::digits / 2));
+
+  public:
+    // Scratch: [block_size][panel_size] each.
+    struct Scratch {
+        T* gates;
+        T* keys;
+    };
+
+    RestoredKeys(HeadState<T>& state, const Qkv<T>& lookahead, Index p, Index column, const Scratch& scratch)
+        : state_(state),
+          lookahead_(lookahead),
+          p_(p),
+          column_(column),
+          scratch_(scratch),
+          u_(state.lookahead_keys(p) + column) {}
+
+    // How large U is; of one with infinities or NaNs only that.
+    struct Size {
+        T largest;
+        bool is_finite;
+    };
+    Size size() const {
+        auto largest = S::zero(), zero_or_nan = S::zero();
+        for (Index k = 0; k < state_.shape().d; ++k) {
+            for_packets<T, Cols>([&](Index c) CASTLE_INLINE_LAMBDA {
+                const auto x = S::load(u_ + k * panel_size + c);
+                largest = S::larger(S::larger(x, S::negate(x)), largest);
+                zero_or_nan = S::add(zero_or_nan, S::sub(x, x));
+            });
+        }
+        return {S::largest(largest), !std::isnan(S::sum(zero_or_nan))};
+    }
+
+    // After what the block at token `origin` added has been subtracted; `before` is the size that U had. What is
+    // infinite or NaN after blocks that added nothing of the kind is so for earlier tokens' sake.
+    void run(Index origin, const Size& before, GradientState<T>& gradients) {
+        const Size after = size();
+        if (after.is_finite ? before.largest <= most_growth * after.largest
+                            : origin > gradients.last_bad_block(p_, column_, Cols)) {
+            return;
+        }
+        gradients.set_last_bad_block(p_, column_, Cols, sum_up(origin));
+    }
+
+  private:
+    // U before the block at token `origin`; returns the last block that made more of it infinite or NaN, or -1.
+    Index sum_up(Index origin) {
+        for (Index k = 0; k < state_.shape().d; ++k) std::fill_n(u_ + k * panel_size, Cols, T(0));
+        Index bad = 0, last_bad_block = -1;
+        const Index first_key = p_ * panel_size + column_;
+        for (Index token = round_down(first_key, block_size); token < origin; token += block_size) {
+            const AbsorbedTokens tokens(state_.window(), token, token + block_size);
+            const Absorbed absorbed = tokens.by_keys(first_key, Cols);
+            if (absorbed == Absorbed::none) continue;
+            compute_gates(token);
+            fold_tokens<Cols>(tokens, absorbed, p_, column_, state_.shape().d,
+                              Operand<T>{lookahead_.v.row(token), 1, lookahead_.v.outer_stride()}, scratch_.gates,
+                              block_size, u_);
+            if (size().is_finite) continue;
+            const Index now = not_finite();
+            if (now > bad) last_bad_block = token;
+            bad = now;
+        }
+        return last_bad_block;
+    }
+
+    Index not_finite() const {
+        Index count = 0;
+        for (Index k = 0; k < state_.shape().d; ++k) {
+            for (Index c = 0; c < Cols; ++c) count += std::isfinite(u_[k * panel_size + c]) ? 0 : 1;
+        }
+        return count;
+    }
+
+    // Of the block at `token`.
+    void compute_gates(Index token) {
+        std::fill_n(scratch_.gates, block_size * panel_size, T(0));
+        const Index d = state_.shape().d;
+        for (Index k = 0; k < d; k += chunk) {
+            const Index n = (std::min)(chunk, d - k);
+            for (Index j = 0; j < block_size; ++j) {
+                const T* key = lookahead_.k.row(token + j) + k;
+                for (Index i = 0; i < n; ++i) scratch_.keys[j * chunk + i] = state_.scale() * key[i];
+            }
+            multiply_add<Cols, chunk, panel_size>(
+                block_size, n, scratch_.keys, state_.lookahead_queries(p_) + k * panel_size + column_, scratch_.gates);
+        }
+        open_gates<Cols>(block_size, scratch_.gates);
+    }
+
+    HeadState<T>& state_;
+    const Qkv<T>& lookahead_;
+    Index p_;
+    Index column_;
+    Scratch scratch_;
+    T* u_;
+};
+
+}  // namespace detail
+}  // namespace CASTLE_ABI
+}  // namespace castle

@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <castle/detail/base/layout.hpp>
+#include <castle/detail/forward/panel_sweep.hpp>
+#include <castle/detail/score/absorption.hpp>
+#include <castle/detail/state/head_state.hpp>
+#include <castle/types.hpp>
+
+namespace castle {
+inline namespace CASTLE_ABI {
+namespace detail {
+
+// The gates of the open block, from its lookahead keys and all lookahead queries.
+template <Scalar T>
+void make_open_gates(HeadState<T>& state) {
+    const Index size = state.size(), origin = round_down(size, block_size);
+    if (!state.has_lookahead() || size == origin) return;
+    const BlockRows<T> rows{.origin = origin, .first = origin, .end = size, .operands = state.open_block()};
+    for (Index p = oldest_panel(state.window(), origin); p * panel_size < size; ++p) {
+        PanelSweep<T>(state, rows, p).make_gates();
+    }
+}
+
+// Takes off the last `tokens` tokens, at most max_rollback() of them, and leaves what there would be without them.
+//
+// Tokens of the open block have left nothing but rows that are written anew. A finished block's folding is undone from
+// the history, the last one first; then one that loses only a part of its tokens is open again, and needs its gates. If
+// anything that this writes to is shared with a fork, it is to be owned first.
+template <Scalar T>
+void rollback(HeadState<T>& state, Index tokens) {
+    const Index size = state.size() - tokens;
+    const Index block = size / block_size, open = state.size() / block_size;
+    if (state.has_lookahead() && block < open) {
+        for (Index b = open - 1; b >= block; --b) state.undo_fold(b);
+        if (size % block_size != 0) state.history().restore_operands(block, state.open_block());
+        state.cut(size);
+        make_open_gates(state);
+        return;
+    }
+    state.cut(size);
+}
+
+}  // namespace detail
+}  // namespace CASTLE_ABI
+}  // namespace castle

@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdio>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+
+#include <castle/detail/simd/abi.hpp>
+
+// The sentences that say what is wrong with an argument.
+namespace castle {
+inline namespace CASTLE_ABI {
+namespace detail {
+
+// A shape within a sentence.
+struct Shape {
+    Eigen::Index rows;
+    Eigen::Index cols;
+};
+
+template <class View>
+Shape as_shape(const View& m) {
+    return {m.rows(), m.cols()};
+}
+
+inline void append(std::string& sentence, std::string_view part) { sentence.append(part); }
+inline void append(std::string& sentence, Eigen::Index part) { sentence.append(std::to_string(part)); }
+inline void append(std::string& sentence, double part) {
+    char digits[32];
+    std::snprintf(digits, sizeof digits, "%g", part);
+    sentence.append(digits);
+}
+inline void append(std::string& sentence, Shape part) {
+    sentence.append("[");
+    append(sentence, part.rows);
+    sentence.append(", ");
+    append(sentence, part.cols);
+    sentence.append("]");
+}
+
+// One string of words, numbers and shapes.
+template <class... Parts>
+std::string text(const Parts&... parts) {
+    std::string sentence;
+    (append(sentence, parts), ...);
+    return sentence;
+}
+
+template <class... Parts>
+[[noreturn]] void fail(std::string_view where, const Parts&... what) {
+    throw std::invalid_argument(text("castle::", where, ": ", what...));
+}
+
+}  // namespace detail
+}  // namespace CASTLE_ABI
+}  // namespace castle

@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <algorithm>
+
+#include <castle/detail/base/layout.hpp>
+#include <castle/detail/score/absorption.hpp>
+#include <castle/detail/score/gates.hpp>
+#include <castle/detail/simd/packet_math.hpp>
+#include <castle/detail/simd/tile.hpp>
+#include <castle/detail/state/block_operands.hpp>
+#include <castle/detail/state/head_state.hpp>
+
+// What the forward and the backward pass share: gates and scores of the rows of one block against keys of one
+// panel. What is masked is left out by the same code in both.
+namespace castle {
+inline namespace CASTLE_ABI {
+namespace detail {
+
+// The rows of a block that a call brings: tokens [first, end) of the block that starts at token `origin`.
+template <Scalar T>
+struct BlockRows {
+    Index origin;
+    Index first;
+    Index end;
+    BlockOperands<T> operands;
+
+    Index count() const { return end - first; }
+    bool finishes() const { return end == origin + block_size; }
+    // Whether gates of this block outlive the call or come from an earlier one.
+    bool is_split() const { return first > origin || !finishes(); }
+};
+
+// A range of keys is the `Cols` columns of the panel from `column` on. Matrices are [rows][panel_size]; each row uses
+// its first Cols elements. Row i is token rows.first + i; in gates, row j is token rows.origin + j.
+template <Scalar T>
+class PanelScores {
+  public:
+    PanelScores(HeadState<T>& state, const BlockRows<T>& rows, Index p)
+        : state_(state), rows_(rows), tokens_(state.window(), rows.origin, rows.end), p_(p) {}
+
+    const AbsorbedTokens& tokens() const { return tokens_; }
+
+    // gates[t, s] = sigmoid(scale k^U_t . q^U_s): rows are the absorbed tokens, columns the keys, which is the
+    // transpose of dense::gates. Those of keys that do not absorb a token are unspecified.
+    template <Index Cols>
+    void compute_gates(Index column, T* gates) const {
+        const auto keys = Operand<T>{rows_.operands.lookahead_keys(), 1, block_size}.rows_from(skip());
+        gates += skip() * panel_size;
+        multiply<Cols>(rows_.count(), state_.shape().d, keys, state_.lookahead_queries(p_) + column, panel_size, gates,
+                       panel_size);
+        open_gates<Cols>(rows_.count(), gates);
+    }
+
+    // s^U[t, s] = scale q^C_t . U_s + sum_{j <= t} triangle[t, j] gates[j, s], over the tokens j that s absorbs.
+    template <Index Cols>
+    void compute_lookahead_scores(Index column, Absorbed absorbed, const T* gates, T* scores) const {
+        const T* keys = state_.lookahead_keys(p_) + column;
+        for_row_tiles(rows_.count(), [&](auto height, Index i) {
+            for_column_tiles<T, Cols>([&](auto packets, Index c) {
+                TileOf<T, decltype(height), decltype(packets)> tile;
+                tile.set_zero();
+                tile.multiply_add(queries(i), keys + c, panel_size, state_.shape().d);
+                if (absorbed == Absorbed::all) {
+                    add_open_block(tile, i, gates + c);
+                } else if constexpr (Cols == block_size) {  // a whole panel is of one kind
+                    if (absorbed == Absorbed::some) add_open_block_within(tile, i, column + c, gates + c);
+                }
+                tile.store(scores + i * panel_size + c, panel_size);
+            });
+        });
+    }
+
+    // s^C, or 0 where scores have no causal part.
+    template <Index Cols>
+    void compute_causal_scores(Index column, T* scores) const {
+        if (state_.has_causal_scores()) {
+            multiply<Cols>(rows_.count(), state_.shape().d, queries(0), state_.causal_keys(p_) + column, panel_size,
+                           scores, panel_size);
+        } else {
+            for (Index i = 0; i < rows_.count(); ++i) std::fill_n(scores + i * panel_size, Cols, T(0));
+        }
+    }
+
+    // Calls f with the function that makes of s^U the term to subtract from a score.
+    template <class F>
+    void with_lookahead_term(const F& f) const {
+        using Packet = typename Simd<T>::Packet;
+        if (!state_.has_lookahead()) {
+            f([](Packet) CASTLE_INLINE_LAMBDA { return NoTerm<T>(); });
+        } else if (state_.has_silu()) {
+            f([](Packet x) CASTLE_INLINE_LAMBDA { return SiluTerm<T>(x); });
+        } else {
+            f([](Packet x) CASTLE_INLINE_LAMBDA { return PlainTerm<T>{x}; });
+        }
+    }
+
+  private:
+    Index skip() const { return rows_.first - rows_.origin; }
+
+    // scale Q^C and the triangle of the new rows from the i-th on.
+    Operand<T> queries(Index i) const {
+        return Operand<T>{rows_.operands.causal_queries(), 1, block_size}.rows_from(skip() + i);
+    }
+    Operand<T> triangle(Index i) const {
+        return Operand<T>{rows_.operands.triangle(), block_size, 1}.rows_from(skip() + i);
+    }
+
+    // The part of s^U that the block's own tokens have, for the tile of rows from i, with the gates from its columns
+    // on, every one of which takes the block's tokens up to that of row i.
+    template <int R, int V>
+    EIGEN_ALWAYS_INLINE void add_open_block(Tile<T, R, V>& tile, Index i, const T* gates) const {
+        const Index common = skip() + i + 1;
+        tile.multiply_add(triangle(i), gates, panel_size, common);
+        tile.multiply_add_triangle(triangle(i).cols_from(common), gates + common * panel_size, panel_size, block_size);
+    }
+    // The same for columns from c of the panel, where only some keys absorb only some tokens.
+    template <int R, int V>
+    EIGEN_ALWAYS_INLINE void add_open_block_within(Tile<T, R, V>& tile, Index i, Index c, const T* gates) const {
+        const Index common = skip() + i + 1;
+        const auto columns = [&](Index j) { return tokens_.columns(j, p_); };
+        tile.multiply_add_within(triangle(i), gates, panel_size, common, c, columns);
+        tile.multiply_add_triangle_within(triangle(i).cols_from(common), gates + common * panel_size, panel_size, c,
+                                          [&](Index j) { return columns(common + j); });
+    }
+
+    HeadState<T>& state_;
+    const BlockRows<T>& rows_;
+    AbsorbedTokens tokens_;
+    Index p_;
+};
+
+}  // namespace detail
+}  // namespace CASTLE_ABI
+}  // namespace castle

@@ -1,0 +1,288 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <algorithm>
+#include <limits>
+#include <utility>
+#include <vector>
+
+#include <castle/detail/base/layout.hpp>
+#include <castle/detail/score/absorption.hpp>
+#include <castle/detail/score/softmax_rows.hpp>
+#include <castle/detail/simd/simd.hpp>
+#include <castle/detail/state/aligned_buffer.hpp>
+#include <castle/detail/state/block_operands.hpp>
+#include <castle/detail/state/fold_history.hpp>
+#include <castle/detail/state/panel_store.hpp>
+#include <castle/input.hpp>
+#include <castle/options.hpp>
+
+namespace castle {
+inline namespace CASTLE_ABI {
+namespace detail {
+
+// What a head remembers beyond what the tokens that are to come need.
+struct Keeping {
+    Index rollback = 0;        // so many of the last tokens can be taken off again, and often a few more
+    bool every_query = false;  // Q^U of tokens that have left the window behind as well
+};
+
+// What one head remembers. Without lookahead (a window of 0) it is the key-value cache of standard attention.
+//
+// Keys live in panels, transposed, [d][panel_size]; values as they are, [panel_size][dv_padded]. A panel stays
+// where it is unless it is shared. U has every finished block folded in; of the open block there are the gates,
+// K^U and V^U, and, while its group runs, the other operands.
+template <Scalar T>
+class HeadState {
+  public:
+    HeadState(HeadShape shape, const Options& options, Keeping keeping)
+        : shape_(shape),
+          dv_padded_(round_up(shape.dv, Simd<T>::width)),
+          scale_(static_cast<T>(scale_for(options, shape.d))),
+          window_(options.lookahead_window),
+          has_silu_(options.silu),
+          has_causal_scores_(options.causal_keys),
+          history_blocks_(has_lookahead() ? ceil_div(keeping.rollback, block_size) : 0),
+          keeps_every_query_(keeping.every_query),
+          panels_(((has_lookahead() ? 2 : 1) * shape.d + dv_padded_) * panel_size),
+          query_panels_(shape.d * panel_size),
+          gate_tiles_(block_size * panel_size),
+          history_(shape.d, history_blocks_, most_panels(block_size)) {}
+
+    HeadState(HeadState&&) = default;
+    HeadState& operator=(HeadState&&) = default;
+    ~HeadState() = default;
+
+    HeadShape shape() const { return shape_; }
+    Index dv_padded() const { return dv_padded_; }
+    T scale() const { return scale_; }
+    Index window() const { return window_; }
+    bool has_lookahead() const { return window_ > 0; }
+    bool has_silu() const { return has_silu_; }
+    bool has_causal_scores() const { return has_causal_scores_; }
+
+    Index size() const { return size_; }
+    Index capacity() const { return panels_.size() * panel_size; }
+    void set_size(Index size) { size_ = size; }
+
+    // Forgets the tokens after the first `size`. A panel that has none left begins anew, which zeroes its U: one in
+    // own_keys_, which may be shared and is not owned before that, is let go. So own_keys_ only ever has panels with
+    // tokens.
+    void cut(Index size) {
+        for (Index p = ceil_div(size, panel_size); p < Index(own_keys_.size()) && p * panel_size < size_; ++p) {
+            own_keys_[std::size_t(p)] = Panel<T>();
+        }
+        size_ = size;
+    }
+
+    // A call that leaves `after` tokens makes room, the only part that throws, and starts; then comes its work, and it
+    // finishes. Where making room throws, no token has changed.
+    void make_room(Index after) {
+        reserve(after);
+        own(size_, after);
+    }
+    void start(Index after) { history_.start(after); }
+    void finish(Index after) {
+        history_.finish(size_ / block_size, after / block_size);
+        size_ = after;
+    }
+
+    // How many tokens can be taken off, to the bit.
+    Index max_rollback() const {
+        return has_lookahead() ? size_ % block_size + history_.undoable() * block_size : size_;
+    }
+
+    // Makes room for `tokens` tokens in all; after it, extending by single tokens up to there allocates nothing, but
+    // for what has to be owned. Changes nothing that can be seen if an allocation throws. Before it there is no memory
+    // at all: whoever reads a size from a file can make a state of it without believing it.
+    void reserve(Index tokens) {
+        const Index panels = ceil_div(tokens, panel_size);
+        if (panels <= panels_.size()) return;
+        const Index query_panels = has_lookahead() ? (std::min)(panels, most_query_panels()) : 0;
+        const Index gate_tiles = has_lookahead() ? (std::min)(panels, most_gate_tiles()) : 0;
+        auto fresh_panels = panels_.missing(panels);
+        auto fresh_queries = query_panels_.missing(query_panels);
+        auto fresh_tiles = gate_tiles_.missing(gate_tiles);
+        auto fresh_history = history_.missing(panels);
+        if (has_lookahead()) own_keys_.resize(std::size_t(panels));
+        AlignedBuffer<T> block(open_block_.size() > 0 ? 0 : BlockOperands<T>::numbers(shape_.d, has_lookahead()));
+        AlignedBuffer<T> row(row_scratch_numbers(panels));
+        // Nothing throws from here on.
+        panels_.add(std::move(fresh_panels));
+        query_panels_.add(std::move(fresh_queries));
+        gate_tiles_.add(std::move(fresh_tiles));
+        history_.add(std::move(fresh_history));
+        if (block.size() > 0) open_block_ = std::move(block);
+        row_scratch_ = std::move(row);
+    }
+
+    // As before the first token, with the memory kept. What is not zeroed is written before it is read.
+    void clear() {
+        cut(0);
+        history_.forget();
+    }
+
+    // The same tokens once more, in memory that is shared until one of the two writes there. What is reserved for more
+    // of them stays behind.
+    HeadState fork() const { return HeadState(*this); }
+
+    // Before tokens are put on, from `before` to `after`: what that writes to is shared with nobody any more. Tokens go
+    // to their panels, gates to every panel within the window, and so do U and the history where a block is finished.
+    // Where it throws, no tokens have changed. For a state that has never been forked it is but a look.
+    void own(Index before, Index after) {
+        const Index first = before / panel_size, end = ceil_div(after, panel_size);
+        panels_.own(first, end);
+        if (!has_lookahead()) return;
+        query_panels_.own(first, end);
+        const Index oldest = oldest_panel(window_, before);
+        gate_tiles_.own(oldest, end);
+        if (before / block_size == after / block_size) return;
+        history_.own(oldest, end);
+        own_keys(oldest, end);
+    }
+    // The same before tokens are taken off down to `after`.
+    void own_for_rollback(Index after) {
+        if (!has_lookahead() || after / block_size == size_ / block_size) return;
+        const Index oldest = oldest_panel(window_, after), end = ceil_div(size_, panel_size);
+        gate_tiles_.own(oldest, end);
+        own_keys(oldest, end);
+    }
+
+    // Of all memory, and of that which forks hold too; their coming and going on other threads changes only the latter.
+    Index bytes() const {
+        Index numbers = panels_.numbers() + query_panels_.numbers() + gate_tiles_.numbers() + open_block_.size() +
+                        row_scratch_.size() + history_.numbers();
+        for (const Panel<T>& keys : own_keys_) numbers += keys ? key_numbers() : 0;
+        return numbers * Index(sizeof(T));
+    }
+    Index shared_bytes() const {
+        Index numbers = panels_.shared_numbers() + query_panels_.shared_numbers() + gate_tiles_.shared_numbers() +
+                        history_.shared_numbers();
+        for (const Panel<T>& keys : own_keys_) numbers += keys.is_shared() ? key_numbers() : 0;
+        return numbers * Index(sizeof(T));
+    }
+
+    // Panel p, [d][panel_size] each; the values [panel_size][dv_padded]. Q^U is a ring buffer: panels that the window
+    // has left behind, also that of what may be taken off again, make room.
+    T* lookahead_queries(Index p) { return query_panels_[p % query_panels_.size()]; }
+    T* lookahead_keys(Index p) {
+        const Panel<T>& own = own_keys_[std::size_t(p)];
+        return own ? own.data() : panels_[p];
+    }
+    T* causal_keys(Index p) { return panels_[p] + (has_lookahead() ? key_numbers() : 0); }
+    T* values(Index p) { return causal_keys(p) + shape_.d * panel_size; }
+    const T* lookahead_keys(Index p) const { return const_cast<HeadState*>(this)->lookahead_keys(p); }
+
+    // The gates of the open block's rows against panel p, [block_size][panel_size]. Tiles are a ring buffer: a window
+    // keeps gates from reaching back further than the tiles do.
+    T* gates(Index p) { return gate_tiles_[p % gate_tiles_.size()]; }
+    const T* gates(Index p) const { return const_cast<HeadState*>(this)->gates(p); }
+
+    BlockOperands<T> open_block() { return {open_block_.data(), shape_.d}; }
+    BlockOperands<T> open_block() const { return const_cast<HeadState*>(this)->open_block(); }
+
+    FoldHistory<T>& history() { return history_; }
+    const FoldHistory<T>& history() const { return history_; }
+
+    // U as it was before the block, which is the last one that was folded.
+    void undo_fold(Index block) {
+        const Index origin = block * block_size;
+        const AbsorbedTokens tokens(window_, origin, origin + block_size);
+        for (Index p = oldest_panel(window_, origin); p * panel_size < origin + block_size; ++p) {
+            if (tokens.by_keys(p * panel_size, panel_size) == Absorbed::none) continue;
+            history_.restore_panel(block, p, lookahead_keys(p));
+        }
+        history_.undone();
+    }
+
+    // Scratch for extending by one row.
+    T* row_scratch() { return row_scratch_.data(); }
+
+    // While work on several heads is under way: the number of its first piece of this head.
+    Index first_piece() const { return first_piece_; }
+    void set_first_piece(Index piece) { first_piece_ = piece; }
+
+  private:
+    // A fork.
+    HeadState(const HeadState& from)
+        : shape_(from.shape_),
+          dv_padded_(from.dv_padded_),
+          scale_(from.scale_),
+          window_(from.window_),
+          has_silu_(from.has_silu_),
+          has_causal_scores_(from.has_causal_scores_),
+          history_blocks_(from.history_blocks_),
+          keeps_every_query_(from.keeps_every_query_),
+          size_(from.size_),
+          panels_(from.panels_.share(ceil_div(size_, panel_size))),
+          query_panels_(from.query_panels_.share(panels_.size())),
+          gate_tiles_(from.gate_tiles_.share(panels_.size())),
+          open_block_(from.open_block_.copy()),
+          row_scratch_(row_scratch_numbers(panels_.size())),
+          history_(from.history_.fork(panels_.size())) {
+        own_keys_.reserve(std::size_t(panels_.size()));
+        for (Index p = 0; has_lookahead() && p < panels_.size(); ++p) {
+            own_keys_.push_back(from.own_keys_[std::size_t(p)].share());
+        }
+    }
+
+    Index key_numbers() const { return shape_.d * panel_size; }
+
+    // U of the panels [first, end) is to be written to.
+    void own_keys(Index first, Index end) {
+        const auto is_shared = [&](Index p) {
+            const Panel<T>& own = own_keys_[std::size_t(p)];
+            return own ? own.is_shared() : panels_.is_shared(p);
+        };
+        Index shared = 0;
+        for (Index p = first; p < end; ++p) shared += is_shared(p) ? 1 : 0;
+        auto fresh = PanelStore<T>::make_lone_panels(shared, key_numbers());
+        for (Index p = end; p-- > first && !fresh.empty();) {
+            if (!is_shared(p)) continue;
+            std::copy_n(lookahead_keys(p), key_numbers(), fresh.back().data());
+            own_keys_[std::size_t(p)] = std::move(fresh.back());
+            fresh.pop_back();
+        }
+    }
+
+    // Panels that gates can ask for together, so that no two of them share a place: keys from a window before the first
+    // of `tokens` tokens to the last, which need not begin with a panel.
+    Index most_panels(Index tokens) const {
+        constexpr Index every_panel = (std::numeric_limits<Index>::max)();
+        if (window_ >= every_panel - tokens - panel_size) return every_panel;
+        return ceil_div(window_ + tokens, panel_size) + 1;
+    }
+    // Those of all blocks of one group.
+    Index most_gate_tiles() const { return most_panels(group_size); }
+    // Those of a group, or of what is left once all has been taken off that can be.
+    Index most_query_panels() const {
+        return keeps_every_query_ ? (std::numeric_limits<Index>::max)()
+                                  : most_panels((std::max)(group_size, (history_blocks_ + 1) * block_size));
+    }
+
+    Index row_scratch_numbers(Index panels) const {
+        return SoftmaxRows<T>::numbers(1, dv_padded_) * ceil_div(panels, span_panels);
+    }
+
+    HeadShape shape_;
+    Index dv_padded_;
+    T scale_;
+    Index window_;
+    bool has_silu_;
+    bool has_causal_scores_;
+    Index history_blocks_;
+    bool keeps_every_query_;
+    Index size_ = 0;
+    Index first_piece_ = 0;
+    PanelStore<T> panels_;            // U, K^C, V^C, in the order in which a step of decoding reads them
+    std::vector<Panel<T>> own_keys_;  // where there is one, U in place of that in panels_, whose K^C and V^C are shared
+    PanelStore<T> query_panels_;      // Q^U
+    PanelStore<T> gate_tiles_;
+    AlignedBuffer<T> open_block_;
+    AlignedBuffer<T> row_scratch_;
+    FoldHistory<T> history_;
+};
+
+}  // namespace detail
+}  // namespace CASTLE_ABI
+}  // namespace castle
