@@ -34,8 +34,8 @@ BENCHMARK_CAPTURE(compile, Eigen_Core, "#include <Eigen/Core>\n")->Apply(once);
 BENCHMARK_CAPTURE(compile, castle, "#include <castle/castle.hpp>\n")->Apply(once);
 BENCHMARK_CAPTURE(compile, castle_parallel_float,
                   "#include <castle/castle.hpp>\n"
-                  "void f(const castle::HeadInput<float>& head, castle::MatrixView<float> out) {\n"
-                  "    castle::parallel(head, out);\n"
+                  "void f(const castle::Input<float>& input, castle::MatrixView<float> out) {\n"
+                  "    castle::parallel(input, out);\n"
                   "}\n")
     ->Apply(once);
 

@@ -5,8 +5,7 @@
 // the same on both sides, left out.
 #include <vector>
 
-#include <castle/causal.hpp>
-#include <castle/parallel.hpp>
+#include <castle/attention.hpp>
 
 #include "decoding.hpp"
 #include "support.hpp"
@@ -21,7 +20,7 @@ using castle_bench::Matrix;
 template <class Form>
 void forward(benchmark::State& state, Index heads, const Form& form, double flops) {
     const Index length = state.range(0), d = state.range(1);
-    const castle_bench::RandomHead head(length, d);
+    const castle_bench::RandomInput head(length, castle_bench::heads_of(d));
     std::vector<Matrix> out(static_cast<std::size_t>(heads), Matrix(length, d));
     for (auto _ : state) {
         for (Matrix& o : out) {
@@ -36,7 +35,7 @@ void forward(benchmark::State& state, Index heads, const Form& form, double flop
 void castle_forward(benchmark::State& state, Index window) {
     forward(
         state, castle_heads,
-        [&](const castle::HeadInput<float>& head, Matrix& out) {
+        [&](const castle::Input<float>& head, Matrix& out) {
             castle::parallel(head, out, {.lookahead_window = window});
         },
         castle_bench::castle_flops(state.range(0), state.range(1), window));
@@ -45,7 +44,7 @@ void castle_forward(benchmark::State& state, Index window) {
 void causal_forward(benchmark::State& state) {
     forward(
         state, causal_heads,
-        [](const castle::HeadInput<float>& head, Matrix& out) { castle::causal_attention(head.causal, out); },
+        [](const castle::Input<float>& head, Matrix& out) { castle_bench::standard_attention(head, out); },
         castle_bench::causal_flops(state.range(0), state.range(1)));
 }
 

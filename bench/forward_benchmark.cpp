@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // How fast is each form over a whole sequence, one head on one thread? FLOP/s are useful ones, see support.hpp.
-#include <castle/causal.hpp>
-#include <castle/parallel.hpp>
+#include <castle/attention.hpp>
 #include <castle/reference/dense.hpp>
 #include <castle/reference/recurrent.hpp>
 
@@ -16,7 +15,7 @@ using castle_bench::Matrix;
 template <class Form>
 void forward(benchmark::State& state, const Form& form, double flops) {
     const Index length = state.range(0), d = state.range(1);
-    const castle_bench::RandomHead head(length, d);
+    const castle_bench::RandomInput head(length, castle_bench::heads_of(d));
     Matrix out(length, d);
     for (auto _ : state) {
         form(head.input(), out);
@@ -29,7 +28,7 @@ void forward(benchmark::State& state, const Form& form, double flops) {
 void parallel(benchmark::State& state, Index window) {
     forward(
         state,
-        [&](const castle::HeadInput<float>& head, Matrix& out) {
+        [&](const castle::Input<float>& head, Matrix& out) {
             castle::parallel(head, out, {.lookahead_window = window});
         },
         castle_bench::castle_flops(state.range(0), state.range(1), window));
@@ -37,13 +36,13 @@ void parallel(benchmark::State& state, Index window) {
 
 void causal_attention(benchmark::State& state) {
     forward(
-        state, [](const castle::HeadInput<float>& head, Matrix& out) { castle::causal_attention(head.causal, out); },
+        state, [](const castle::Input<float>& head, Matrix& out) { castle_bench::standard_attention(head, out); },
         castle_bench::causal_flops(state.range(0), state.range(1)));
 }
 
 void recurrent(benchmark::State& state) {
     forward(
-        state, [](const castle::HeadInput<float>& head, Matrix& out) { castle::recurrent(head, out); },
+        state, [](const castle::Input<float>& head, Matrix& out) { castle::recurrent(head, out); },
         castle_bench::castle_flops(state.range(0), state.range(1), castle::unlimited));
 }
 
@@ -51,7 +50,7 @@ void recurrent(benchmark::State& state) {
 void dense(benchmark::State& state) {
     Eigen::setNbThreads(1);  // where there is OpenMP, Eigen would take all of them
     forward(
-        state, [](const castle::HeadInput<float>& head, Matrix& out) { out = castle::dense::output(head); },
+        state, [](const castle::Input<float>& head, Matrix& out) { out = castle::dense::output(head); },
         castle_bench::castle_flops(state.range(0), state.range(1), castle::unlimited));
 }
 

@@ -8,6 +8,7 @@
 #include <benchmark/benchmark.h>
 #include <castle/detail/simd/simd.hpp>
 #include <castle/detail/state/aligned_buffer.hpp>
+#include <castle/types.hpp>
 
 namespace castle_bench {
 namespace {
@@ -66,13 +67,13 @@ double peak() {
 }
 
 double bandwidth() {
-    constexpr castle::Index numbers = castle::Index(512) << 18;  // 512 MiB
+    constexpr castle::Index elements = castle::Index(512) << 18;  // 512 MiB
     constexpr int streams = 8;
-    static const castle::detail::AlignedBuffer<float> array(numbers);
+    static const castle::detail::AlignedBuffer<float> array(elements);
     const Goes goes = time_goes(0.2, [] {
         S::Packet sums[streams];
         unroll<streams>([&](auto i) CASTLE_INLINE_LAMBDA { sums[i] = S::zero(); });
-        for (castle::Index at = 0; at < numbers; at += streams * S::width) {
+        for (castle::Index at = 0; at < elements; at += streams * S::width) {
             const float* next = array.data() + at;
             unroll<streams>([&](auto i)
                                 CASTLE_INLINE_LAMBDA { sums[i] = S::add(sums[i], S::load(next + i * S::width)); });
@@ -81,7 +82,7 @@ double bandwidth() {
         unroll<streams>([&](auto i) CASTLE_INLINE_LAMBDA { total += S::sum(sums[i]); });
         benchmark::DoNotOptimize(total);
     });
-    return static_cast<double>(numbers) * sizeof(float) / goes.mean;
+    return static_cast<double>(elements) * sizeof(float) / goes.mean;
 }
 
 }  // namespace castle_bench

@@ -4,42 +4,32 @@
 // are those of the paper's small model: d_model 896, heads of 64, 8 of them against 14. tokens/s compares the two;
 // FLOP/s counts the projections' products beside the heads'. And what does the backward pass cost against the forward
 // pass before it, for a few tokens, where reading weights and adding up their gradients counts, and for many?
-#include <chrono>
-
-#include <castle/multi_head.hpp>
+#include <castle/layer.hpp>
 
 #include "support.hpp"
+#include "training.hpp"
 
 namespace {
 
 using castle_bench::Index;
 using castle_bench::Matrix;
+using castle_bench::Pass;
 
 constexpr Index d_model = 896;
 constexpr Index d_head = 64;
 constexpr Index castle_heads = 8;
 constexpr Index causal_heads = 14;
 
-castle::MultiHeadConfig config(Index heads) {
-    return {.d_model = d_model, .heads = heads, .d_head = d_head, .rotary = castle::Rotary{}, .seed = 1};
+castle::Layer<float> layer_of(Index heads, Index window, Index threads) {
+    return castle::Layer<float>(
+        {.d_model = d_model, .heads = heads, .d_head = d_head, .rotary = castle::Rotary{}, .seed = 1},
+        {.lookahead_window = window, .executor = castle_bench::executor(threads)});
 }
 
-castle::MultiHeadCastle<float> castle_layer(Index window, Index threads) {
-    return castle::MultiHeadCastle<float>(config(castle_heads),
-                                          {.lookahead_window = window, .executor = castle_bench::executor(threads)});
-}
+castle::Layer<float> castle_layer(Index window, Index threads) { return layer_of(castle_heads, window, threads); }
+castle::Layer<float> causal_layer(Index threads) { return layer_of(causal_heads, /*window=*/0, threads); }
 
-castle::MultiHeadCausal<float> causal_layer(Index threads) {
-    return castle::MultiHeadCausal<float>(config(causal_heads), {.executor = castle_bench::executor(threads)});
-}
-
-void count_tokens(benchmark::State& state, Index tokens) {
-    state.counters["tokens/s"] =
-        benchmark::Counter(castle_bench::number(tokens), benchmark::Counter::kIsIterationInvariantRate);
-}
-
-template <class Layer>
-void forward(benchmark::State& state, const Layer& layer, double attention_flops) {
+void forward(benchmark::State& state, const castle::Layer<float>& layer, double attention_flops) {
     const Index length = state.range(0);
     const Matrix x = Matrix::Random(length, d_model);
     Matrix y(length, d_model);
@@ -48,19 +38,18 @@ void forward(benchmark::State& state, const Layer& layer, double attention_flops
         benchmark::DoNotOptimize(y.data());
         benchmark::ClobberMemory();
     }
-    count_tokens(state, length);
+    castle_bench::count_tokens(state, length);
     castle_bench::count_flops(state, attention_flops + 2 * castle_bench::number(length * layer.parameters()),
                               state.range(1));
 }
 
 // One token onto a cache of t and up to 63 more; then it is filled anew, which is not timed.
-template <class Layer>
-void decode(benchmark::State& state, const Layer& layer) {
+void decode(benchmark::State& state, const castle::Layer<float>& layer) {
     const Index first = state.range(0);
     const Index last = first + 64;
     const Matrix x = Matrix::Random(last, d_model);
     Matrix y(last, d_model);
-    castle::MultiHeadCache<float> cache = layer.make_cache();
+    castle::LayerCache<float> cache = layer.make_cache();
     cache.reserve(last);
     const auto fill = [&] {
         cache.clear();
@@ -79,7 +68,7 @@ void decode(benchmark::State& state, const Layer& layer) {
         benchmark::DoNotOptimize(y.data());
         benchmark::ClobberMemory();
     }
-    count_tokens(state, 1);
+    castle_bench::count_tokens(state, 1);
 }
 
 void castle_forward(benchmark::State& state, Index window) {
@@ -92,51 +81,36 @@ void causal_forward(benchmark::State& state) {
 void castle_decoding(benchmark::State& state, Index window) { decode(state, castle_layer(window, state.range(1))); }
 void causal_decoding(benchmark::State& state) { decode(state, causal_layer(state.range(1))); }
 
-// One pass of training; the other one, which every repetition of it needs, is run and not counted.
-enum class Pass { forward, backward };
-
 void training(benchmark::State& state, Pass counted) {
-    using Clock = std::chrono::steady_clock;
     const Index length = state.range(0), width = 768;
-    const castle::MultiHeadCastle<float> layer(
+    const castle::Layer<float> layer(
         {.d_model = width, .heads = width / d_head, .d_head = d_head, .rotary = castle::Rotary{}, .seed = 1});
-    castle::MultiHeadWorkspace<float> workspace = layer.make_workspace();
-    castle::MultiHeadWeights<float> d_weights = layer.weights();
+    castle::LayerWorkspace<float> workspace = layer.make_workspace();
+    castle::LayerWeights<float> d_weights = layer.zero_gradient();
     const Matrix x = Matrix::Random(length, width), d_y = Matrix::Random(length, width);
     Matrix y(length, width), d_x(length, width);
-    const auto seconds = [](auto pass) {
-        const Clock::time_point start = Clock::now();
-        pass();
-        benchmark::ClobberMemory();
-        return std::chrono::duration<double>(Clock::now() - start).count();
-    };
-    double forward = 0, backward = 0;
-    for (auto _ : state) {
-        const double first = seconds([&] { layer.forward(workspace, x, y); });
-        const double second = seconds([&] { layer.backward(workspace, x, d_y, d_x, d_weights); });
-        benchmark::DoNotOptimize(y.data());
-        benchmark::DoNotOptimize(d_x.data());
-        forward += first;
-        backward += second;
-        state.SetIterationTime(counted == Pass::forward ? first : second);
-    }
-    state.counters["backward/forward"] = backward / forward;
-}
-
-std::vector<Index> threads() {
-#ifdef _OPENMP
-    return {1, 2};
-#else
-    return {1};
-#endif
+    castle_bench::measure_pass(
+        state, counted,
+        [&] {
+            layer.forward(workspace, x, y);
+            benchmark::DoNotOptimize(y.data());
+        },
+        [&] {
+            layer.backward(workspace, x, d_y, d_x, d_weights);
+            benchmark::DoNotOptimize(d_x.data());
+        });
 }
 
 void forward_sizes(benchmark::internal::Benchmark* benchmark) {
-    benchmark->ArgNames({"L", "threads"})->ArgsProduct({{512, 2048}, threads()})->Unit(benchmark::kMillisecond);
+    benchmark->ArgNames({"L", "threads"})
+        ->ArgsProduct({{512, 2048}, castle_bench::thread_counts()})
+        ->Unit(benchmark::kMillisecond);
     castle_bench::report_best(benchmark);
 }
 void decoding_sizes(benchmark::internal::Benchmark* benchmark) {
-    benchmark->ArgNames({"t", "threads"})->ArgsProduct({{2048}, threads()})->Unit(benchmark::kMicrosecond);
+    benchmark->ArgNames({"t", "threads"})
+        ->ArgsProduct({{2048}, castle_bench::thread_counts()})
+        ->Unit(benchmark::kMicrosecond);
     castle_bench::report_best(benchmark);
 }
 

@@ -171,6 +171,8 @@ def bars(r):
     for t, words in ((64, "512 sequences of 64 tokens"), (131072, "511 sequences of 64 tokens and one of 131072")):
         together, one_by_one = (r["serving"].seconds(f"uneven/{how}/texts:512/t:{t}") for how in ("together", "one_by_one"))
         rows.append(at_most(f"a batch against a call for each, {words}, time", 1.0, together / one_by_one))
+    for what, _, value, other, aim in ratios(r):
+        rows.append(at_most(what, aim, value / other))
     layer = r["multi_head"]
     for length, bar in ((16, 4.0), (1024, 3.0)):
         ratio = layer.seconds(f"training/backward/L:{length}") / layer.seconds(f"training/forward/L:{length}")
@@ -179,6 +181,33 @@ def bars(r):
     seconds = compile_time.seconds("compile/castle") - compile_time.seconds("compile/Eigen_Core")
     rows.append(at_most("`#include <castle/castle.hpp>` beyond `<Eigen/Core>`, -O2", 1.5, seconds, " s"))
     return rows
+
+
+# Ratios with an aim: (what, of which program, of which figure, the name of what is measured, that of what it is held
+# against, the aim). Two threads are left out where there is no OpenMP.
+RATIOS = (
+    ("decoding, 8 query heads on 2 key-value heads / on 8, t = 16384, d = 64, time", "grouped_queries", "s/step",
+     "decoding/kv_heads:2/t:16384", "decoding/kv_heads:8/t:16384", 0.40),
+    ("the same, memory of the cache", "grouped_queries", "owned",
+     "decoding/kv_heads:2/t:16384", "decoding/kv_heads:8/t:16384", 0.27),
+    ("forward pass, 8 query heads on 2 key-value heads / on 8, L = 2048, d = 64, time", "grouped_queries", "seconds",
+     "forward/kv_heads:2/L:2048", "forward/kv_heads:8/L:2048", 0.78),
+    ("backward pass of the same, time", "grouped_queries", "seconds",
+     "backward/kv_heads:2/L:2048", "backward/kv_heads:8/L:2048", 0.80),
+    ("a layer's call, 4 tokens of each of 12 sequences / 48 tokens of one, t = 64, time", "ragged", "seconds",
+     "call/sequences:12/t:64", "call/sequences:1/t:64", 1.15),
+    ("forward and backward pass of a layer, 256 tokens in documents of 8 / in one document, time", "ragged", "seconds",
+     "documents/tokens:8", "documents/tokens:256", 1.00),
+    ("3 prompts of 128 tokens and 29 sequences that decode, 2 threads, one call / single calls, time", "ragged", "seconds",
+     "mixed/one_call/threads:2", "mixed/single_calls/threads:2", 0.75),
+)  # fmt: skip
+
+
+def ratios(r):
+    """(what, figure, measured, held against, aim) of every ratio that could be measured."""
+    for what, program, figure, name, other, aim in RATIOS:
+        if name in r[program] and other in r[program]:
+            yield what, figure, r[program][name][figure], r[program][other][figure], aim
 
 
 FORMS = (
@@ -333,12 +362,12 @@ def write_performance(r):
         return cell
 
     doc.table(["", "t = 1024", "t = 16384"], [[words, *(call_cell(serving[f"{name}/t:{t}"]) for t in (1024, 16384))] for words, name in calls])
-    doc.text("Tokens a second of a layer (d_model = 896, 8 heads, d = 64, window 128) that goes on with several texts of 512 tokens and more, one thread:")
+    doc.text("Tokens a second of a layer (d_model = 896, 8 heads, d = 64, window 128) that goes on with several sequences of 512 tokens and more, one thread:")
     table = []
     for count in (1, 8, 32):
         together, one_by_one = (serving[f"texts/{how}/t:512/texts:{count}"]["tokens/s"] for how in ("together", "one_by_one"))
         table.append([str(count), f"{together:.0f}", f"{one_by_one:.0f}", f"{together / one_by_one:.2f}"])
-    doc.table(["texts", "one call for all", "a call for each", "times"], table)
+    doc.table(["sequences", "one call for all", "a call for each", "times"], table)
     doc.text("A token onto each of 512 caches of one head, d = 64, of 64 tokens but for one that is longer, one thread, in microseconds:")
     table = []
     for t in (64, 131072):
@@ -346,10 +375,12 @@ def write_performance(r):
         table.append([str(t), f"{1e6 * together:.0f}", f"{1e6 * one_by_one:.0f}", f"{together / one_by_one:.2f}"])
     doc.table(["tokens of the longest", "one call for all", "a call for each", "ratio"], table)
 
+    write_ratios(doc, r)
+
     doc.text("## Over the length")
     lengths = [256 << i for i in range(8)]
     doc.text("![Time over the length, d = 64](performance-time.svg)", "![Fraction of peak over the length, d = 64](performance-peak.svg)")
-    doc.text("One head, d = 64. Memory is the most that is held at once beside the input and the output, in numbers per token and dimension: four of them are the cache itself, two with standard attention.")
+    doc.text("One head, d = 64. Memory is the most that is held at once beside the input and the output, in elements per token and dimension: four of them are the cache itself, two with standard attention.")
     table = []
     for length in lengths:
         row = [str(length)]
@@ -409,6 +440,31 @@ def write_performance(r):
 
     doc.lines.append((ROOT / "bench/history.md").read_text(encoding="utf-8").strip())
     (DOCS / "performance.md").write_text("\n".join(doc.lines).rstrip() + "\n", encoding="utf-8")
+
+
+def write_ratios(doc, r):
+    doc.text("## Grouped queries and ragged batches")
+    doc.text(
+        "What query heads that share a key-value head save, and what sequences of different lengths in one call of a layer cost. "
+        "Each row is a ratio of two figures: times in ms, of a step in decoding; memory in MiB. One thread unless it says otherwise. "
+        "The layers: d_model = 896, 8 heads of 64 and a window of 128 in serving; d_model = 768 and 12 heads of 64 in training."
+    )
+
+    def cell(figure, value):
+        return f"{value / 2**20:.1f} MiB" if figure == "owned" else f"{milliseconds(value)} ms"
+
+    doc.table(
+        ["", "measured", "held against", "ratio", "aim", ""],
+        [
+            [what, cell(figure, value), cell(figure, other), f"{value / other:.2f}", f"at most {aim:.2f}", "holds" if value / other <= aim else "**missed**"]
+            for what, figure, value, other, aim in ratios(r)
+        ],
+    )
+    ragged = r["ragged"]
+    few, many = (ragged.seconds(f"call/sequences:{n}/t:512") for n in (1, 12))
+    doc.text(
+        f"Onto caches of 512 tokens the call with 4 tokens of each of 12 sequences takes {many / few:.2f} times as long as that with 48 of one: it reads 12 caches."
+    )
 
 
 def write_peers(doc, r):

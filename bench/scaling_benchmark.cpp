@@ -1,14 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // How do time and memory grow with the length? One head of d = 64 on one thread. numbers/(L d) is the most memory held
-// at once beyond the input and the output, in numbers per token and dimension.
+// at once beyond the input and the output, in elements per token and dimension.
 #include <algorithm>
 #include <cstddef>
 #include <cstdlib>
 #include <new>
 
-#include <castle/causal.hpp>
-#include <castle/parallel.hpp>
+#include <castle/attention.hpp>
 
 #include "support.hpp"
 
@@ -46,7 +45,7 @@ constexpr Index d = 64;
 template <class Form>
 void forward(benchmark::State& state, const Form& form, double flops) {
     const Index length = state.range(0);
-    const castle_bench::RandomHead head(length, d);
+    const castle_bench::RandomInput head(length, castle_bench::heads_of(d));
     Matrix out(length, d);
     const std::size_t before = Memory::held;
     Memory::most = before;
@@ -63,7 +62,7 @@ void forward(benchmark::State& state, const Form& form, double flops) {
 void parallel(benchmark::State& state, Index window) {
     forward(
         state,
-        [&](const castle::HeadInput<float>& head, Matrix& out) {
+        [&](const castle::Input<float>& head, Matrix& out) {
             castle::parallel(head, out, {.lookahead_window = window});
         },
         castle_bench::castle_flops(state.range(0), d, window));
@@ -71,7 +70,7 @@ void parallel(benchmark::State& state, Index window) {
 
 void causal_attention(benchmark::State& state) {
     forward(
-        state, [](const castle::HeadInput<float>& head, Matrix& out) { castle::causal_attention(head.causal, out); },
+        state, [](const castle::Input<float>& head, Matrix& out) { castle_bench::standard_attention(head, out); },
         castle_bench::causal_flops(state.range(0), d));
 }
 

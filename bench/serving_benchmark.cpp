@@ -1,15 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// What does it cost to take tokens off a cache of t tokens, to fork it, to save and load it? One head on one thread;
-// bytes are the cache's own after that. And how many tokens a second does a layer give to many texts, one call for all
-// of them against a call for each? And does a batch wait for its longest text?
-#include <chrono>
+// What does it cost to roll back a cache of t tokens, to fork it, to save and load it? One head on one thread; bytes
+// are the cache's own after that. And how many tokens a second does a layer give to many sequences, one call for all of
+// them against a call for each? And does a batch wait for its longest sequence?
 #include <optional>
 #include <sstream>
 #include <vector>
 
-#include <castle/batch.hpp>
-#include <castle/multi_head.hpp>
+#include <castle/extend.hpp>
+#include <castle/layer.hpp>
 
 #include "decoding.hpp"
 
@@ -17,32 +16,21 @@ namespace {
 
 using castle_bench::Index;
 using castle_bench::Matrix;
+using castle_bench::measure;
 
 constexpr Index d = 64;
 
 castle::UqKvCache<float> filled(Index t, Index window) {
-    castle::UqKvCache<float> cache({.d = d, .dv = d}, {.lookahead_window = window});
+    castle::UqKvCache<float> cache(castle_bench::heads_of(d), {.lookahead_window = window});
     castle_bench::fill(cache, t);
     return cache;
 }
 
 // Tokens [0, count) of a block, again and again.
 void advance(castle::UqKvCache<float>& cache, Index count) {
-    static const castle_bench::NewTokens tokens(d);
+    static const castle_bench::NewTokens tokens(castle_bench::heads_of(d));
     Matrix out(1, d);
     for (Index i = 0; i < count; ++i) castle::extend(cache, tokens.token(i % castle_bench::block_size), out);
-}
-
-// Times call() alone, between prepare() before it and restore() after it.
-template <class Prepare, class Call, class Restore>
-void measure(benchmark::State& state, const Prepare& prepare, const Call& call, const Restore& restore) {
-    for (auto _ : state) {
-        prepare();
-        const auto start = std::chrono::steady_clock::now();
-        call();
-        state.SetIterationTime(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
-        restore();
-    }
 }
 
 // The last eight tokens of `tokens` onto t; t begins a block.
@@ -110,22 +98,24 @@ BENCHMARK_CAPTURE(load, no_window, castle::unlimited)->Apply(sizes);
 
 constexpr Index d_model = 896;
 
-// The paper's small model with a window; texts of t tokens. `together` decides between one call and a call for each.
+// The paper's small model with a window; sequences of t tokens. `together` decides between one call and a call for
+// each.
 void texts(benchmark::State& state, bool together) {
-    const castle::MultiHeadCastle<float> layer({.d_model = d_model, .heads = 8, .d_head = d, .seed = 1},
-                                               {.lookahead_window = 128});
+    const castle::Layer<float> layer({.d_model = d_model, .heads = 8, .d_head = d, .seed = 1},
+                                     {.lookahead_window = 128});
     const Index t = state.range(0), count = state.range(1);
     const Matrix prompt = Matrix::Random(t, d_model), x = Matrix::Random(count, d_model);
     Matrix y(count, d_model);
-    std::vector<castle::MultiHeadCache<float>> caches;
-    std::vector<castle::MultiHeadCache<float>*> batch;
+    std::vector<castle::LayerCache<float>> caches;
+    std::vector<castle::LayerCache<float>*> batch;
     caches.push_back(layer.make_cache());
     layer.extend(caches.front(), prompt);
     for (Index i = 1; i < count; ++i) caches.push_back(caches.front().fork());
     for (auto& cache : caches) batch.push_back(&cache);
+    const std::vector<Index> counts(std::size_t(count), 1);
     for (auto _ : state) {
         if (together) {
-            layer.extend(batch, x, y);
+            layer.extend(batch, counts, x, y);
         } else {
             for (Index i = 0; i < count; ++i) layer.extend(caches[std::size_t(i)], x.row(i), y.row(i));
         }
@@ -137,8 +127,7 @@ void texts(benchmark::State& state, bool together) {
             state.ResumeTiming();
         }
     }
-    state.counters["tokens/s"] =
-        benchmark::Counter(castle_bench::number(count), benchmark::Counter::kIsIterationInvariantRate);
+    castle_bench::count_tokens(state, count);
 }
 
 void text_sizes(benchmark::internal::Benchmark* benchmark) {
@@ -153,23 +142,23 @@ BENCHMARK_CAPTURE(texts, one_by_one, false)->Apply(text_sizes);
 // step.
 void uneven(benchmark::State& state, bool together) {
     const Index count = state.range(0);
-    const Matrix x = Matrix::Random(count, 6 * d);
-    const auto part = [&](Index k) { return x.middleCols(k * d, d); };
-    const castle::HeadInput<float> tokens{.causal = {.q = part(0), .k = part(1), .v = part(2)},
-                                          .lookahead = {.q = part(3), .k = part(4), .v = part(5)}};
+    const castle::Shape shape = castle_bench::heads_of(d);
+    const Matrix x = Matrix::Random(count, castle_bench::columns_of(shape));
+    const castle::Input<float> tokens = castle_bench::input_in(x, shape);
     Matrix out(count, d);
     std::vector<Index> lengths(std::size_t(count), 64);
     lengths[std::size_t(count / 2)] = state.range(1);
     std::vector<castle::UqKvCache<float>> caches;
     std::vector<castle::UqKvCache<float>*> batch;
     for (const Index length : lengths) {
-        caches.emplace_back(castle::HeadShape{d, d}, castle::Options{}, /*rollback=*/0);
+        caches.emplace_back(shape, castle::Options{}, /*rollback=*/0);
         castle_bench::fill(caches.back(), length);
     }
     for (auto& cache : caches) batch.push_back(&cache);
+    const std::vector<Index> counts(std::size_t(count), 1);
     for (auto _ : state) {
         if (together) {
-            castle::extend<float>(batch, tokens, out);
+            castle::extend<float>(batch, counts, tokens, out);
         } else {
             for (Index i = 0; i < count; ++i) castle::extend(caches[std::size_t(i)], tokens.tokens(i, 1), out.row(i));
         }

@@ -2,10 +2,12 @@
 #pragma once
 
 #include <algorithm>
+#include <chrono>
 #include <random>
 #include <vector>
 
 #include <benchmark/benchmark.h>
+#include <castle/attention.hpp>
 #include <castle/executor.hpp>
 #include <castle/input.hpp>
 #include <castle/options.hpp>
@@ -18,25 +20,41 @@ namespace castle_bench {
 using castle::Index;
 using Matrix = castle::Matrix<float>;
 
-/// Random projections of one head, normally distributed.
-class RandomHead {
+/// Query heads of size `d` on key-value heads of the same size, side by side.
+inline castle::Shape heads_of(Index d, Index heads = 1, Index kv_heads = 1) {
+    return {.d = d, .dv = d, .heads = heads, .kv_heads = kv_heads};
+}
+
+/// The six projections of `shape` in one matrix, side by side, `[L, columns_of(shape)]`, where `dv = d`.
+inline Index columns_of(const castle::Shape& shape) { return (shape.heads + 5 * shape.kv_heads) * shape.d; }
+inline castle::Input<float> input_in(castle::ConstMatrixView<float> projections, const castle::Shape& shape) {
+    const auto part = [&](Index i) {
+        return projections.middle_cols((shape.heads + i * shape.kv_heads) * shape.d, shape.kv_heads * shape.d);
+    };
+    return {.causal = {.q = projections.middle_cols(0, shape.heads * shape.d), .k = part(0), .v = part(1)},
+            .lookahead = {.q = part(2), .k = part(3), .v = part(4)}};
+}
+
+/// Random projections, normally distributed.
+class RandomInput {
   public:
-    RandomHead(Index length, Index d) : numbers_(length, 6 * d), d_(d) {
+    RandomInput(Index length, const castle::Shape& shape) : elements_(length, columns_of(shape)), shape_(shape) {
         std::mt19937 generator(1);
         std::normal_distribution<float> normal;
-        for (Index i = 0; i < numbers_.size(); ++i) numbers_.data()[i] = normal(generator);
+        for (Index i = 0; i < elements_.size(); ++i) elements_.data()[i] = normal(generator);
     }
 
-    castle::HeadInput<float> input() const {
-        const auto part = [&](Index i) { return numbers_.middleCols(i * d_, d_); };
-        return {.causal = {.q = part(0), .k = part(1), .v = part(2)},
-                .lookahead = {.q = part(3), .k = part(4), .v = part(5)}};
-    }
+    castle::Input<float> input() const { return input_in(elements_, shape_); }
 
   private:
-    Matrix numbers_;
-    Index d_;
+    Matrix elements_;
+    castle::Shape shape_;
 };
+
+/// Standard attention, which reads the causal projections alone.
+inline void standard_attention(const castle::Input<float>& input, castle::MatrixView<float> out) {
+    castle::parallel(castle::Input<float>{.causal = input.causal}, out, {.lookahead_window = 0});
+}
 
 /// Heads that come to as many parameters: seven matrices a head of CASTLE, four of standard attention.
 inline constexpr Index castle_heads = 8;
@@ -88,12 +106,39 @@ inline void count_bytes(benchmark::State& state, double bytes, double bandwidth)
     state.counters["of_bandwidth"] = benchmark::Counter(bytes / bandwidth, rate);
 }
 
+/// Tokens a second, from those of one iteration.
+inline void count_tokens(benchmark::State& state, Index tokens) {
+    state.counters["tokens/s"] = benchmark::Counter(number(tokens), benchmark::Counter::kIsIterationInvariantRate);
+}
+
+/// Times call() alone, between prepare() before it and restore() after it; for benchmarks with UseManualTime.
+template <class Prepare, class Call, class Restore>
+void measure(benchmark::State& state, const Prepare& prepare, const Call& call, const Restore& restore) {
+    for (auto _ : state) {
+        prepare();
+        const auto start = std::chrono::steady_clock::now();
+        call();
+        benchmark::ClobberMemory();
+        state.SetIterationTime(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+        restore();
+    }
+}
+
 /// `threads` threads, or the calling one alone.
 inline castle::Executor executor([[maybe_unused]] Index threads) {
 #ifdef _OPENMP
     if (threads > 1) return castle::openmp_executor(static_cast<int>(threads));
 #endif
     return {};
+}
+
+/// The numbers of threads to compare.
+inline std::vector<Index> thread_counts() {
+#ifdef _OPENMP
+    return {1, 2};
+#else
+    return {1};
+#endif
 }
 
 /// Has the best of all repetitions reported beside their mean: on a machine that others use as well, it is what

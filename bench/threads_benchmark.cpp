@@ -2,10 +2,8 @@
 
 // What do two threads bring, for a layer's worth of heads and for a single long one? d = 64. of_peak is that of all the
 // cores in use.
-#include <vector>
-
-#include <castle/detail/forward/append.hpp>
-#include <castle/parallel.hpp>
+#include <castle/attention.hpp>
+#include <castle/extend.hpp>
 
 #include "support.hpp"
 
@@ -21,26 +19,13 @@ constexpr Index d = 64;
 // Heads and their spans of keys are shared out together, as in a layer.
 void many_heads(benchmark::State& state) {
     const Index heads = 8, length = state.range(0), threads = state.range(1);
-    const castle_bench::RandomHead head(length, d);
-    const castle::HeadInput<float> input = head.input();
-    std::vector<Matrix> out(static_cast<std::size_t>(heads), Matrix(length, d));
-    constexpr castle::HeadShape shape{.d = d, .dv = d};
-    std::vector<castle::detail::HeadState<float>> states;
-    for (Index h = 0; h < heads; ++h) states.emplace_back(shape, castle::Options(), castle::detail::Keeping());
-    const auto head_state = [&](Index h) -> auto& { return states[static_cast<std::size_t>(h)]; };
-    const Index numbers = castle::detail::extension_numbers(states.front(), 0, length);
-    castle::detail::AlignedBuffer<float> memory(heads * numbers);
-    const auto scratch = [&](Index h) { return memory.data() + h * numbers; };
-    const castle::Executor executor = castle_bench::executor(threads);
+    const castle::Shape shape = castle_bench::heads_of(d, heads, heads);
+    const castle_bench::RandomInput input(length, shape);
+    Matrix out(length, heads * d);
+    castle::UqKvCache<float> cache(shape, {.executor = castle_bench::executor(threads)}, /*rollback=*/0);
     for (auto _ : state) {
-        for (auto& one : states) one.clear();
-        castle::detail::Extension<float, decltype(head_state), decltype(scratch)> extension(heads, length, head_state,
-                                                                                            scratch, executor);
-        extension.for_groups([&](const castle::detail::Group& group) {
-            extension.run(
-                group, [&](Index) -> auto& { return input; },
-                [&](Index h) { return castle::detail::OutputRows<float>{.out = out[static_cast<std::size_t>(h)]}; });
-        });
+        cache.clear();
+        castle::extend(cache, input.input(), out);
         benchmark::ClobberMemory();
     }
     castle_bench::count_flops(state, castle_bench::number(heads) * castle_bench::castle_flops(length, d, length),
@@ -50,7 +35,7 @@ void many_heads(benchmark::State& state) {
 // Within a head the spans of keys are shared out.
 void one_head(benchmark::State& state) {
     const Index length = state.range(0), threads = state.range(1);
-    const castle_bench::RandomHead head(length, d);
+    const castle_bench::RandomInput head(length, castle_bench::heads_of(d));
     Matrix out(length, d);
     for (auto _ : state) {
         castle::parallel(head.input(), out, {.executor = castle_bench::executor(threads)});

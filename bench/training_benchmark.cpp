@@ -2,68 +2,20 @@
 
 // What does training cost? The backward pass of one head on one thread; and both passes, per head and with as many
 // parameters, 8 heads of CASTLE against 14 of standard attention, one after the other.
-#include <type_traits>
-#include <utility>
-
-#include <castle/backward.hpp>
-
-#include "support.hpp"
+#include "training.hpp"
 
 namespace {
 
 using castle_bench::castle_heads, castle_bench::causal_heads;
 using castle_bench::Index;
-using castle_bench::Matrix;
+using castle_bench::TrainedHeads;
 
-// A head in training, of CASTLE or of standard attention as its workspace is.
-template <class Workspace>
-class TrainedHead {
-  public:
-    TrainedHead(Index length, Index d, Workspace workspace)
-        : head_(length, d),
-          workspace_(std::move(workspace)),
-          out_(length, d),
-          d_out_(Matrix::Random(length, d)),
-          d_head_(length, {.d = d, .dv = d}) {}
-
-    void forward() {
-        if constexpr (is_castle) {
-            castle::forward(workspace_, head_.input(), out_);
-        } else {
-            castle::forward(workspace_, head_.input().causal, out_);
-        }
-    }
-    void backward() {
-        if constexpr (is_castle) {
-            castle::backward(workspace_, head_.input(), d_out_, d_head_.view());
-        } else {
-            castle::backward(workspace_, head_.input().causal, d_out_, d_head_.causal.view());
-        }
-        benchmark::DoNotOptimize(d_head_.causal.q.data());
-        benchmark::ClobberMemory();
-    }
-
-  private:
-    static constexpr bool is_castle = std::is_same_v<Workspace, castle::Workspace<float>>;
-
-    castle_bench::RandomHead head_;
-    Workspace workspace_;
-    Matrix out_;
-    Matrix d_out_;
-    castle::HeadGradient<float> d_head_;
-};
-
-auto castle_head(const benchmark::State& state, Index window) {
-    const Index length = state.range(0), d = state.range(1);
-    return TrainedHead(length, d, castle::Workspace<float>({.d = d, .dv = d}, {.lookahead_window = window}));
+TrainedHeads castle_head(const benchmark::State& state, Index window) {
+    return {state.range(0), castle_bench::heads_of(state.range(1)), window};
 }
-auto causal_head(const benchmark::State& state) {
-    const Index length = state.range(0), d = state.range(1);
-    return TrainedHead(length, d, castle::CausalWorkspace<float>({.d = d, .dv = d}));
-}
+TrainedHeads causal_head(const benchmark::State& state) { return castle_head(state, /*window=*/0); }
 
-template <class Head>
-void backward(benchmark::State& state, Head head, double flops) {
+void backward(benchmark::State& state, TrainedHeads head, double flops) {
     for (auto _ : state) {
         state.PauseTiming();
         head.forward();
@@ -82,16 +34,14 @@ void causal_backward(benchmark::State& state) {
 }
 
 // Both passes of `heads` heads, which are as long as so many times one head's.
-template <class Head>
-void both(benchmark::State& state, Index heads, Head head) {
+void both(benchmark::State& state, Index heads, TrainedHeads head) {
     for (auto _ : state) {
         for (Index h = 0; h < heads; ++h) {
             head.forward();
             head.backward();
         }
     }
-    state.counters["tokens/s"] =
-        benchmark::Counter(castle_bench::number(state.range(0)), benchmark::Counter::kIsIterationInvariantRate);
+    castle_bench::count_tokens(state, state.range(0));
 }
 
 void castle_training(benchmark::State& state, Index window) { both(state, castle_heads, castle_head(state, window)); }

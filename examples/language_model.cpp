@@ -50,8 +50,10 @@ CLI::Option* number(CLI::App& app, const std::string& name, Index& value, Limits
 
 void describe(const Training& training) {
     const Config& c = training.model.config();
-    fmt::print("{}, {} layers, d_model {}, {} heads of {}, {} parameters\n", c.description(), c.layers, c.d_model,
-               c.attention_heads(), c.d_head, c.parameters());
+    const std::string groups =
+        c.group_size() > 1 ? fmt::format(" with {} key-value heads", c.attention_kv_heads()) : "";
+    fmt::print("{}, {} layers, d_model {}, {} heads of {}{}, {} parameters\n", c.description(), c.layers, c.d_model,
+               c.attention_heads(), c.d_head, groups, c.parameters());
 }
 
 // About as many bytes as a training of this takes: weights, moments, a gradient for every sequence, and what its pass
@@ -148,12 +150,17 @@ int run(int argc, char** argv) {
     const auto size = [&](const std::string& name, Index& value, Limits limits, const std::string& help) {
         return new_model.emplace_back(number(*training, name, value, limits, help));
     };
-    CLI::Option* window = size("--window", a.config.window, limits::window, "Lookahead window of castle-swl");
+    CLI::Option* window = size("--window", a.config.window, limits::window,
+                               "Lookahead window of castle-swl; with 0 it has no lookahead projections");
     size("--layers", a.config.layers, limits::layers, "Blocks");
-    size("--d_model", a.config.d_model, limits::d_model, "Numbers in a byte's vector");
+    size("--d_model", a.config.d_model, limits::d_model, "Elements of a byte's vector");
     size("--heads", a.config.heads, limits::heads,
          "Heads of CASTLE, a multiple of 4; causal attention gets 7/4 of them");
-    size("--d_head", a.config.d_head, limits::d_head, "Numbers in a head's queries, keys and values, even");
+    size("--kv_heads", a.config.kv_heads, limits::kv_heads,
+         "Key-value heads of CASTLE, a divisor of --heads; causal attention gets groups of the same size, as many as "
+         "come nearest to CASTLE's parameters")
+        ->default_str("as many as heads");
+    size("--d_head", a.config.d_head, limits::d_head, "Elements of a head's queries, keys and values, even");
     size("--context", a.config.context, limits::context, "Bytes that it is trained on at once");
     size("--steps", a.schedule.steps, limits::steps, "Steps of the whole training");
     size("--batch", a.schedule.batch, limits::batch, "Sequences in a step");

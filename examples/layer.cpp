@@ -4,7 +4,7 @@
 // whole sequence, and as a model runs it, first the prompt and then token by token.
 #include <iostream>
 
-#include <castle/multi_head.hpp>
+#include <castle/layer.hpp>
 
 namespace {
 
@@ -22,15 +22,15 @@ int main() {
     using Matrix = castle::Matrix<float>;
     const castle::Index length = 600, prompt = 512, d_model = 256;
 
-    const castle::MultiHeadCastle<float> layer(
+    const castle::Layer<float> layer(
         {.d_model = d_model, .heads = 4, .d_head = 64, .rotary = castle::Rotary{}, .seed = 1},
         {.lookahead_window = 128, .executor = all_processors()});
     const Matrix x = Matrix::Random(length, d_model);
 
     const Matrix y = layer.forward(x);
 
-    // Reserved to its full length, the cache lets decoding run without allocating.
-    castle::MultiHeadCache<float> cache = layer.make_cache();
+    // After reserve, extending by one token into a matrix of yours does not allocate.
+    castle::LayerCache<float> cache = layer.make_cache();
     cache.reserve(length);
     Matrix stepwise(length, d_model);
     layer.extend(cache, x.topRows(prompt), stepwise.topRows(prompt));

@@ -13,7 +13,7 @@
 
 #include <fmt/core.h>
 #include <CLI/CLI.hpp>
-#include <castle/multi_head.hpp>
+#include <castle/layer.hpp>
 
 #include "predecessor_recall/model.hpp"
 #include "predecessor_recall/picture.hpp"
@@ -41,8 +41,7 @@ struct Settings {
 };
 
 // The part of fresh sequences that is answered right.
-template <class Layer>
-double accuracy(const Model<Layer>& model, std::uint64_t seed) {
+double accuracy(const Model& model, std::uint64_t seed) {
     constexpr Index per_part = 125;
     std::vector<Index> right(parts);
     training::for_parts(parts, [&](Index part) {
@@ -57,13 +56,12 @@ double accuracy(const Model<Layer>& model, std::uint64_t seed) {
     return static_cast<double>(all) / (parts * per_part);
 }
 
-template <class Layer>
-double train(const std::string& title, Model<Layer>& model, Index steps, const Settings& settings) {
+double train(const std::string& title, Model& model, Index steps, const Settings& settings) {
     fmt::print("{}, {} parameters\n", title, model.layer.parameters());
     std::mt19937_64 bits(static_cast<std::uint64_t>(settings.seed));
     training::AdamW<Weights> optimizer(model.weights);
     training::BatchGradient<Weights> gradient(model.weights, parts);
-    std::vector<castle::MultiHeadWorkspace<float>> workspaces;
+    std::vector<castle::LayerWorkspace<float>> workspaces;
     for (Index i = 0; i < parts; ++i) workspaces.push_back(model.layer.make_workspace());
     std::vector<Sequence> sequences(batch);
     std::vector<double> losses(parts);
@@ -99,8 +97,8 @@ void run(const Settings& settings) {
     fmt::print("Which A came before this B? One attention layer, guessing among {} gives {:.1f} %.\n\n", pairs,
                100.0 / pairs);
     const auto seed = static_cast<std::uint64_t>(settings.seed);
-    Model<castle::MultiHeadCastle<float>> castle_model(seed);
-    Model<castle::MultiHeadCausal<float>> causal_model(seed);
+    Model castle_model(seed, {});
+    Model causal_model(seed, {.lookahead_window = 0});
     const double by_castle = train("CASTLE", castle_model, settings.castle_steps, settings);
     const double by_causal = train("\nStandard causal attention", causal_model, settings.causal_steps, settings);
     fmt::print("\nAnswered right: {:.1f} % with CASTLE after {} steps, {:.1f} % with standard attention after {}.\n",

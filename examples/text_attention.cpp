@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // One multi-head layer over a real text: CASTLE, CASTLE with a lookahead window, and standard causal attention with as
-// many parameters. Each runs the whole text at once and in pieces, and all ways have to give the same bits.
+// many parameters. Each runs the whole text at once and in pieces, and the outputs have to be bitwise identical.
 #include <algorithm>
 #include <chrono>
 #include <cstdint>
@@ -14,7 +14,7 @@
 #include <vector>
 
 #include <fmt/core.h>
-#include <castle/multi_head.hpp>
+#include <castle/layer.hpp>
 
 #include "support/bad_input.hpp"
 #include "support/memory.hpp"
@@ -45,7 +45,7 @@ struct Result {
     float difference;
 };
 
-// Each of the 256 bytes gets a random vector: numbers in [-1, 1), the same for a seed on every machine.
+// Each of the 256 bytes gets a random vector with elements in [-1, 1), the same for a seed on every machine.
 Matrix embed(const std::string& text, Index d_model, Index seed) {
     std::mt19937_64 bits(static_cast<std::uint64_t>(seed));
     const Matrix vectors = Matrix::NullaryExpr(
@@ -64,21 +64,20 @@ castle::Executor executor([[maybe_unused]] const Settings& settings) {
     return {};  // the calling thread
 }
 
-castle::MultiHeadConfig layer_config(const Settings& settings, Index heads) {
-    castle::MultiHeadConfig config{.d_model = settings.d_model,
-                                   .heads = heads,
-                                   .d_head = settings.d_head,
-                                   .seed = static_cast<std::uint64_t>(settings.seed)};
+castle::LayerConfig layer_config(const Settings& settings, Index heads) {
+    castle::LayerConfig config{.d_model = settings.d_model,
+                               .heads = heads,
+                               .d_head = settings.d_head,
+                               .seed = static_cast<std::uint64_t>(settings.seed)};
     if (settings.rotary) config.rotary = castle::Rotary{};
     return config;
 }
 
 // The layer over x, some tokens at a time. With all of them at once this is what layer.forward(x) does; here the cache
 // is kept, to tell its size.
-template <class Layer>
-Result run(const Layer& layer, const Matrix& x, Index tokens_at_a_time, Matrix& y, Progress& progress) {
+Result run(const castle::Layer<float>& layer, const Matrix& x, Index tokens_at_a_time, Matrix& y, Progress& progress) {
     const auto start = std::chrono::steady_clock::now();
-    castle::MultiHeadCache<float> cache = layer.make_cache();
+    castle::LayerCache<float> cache = layer.make_cache();
     cache.reserve(x.rows());
     for (Index t = 0; t < x.rows(); t += tokens_at_a_time) {
         const Index tokens = std::min(tokens_at_a_time, x.rows() - t);
@@ -100,9 +99,8 @@ bool same_bits(const Matrix& a, const Matrix& b) {
 }
 
 // Runs every cut and compares it with the first one, the parallel form.
-template <class Layer>
-void run_all(const std::string& attention, const Layer& layer, const Matrix& x, const std::vector<Cut>& cuts,
-             std::vector<Result>& results, Progress& progress) {
+void run_all(const std::string& attention, const castle::Layer<float>& layer, const Matrix& x,
+             const std::vector<Cut>& cuts, std::vector<Result>& results, Progress& progress) {
     Matrix reference(x.rows(), x.cols());
     Matrix y(x.rows(), x.cols());
     for (const Cut& cut : cuts) {
@@ -129,17 +127,14 @@ std::vector<Result> run_forms(const Settings& settings, const Matrix& x) {
 
     std::vector<Result> results;
     Progress progress(forms * x.rows());
-    const castle::MultiHeadConfig config = layer_config(settings, settings.heads);
-    run_all("CASTLE", castle::MultiHeadCastle<float>(config, {.executor = executor(settings)}), x,
-            {parallel, chunks, single}, results, progress);
-    run_all(
-        fmt::format("CASTLE, window {}", settings.window),
-        castle::MultiHeadCastle<float>(config, {.lookahead_window = settings.window, .executor = executor(settings)}),
-        x, {parallel, single}, results, progress);
-    run_all("causal attention",
-            castle::MultiHeadCausal<float>(layer_config(settings, settings.causal_heads()),
-                                           {.executor = executor(settings)}),
-            x, {parallel, single}, results, progress);
+    const auto layer = [&](Index heads, Index window) {
+        return castle::Layer<float>(layer_config(settings, heads),
+                                    {.lookahead_window = window, .executor = executor(settings)});
+    };
+    run_all("CASTLE", layer(settings.heads, castle::unlimited), x, {parallel, chunks, single}, results, progress);
+    run_all(fmt::format("CASTLE, window {}", settings.window), layer(settings.heads, settings.window), x,
+            {parallel, single}, results, progress);
+    run_all("causal attention", layer(settings.causal_heads(), 0), x, {parallel, single}, results, progress);
     return results;
 }
 
@@ -166,7 +161,7 @@ void print_table(const std::vector<Result>& results, Index tokens) {
     }
 }
 
-// Whether every form of an attention has the bits of its parallel form; says which has not.
+// Whether every form of an attention is bitwise identical to its parallel form; says which is not.
 bool report_bits(const std::vector<Result>& results) {
     bool all_same = true;
     for (const Result& result : results) {

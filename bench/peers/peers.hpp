@@ -10,8 +10,8 @@
 // CMake says which of them are there.
 namespace castle_bench::peers {
 
-using Head = castle::HeadInput<float>;
-using Qkv = castle::Qkv<float>;
+using Head = castle::Input<float>;
+using Qkv = castle::Qkv<castle::ConstMatrixView<float>>;
 using Out = castle::MatrixView<float>;
 
 /// One way to compute both attentions over a whole sequence, one head on one thread. Each function sets the threads of

@@ -3,13 +3,12 @@
 // How fast is castle beside what a C++ program would call without it? One head of size 64 on one thread, the same input
 // for all. FLOP/s count useful operations, see support.hpp: the same number for every peer, so that rates compare as
 // times do. A peer whose output is not castle's is not timed.
-#include <castle/causal.hpp>
-#include <castle/parallel.hpp>
-
 #include <map>
 #include <string>
 #include <tuple>
 #include <vector>
+
+#include <castle/attention.hpp>
 
 #include "peers.hpp"
 #include "support.hpp"
@@ -28,7 +27,7 @@ constexpr float tolerance = 1e-4F;
 
 const Peer castle_itself = {"castle", [] { return std::string("castle"); },
                             [](const Head& head, Out out) { castle::parallel(head, out); },
-                            [](const Qkv& head, Out out) { castle::causal_attention(head, out); }};
+                            [](const Qkv& head, Out out) { castle_bench::standard_attention({.causal = head}, out); }};
 
 std::vector<const Peer*> all_peers() {
     return {
@@ -51,12 +50,12 @@ using Attention = void (*)(const Peer&, const Head&, Out);
 void castle_attention(const Peer& peer, const Head& head, Out out) { peer.castle_attention(head, out); }
 void causal_attention(const Peer& peer, const Head& head, Out out) { peer.causal_attention(head.causal, out); }
 
-const castle_bench::RandomHead& input_of(Index length) {
-    static std::map<Index, castle_bench::RandomHead> inputs;
-    return inputs.try_emplace(length, length, d).first->second;
+const castle_bench::RandomInput& input_of(Index length) {
+    static std::map<Index, castle_bench::RandomInput> inputs;
+    return inputs.try_emplace(length, length, castle_bench::heads_of(d)).first->second;
 }
 
-// The largest difference from castle's output relative to castle's largest number. Once for each question, for a
+// The largest difference from castle's output relative to castle's largest element. Once for each question, for a
 // benchmark is entered several times.
 float difference(Attention attention, const Peer& peer, Index length) {
     static std::map<std::tuple<Attention, const Peer*, Index>, float> known;

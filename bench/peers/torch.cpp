@@ -30,7 +30,7 @@ void use_one_thread() {
     if (set_openblas_threads != nullptr) set_openblas_threads(1);
 }
 
-// A tensor that looks at the same numbers; from_blob takes no pointer to const.
+// A tensor that looks at the same elements; from_blob takes no pointer to const.
 Tensor tensor(const castle::ConstMatrixView<float>& view) {
     return at::from_blob(const_cast<float*>(view.data()), {view.rows(), view.cols()}, {view.outer_stride(), 1},
                          at::kFloat);

@@ -71,6 +71,7 @@ inline void save(const std::string& path, Training& training) {
                         {"layers", fmt::format("{}", c.layers)},
                         {"d_model", fmt::format("{}", c.d_model)},
                         {"heads", fmt::format("{}", c.heads)},
+                        {"kv_heads", fmt::format("{}", c.groups())},
                         {"d_head", fmt::format("{}", c.d_head)},
                         {"window", fmt::format("{}", c.window)},
                         {"silu", fmt::format("{}", int(c.silu))},
@@ -87,31 +88,34 @@ inline void save(const std::string& path, Training& training) {
 
 inline Training load(const std::string& path) {
     const safetensors::File file(path);
-    if (file.metadata("format") != "castle language_model 1") file.refuse("is not one of language_model");
+    if (file.metadata("format") != "castle language_model 1") file.reject("is not one of language_model");
     const auto number = [&](const std::string& name, Limits limits) {
         const std::string text = file.metadata(name);
         Index value = 0;
         const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
         if (error != std::errc() || end != text.data() + text.size() || value < limits.least || value > limits.most) {
-            file.refuse(fmt::format("has no sensible \"{}\"", name));
+            file.reject(fmt::format("has no sensible \"{}\"", name));
         }
         return value;
     };
+    // Checkpoints from before there were grouped queries have no "kv_heads": as many as heads.
+    const bool says_kv_heads = !file.metadata("kv_heads").empty();
     Config c{.attention = file.metadata("attention"),
              .layers = number("layers", limits::layers),
              .d_model = number("d_model", limits::d_model),
              .heads = number("heads", limits::heads),
+             .kv_heads = says_kv_heads ? number("kv_heads", limits::kv_heads) : 0,
              .d_head = number("d_head", limits::d_head),
              .window = number("window", limits::window),
              .silu = number("silu", {0, 1}) == 1,
              .causal_keys = number("causal_keys", {0, 1}) == 1,
              .context = number("context", limits::context)};
     if (std::find(attentions.begin(), attentions.end(), c.attention) == attentions.end()) {
-        file.refuse("has an attention that is not known");
+        file.reject("has an attention that is not known");
     }
-    if (const std::string problem = c.problem(); !problem.empty()) file.refuse("cannot be used: its " + problem);
+    if (const std::string problem = c.problem(); !problem.empty()) file.reject("cannot be used: its " + problem);
     // Nothing is allocated by what the file says before it is known to hold as much.
-    if (file.count() != 3 * c.parameters()) file.refuse("does not have as many numbers as its model");
+    if (file.count() != 3 * c.parameters()) file.reject("does not have as many elements as its model");
     const std::string rate = file.metadata("learning_rate");
     char* rate_end = nullptr;
     Schedule s{.steps = number("steps", limits::steps),
@@ -121,12 +125,12 @@ inline Training load(const std::string& path) {
                .seed = static_cast<std::uint64_t>(number("seed", limits::seed)),
                .text = file.metadata("text")};
     if (rate.empty() || *rate_end != '\0' || !(s.learning_rate > 0 && std::isfinite(s.learning_rate))) {
-        file.refuse("has no sensible \"learning_rate\"");
+        file.reject("has no sensible \"learning_rate\"");
     }
     Training training(s, c);
     file.read(training.matrices());
     for (const training::NamedMatrix& m : training.matrices()) {
-        if (!m.matrix->allFinite()) file.refuse(fmt::format("has numbers in \"{}\" that are not finite", m.name));
+        if (!m.matrix->allFinite()) file.reject(fmt::format("has elements in \"{}\" that are not finite", m.name));
     }
     training.optimizer.steps = number("step", {0, s.steps});
     training.model.update();

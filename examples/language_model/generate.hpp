@@ -46,7 +46,7 @@ class Reader {
         unread_.clear();
         return logits;
     }
-    /// Takes off the last `count` bytes, read or not.
+    /// Removes the last `count` bytes, read or not.
     void forget(Index count) {
         const Index unread = std::min(count, Index(unread_.size()));
         unread_.resize(unread_.size() - std::size_t(unread));
@@ -55,7 +55,7 @@ class Reader {
 
   private:
     const Model* model_;
-    std::vector<castle::MultiHeadCache<float>> caches_;
+    std::vector<castle::LayerCache<float>> caches_;
     std::string unread_;
 };
 

@@ -3,9 +3,10 @@
 
 #include <cstdint>
 #include <string_view>
+#include <utility>
 #include <vector>
 
-#include <castle/multi_head.hpp>
+#include <castle/layer.hpp>
 
 #include "../training/cross_entropy.hpp"
 #include "attention.hpp"
@@ -22,11 +23,11 @@ namespace language_model {
 class Tape {
   public:
     struct Block {
-        explicit Block(castle::MultiHeadWorkspace<float> own) : attention(std::move(own)) {}
+        explicit Block(castle::LayerWorkspace<float> own) : attention(std::move(own)) {}
 
         RmsNorm attention_norm;
         Matrix attention_input;
-        castle::MultiHeadWorkspace<float> attention;
+        castle::LayerWorkspace<float> attention;
         RmsNorm feed_forward_norm;
         Matrix feed_forward_input;
         SwiGlu feed_forward;
@@ -43,7 +44,7 @@ class Model {
 
     /// With the weights that training begins with.
     Model(const Config& config, std::uint64_t seed) : weights(initial_weights(config, seed)), config_(config) {
-        for (Index i = 0; i < config.layers; ++i) attention_.emplace_back(config, seed);
+        for (Index i = 0; i < config.layers; ++i) attention_.push_back(attention_layer(config, seed));
         update();
     }
 
@@ -51,29 +52,27 @@ class Model {
 
     /// To be called when `weights` have changed.
     void update() {
-        for (std::size_t i = 0; i < attention_.size(); ++i) {
-            attention_[i].layer().set_weights(weights.blocks[i].attention);
-        }
+        for (std::size_t i = 0; i < attention_.size(); ++i) attention_[i].set_weights(weights.blocks[i].attention);
     }
 
     Tape make_tape() const {
         Tape tape;
-        for (const Attention& attention : attention_) tape.blocks.emplace_back(attention.layer().make_workspace());
+        for (const castle::Layer<float>& layer : attention_) tape.blocks.emplace_back(layer.make_workspace());
         return tape;
     }
 
     /// The logits after every byte, [L, bytes].
     Matrix logits(std::string_view text) const {
-        return run(text, [&](std::size_t i, const Matrix& x) { return attention_[i].layer().forward(x); });
+        return run(text, [&](std::size_t i, const Matrix& x) { return attention_[i].forward(x); });
     }
 
     /// The same for bytes that come after those in the caches, one a block.
-    Matrix logits(std::string_view text, std::vector<castle::MultiHeadCache<float>>& caches) const {
-        return run(text, [&](std::size_t i, const Matrix& x) { return attention_[i].layer().extend(caches[i], x); });
+    Matrix logits(std::string_view text, std::vector<castle::LayerCache<float>>& caches) const {
+        return run(text, [&](std::size_t i, const Matrix& x) { return attention_[i].extend(caches[i], x); });
     }
-    std::vector<castle::MultiHeadCache<float>> make_caches() const {
-        std::vector<castle::MultiHeadCache<float>> caches;
-        for (const Attention& attention : attention_) caches.push_back(attention.layer().make_cache());
+    std::vector<castle::LayerCache<float>> make_caches() const {
+        std::vector<castle::LayerCache<float>> caches;
+        for (const castle::Layer<float>& layer : attention_) caches.push_back(layer.make_cache());
         return caches;
     }
 
@@ -92,7 +91,7 @@ class Model {
             Tape::Block& t = tape.blocks[i];
             t.attention_input = t.attention_norm.forward(x, w.attention_norm);
             Matrix y(x.rows(), x.cols());
-            attention_[i].layer().forward(t.attention, t.attention_input, y);
+            attention_[i].forward(t.attention, t.attention_input, y);
             x += y;
             t.feed_forward_input = t.feed_forward_norm.forward(x, w.feed_forward_norm);
             x += t.feed_forward.forward(t.feed_forward_input, w.feed_forward);
@@ -112,7 +111,7 @@ class Model {
             const Matrix d_feed = t.feed_forward.backward(t.feed_forward_input, d_x, w.feed_forward, g.feed_forward);
             d_x += t.feed_forward_norm.backward(d_feed, w.feed_forward_norm, g.feed_forward_norm);
             Matrix d_attention(d_x.rows(), d_x.cols());
-            attention_[i].layer().backward(t.attention, t.attention_input, d_x, d_attention, g.attention);
+            attention_[i].backward(t.attention, t.attention_input, d_x, d_attention, g.attention);
             d_x += t.attention_norm.backward(d_attention, w.attention_norm, g.attention_norm);
         }
         for (Index t = 0; t < d_x.rows(); ++t) gradient.embedding.row(token(read, t)) += d_x.row(t);
@@ -148,7 +147,7 @@ class Model {
     }
 
     Config config_;
-    std::vector<Attention> attention_;
+    std::vector<castle::Layer<float>> attention_;
 };
 
 }  // namespace language_model

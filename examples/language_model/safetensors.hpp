@@ -20,8 +20,8 @@
 #include "../support/read_file.hpp"
 #include "../training/matrices.hpp"
 
-// The safetensors format: eight bytes with the length of a JSON header, the header, and the numbers. All of them little
-// endian, matrices row-major in single precision.
+// The safetensors format: eight bytes with the length of a JSON header, the header, and the elements. All of them
+// little endian, matrices row-major in single precision.
 namespace safetensors {
 
 using training::Index;
@@ -30,7 +30,7 @@ using training::NamedMatrix;
 
 using Metadata = std::map<std::string, std::string>;
 
-static_assert(std::endian::native == std::endian::little, "numbers are written as they are");
+static_assert(std::endian::native == std::endian::little, "elements are written as they are");
 
 /// Writes all matrices, beside the file first: a file that was there stays as it is until the new one is whole.
 inline void write(const std::filesystem::path& path, const NamedMatrices& matrices, const Metadata& metadata) {
@@ -75,17 +75,17 @@ class File {
     explicit File(const std::filesystem::path& path) : path_(path.string()) {
         std::uint64_t length = 0;
         const std::string first = read_file(path, sizeof(length));
-        if (first.size() < sizeof(length)) refuse("is too short");
+        if (first.size() < sizeof(length)) reject("is too short");
         std::memcpy(&length, first.data(), sizeof(length));
         std::error_code unknown;
         const std::uint64_t size = std::filesystem::file_size(path, unknown);
-        if (unknown || length > size - sizeof(length)) refuse("is truncated, or another kind of file");
+        if (unknown || length > size - sizeof(length)) reject("is truncated, or another kind of file");
         bytes_ = read_file(path, static_cast<Index>(size));
-        if (bytes_.size() != size) refuse("is truncated");
-        numbers_ = sizeof(length) + length;
-        header_ = nlohmann::json::parse(bytes_.begin() + sizeof(length), bytes_.begin() + Index(numbers_), nullptr,
+        if (bytes_.size() != size) reject("is truncated");
+        elements_ = sizeof(length) + length;
+        header_ = nlohmann::json::parse(bytes_.begin() + sizeof(length), bytes_.begin() + Index(elements_), nullptr,
                                         /*allow_exceptions=*/false);
-        if (!header_.is_object()) refuse("is another kind of file");
+        if (!header_.is_object()) reject("is another kind of file");
         std::vector<std::pair<std::uint64_t, std::uint64_t>> ranges;
         for (const auto& [name, entry] : header_.items()) {
             if (name != "__metadata__") ranges.push_back(checked_range(name, entry));
@@ -93,14 +93,14 @@ class File {
         std::sort(ranges.begin(), ranges.end());
         std::uint64_t end = 0;
         for (const auto& [from, to] : ranges) {
-            if (from != end) refuse("has matrices with gaps between them, or one upon another");
+            if (from != end) reject("has matrices with gaps between them, or one upon another");
             end = to;
         }
-        if (end != bytes_.size() - numbers_) refuse("is longer than its matrices");
+        if (end != bytes_.size() - elements_) reject("is longer than its matrices");
     }
 
-    /// How many numbers there are in all matrices.
-    Index count() const { return Index((bytes_.size() - numbers_) / sizeof(float)); }
+    /// How many elements there are in all matrices.
+    Index count() const { return Index((bytes_.size() - elements_) / sizeof(float)); }
 
     /// "" for what is not there.
     std::string metadata(const std::string& name) const {
@@ -113,26 +113,26 @@ class File {
     void read(const NamedMatrices& matrices) const {
         for (const NamedMatrix& m : matrices) {
             const auto entry = header_.find(m.name);
-            if (entry == header_.end()) refuse(fmt::format("has no \"{}\"", m.name));
+            if (entry == header_.end()) reject(fmt::format("has no \"{}\"", m.name));
             const Index rows = (*entry)["shape"][0], cols = (*entry)["shape"][1];
             if (rows != m.matrix->rows() || cols != m.matrix->cols()) {
-                refuse(fmt::format("has a \"{}\" of [{}, {}] that must be [{}, {}]", m.name, rows, cols,
+                reject(fmt::format("has a \"{}\" of [{}, {}] that must be [{}, {}]", m.name, rows, cols,
                                    m.matrix->rows(), m.matrix->cols()));
             }
             const std::uint64_t begin = (*entry)["data_offsets"][0];
             // An empty matrix has no memory, and then there is nothing to copy from either.
             if (m.matrix->size() == 0) continue;
-            std::memcpy(m.matrix->data(), bytes_.data() + numbers_ + begin,
+            std::memcpy(m.matrix->data(), bytes_.data() + elements_ + begin,
                         static_cast<std::size_t>(m.matrix->size()) * sizeof(float));
         }
     }
 
-    [[noreturn]] void refuse(const std::string& why) const {
+    [[noreturn]] void reject(const std::string& why) const {
         throw BadInput(fmt::format("the checkpoint \"{}\" {}", path_, why));
     }
 
   private:
-    // From where to where a matrix lies among the numbers.
+    // From where to where a matrix lies among the elements.
     std::pair<std::uint64_t, std::uint64_t> checked_range(const std::string& name, const nlohmann::json& entry) const {
         const auto is_pair = [&](const char* key) {
             return entry.contains(key) && entry[key].is_array() && entry[key].size() == 2 &&
@@ -140,22 +140,22 @@ class File {
         };
         if (!entry.is_object() || !entry.contains("dtype") || entry["dtype"] != "F32" || !is_pair("shape") ||
             !is_pair("data_offsets")) {
-            refuse(fmt::format("has a \"{}\" that is no matrix of 32-bit floats", name));
+            reject(fmt::format("has a \"{}\" that is no matrix of 32-bit floats", name));
         }
         const std::uint64_t begin = entry["data_offsets"][0], end = entry["data_offsets"][1];
         const std::uint64_t rows = entry["shape"][0], cols = entry["shape"][1];
-        if (end > bytes_.size() - numbers_) refuse("is truncated");
+        if (end > bytes_.size() - elements_) reject("is truncated");
         const std::uint64_t count = end < begin ? 0 : (end - begin) / sizeof(float);
         if (end < begin || count * sizeof(float) != end - begin ||
             (cols == 0 ? count != 0 : rows != count / cols || count % cols != 0)) {
-            refuse(fmt::format("has a \"{}\" whose size does not fit its shape", name));
+            reject(fmt::format("has a \"{}\" whose size does not fit its shape", name));
         }
         return {begin, end};
     }
 
     std::string path_;
     std::string bytes_;
-    std::size_t numbers_;
+    std::size_t elements_;  // where they begin
     nlohmann::json header_;
 };
 

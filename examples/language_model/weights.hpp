@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include <castle/multi_head_weights.hpp>
+#include <castle/layer_weights.hpp>
 
 #include "../training/matrices.hpp"
 #include "attention.hpp"
@@ -18,7 +18,7 @@ namespace language_model {
 
 struct BlockWeights {
     Matrix attention_norm;  // [1, d_model]
-    castle::MultiHeadWeights<float> attention;
+    castle::LayerWeights<float> attention;
     Matrix feed_forward_norm;  // [1, d_model]
     SwiGluWeights feed_forward;
 };
@@ -60,7 +60,7 @@ inline Weights initial_weights(const Config& config, std::uint64_t seed) {
     Weights w{.embedding = matrix(bytes, d, 0.5), .blocks = {}, .norm = Matrix::Ones(1, d), .head = {}};
     for (Index i = 0; i < config.layers; ++i) {
         BlockWeights block{.attention_norm = Matrix::Ones(1, d),
-                           .attention = Attention(config, random()).layer().weights(),
+                           .attention = attention_layer(config, random()).weights(),
                            .feed_forward_norm = Matrix::Ones(1, d),
                            .feed_forward = {.gate = matrix(d, hidden, inverse_root(d)),
                                             .up = matrix(d, hidden, inverse_root(d)),

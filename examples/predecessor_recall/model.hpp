@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <cstdint>
 #include <random>
 #include <utility>
 
-#include <castle/multi_head.hpp>
+#include <castle/layer.hpp>
 
 #include "../training/cross_entropy.hpp"
 #include "../training/matrices.hpp"
@@ -21,7 +22,7 @@ inline constexpr Index d_head = 32;
 struct Weights {
     Matrix symbols;    // [2 symbols, d_model]
     Matrix positions;  // [length, d_model]
-    castle::MultiHeadWeights<float> attention;
+    castle::LayerWeights<float> attention;
     Matrix answers;  // [d_model, symbols]
 
     training::NamedMatrices matrices() {
@@ -33,10 +34,10 @@ struct Weights {
 
 /// One attention layer between embeddings and answer, and nothing else:
 /// x = symbols[tokens] + positions, logits = (x + attention(x))[question] answers.
-template <class Layer>
 class Model {
   public:
-    explicit Model(std::uint64_t seed) : layer({.d_model = d_model, .heads = heads, .d_head = d_head, .seed = seed}) {
+    Model(std::uint64_t seed, const castle::Options& options)
+        : layer({.d_model = d_model, .heads = heads, .d_head = d_head, .seed = seed}, options) {
         std::mt19937_64 bits(seed);
         weights.symbols = training::normal_matrix(2 * symbols, d_model, 1, bits);
         weights.positions = training::normal_matrix(length, d_model, 1, bits);
@@ -58,7 +59,7 @@ class Model {
     }
 
     // The loss of one sequence, whose gradient is added.
-    double learn(const Sequence& s, castle::MultiHeadWorkspace<float>& workspace, Weights& gradient) const {
+    double learn(const Sequence& s, castle::LayerWorkspace<float>& workspace, Weights& gradient) const {
         const Matrix x = embed(s);
         Matrix y(length, d_model);
         layer.forward(workspace, x, y);
@@ -79,7 +80,7 @@ class Model {
     // After `weights` have changed.
     void update() { layer.set_weights(weights.attention); }
 
-    Layer layer;
+    castle::Layer<float> layer;
     Weights weights;
 };
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <cstddef>
 #include <string>
 #include <vector>
 
@@ -20,40 +21,28 @@ struct Attention {
     Matrix weights;  // [length, length]: how much position t looks at position s
 };
 
-// The six inputs of one head, [length, d_head] each.
-struct HeadMatrices {
-    Matrix qc, kc, vc, qu, ku, vu;
-
-    HeadMatrices(const castle::MultiHeadWeights<float>& w, const Matrix& x, Index head) {
-        const auto project = [&](const Matrix& weight) -> Matrix {
-            if (weight.size() == 0) return Matrix::Zero(x.rows(), d_head);
-            return x * weight.middleCols(head * d_head, d_head);
-        };
-        qc = project(w.causal.q), kc = project(w.causal.k), vc = project(w.causal.v);
-        qu = project(w.lookahead.q), ku = project(w.lookahead.k), vu = project(w.lookahead.v);
-    }
-
-    castle::HeadInput<float> input() const {
-        return {.causal = {.q = qc, .k = kc, .v = vc}, .lookahead = {.q = qu, .k = ku, .v = vu}};
-    }
-};
-
-template <class Layer>
-Attention attention_of(const Model<Layer>& model, const Sequence& s) {
+inline Attention attention_of(const Model& model, const Sequence& s) {
     const Matrix x = model.embed(s);
-    Attention best;
-    for (Index h = 0; h < heads; ++h) {
-        const HeadMatrices head(model.weights.attention, x, h);
-        const bool has_lookahead = model.weights.attention.lookahead.q.size() > 0;
-        // Standard attention is CASTLE with a window of 0.
-        const castle::Options options{.lookahead_window = has_lookahead ? castle::unlimited : 0};
-        Matrix weights = castle::dense::weights(head.input(), options);
-        const Index place = s.place_of_answer();
-        if (h > 0 && weights(question, place) <= best.weights(question, place)) continue;
-        best.weights = std::move(weights);
-        if (has_lookahead) best.gates = castle::dense::gates(head.input(), options);
+    const auto project = [&](const castle::Qkv<Matrix>& w) {
+        return castle::Qkv<Matrix>{.q = x * w.q, .k = x * w.k, .v = x * w.v};
+    };
+    const castle::LayerWeights<float>& w = model.weights.attention;
+    const castle::Options& options = model.layer.options();
+    const bool has_lookahead = options.lookahead_window > 0;
+    const castle::Qkv<Matrix> causal = project(w.causal);
+    const castle::Qkv<Matrix> lookahead = has_lookahead ? project(w.lookahead) : w.lookahead;
+    const castle::Input<float> input{.causal = {.q = causal.q, .k = causal.k, .v = causal.v},
+                                     .lookahead = {.q = lookahead.q, .k = lookahead.k, .v = lookahead.v}};
+    const castle::Shape shape{.d = d_head, .dv = d_head, .heads = heads, .kv_heads = heads};
+
+    const std::vector<Matrix> weights = castle::dense::weights(shape, input, options);
+    const auto at_answer = [&](const Matrix& of_head) { return of_head(question, s.place_of_answer()); };
+    std::size_t best = 0;
+    for (std::size_t h = 1; h < weights.size(); ++h) {
+        if (at_answer(weights[h]) > at_answer(weights[best])) best = h;
     }
-    return best;
+    return {.gates = has_lookahead ? castle::dense::gates(shape, input, options)[best] : Matrix(),
+            .weights = weights[best]};
 }
 
 /// A page to draw on, which becomes a file.
@@ -105,7 +94,7 @@ class Picture {
 
 inline constexpr double cell = 22;
 
-// A row of numbers in [0, 1] as cells from nearly white to blue; there are none outside [first, end).
+// A row of values in [0, 1] as cells from nearly white to blue; there are none outside [first, end).
 inline void draw_row(Picture& picture, double x, double y, const Eigen::RowVectorXf& row, Index first, Index end) {
     for (Index i = first; i < end; ++i) {
         const double value = static_cast<double>(row(i));

@@ -69,9 +69,10 @@ inline std::optional<Settings> parse(int argc, char** argv) {
     };
     number("--length", settings.length, 1, most_tokens, "How many bytes of the text to use, at most");
     number("--heads", settings.heads, 1, widest, "CASTLE heads, a multiple of 4; standard attention gets 7/4 of them");
-    number("--d_model", settings.d_model, 1, widest, "Numbers in a token's vector");
-    number("--d_head", settings.d_head, 1, widest, "Numbers in a head's queries, keys and values");
-    number("--window", settings.window, 0, most_tokens, "Lookahead window: tokens that a lookahead key absorbs");
+    number("--d_model", settings.d_model, 1, widest, "Elements of a token's vector");
+    number("--d_head", settings.d_head, 1, widest, "Elements of a head's queries, keys and values");
+    number("--window", settings.window, 0, most_tokens,
+           "Lookahead window: tokens that a lookahead key absorbs; with 0 it has no lookahead projections");
     number("--chunk", settings.chunk, 1, most_tokens, "Tokens in a chunk");
     number("--threads", settings.threads, 0, 256,
            "Threads; 0 takes all processors. OMP_WAIT_POLICY=passive in the environment helps a busy machine");

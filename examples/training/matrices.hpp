@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <array>
 #include <cmath>
 #include <cstdint>
 #include <numbers>
 #include <random>
 #include <string>
+#include <string_view>
 #include <vector>
 
-#include <castle/multi_head_weights.hpp>
+#include <castle/layer_weights.hpp>
 #include <castle/types.hpp>
 
 // A model's weights are a struct of matrices that lists them by name. Gradients, and what an optimizer keeps, are the
@@ -27,18 +27,9 @@ struct NamedMatrix {
 
 using NamedMatrices = std::vector<NamedMatrix>;
 
-/// Those of an attention layer, as many as it has.
-inline void append(NamedMatrices& all, const std::string& prefix, castle::MultiHeadWeights<float>& w) {
-    const NamedMatrices own = {{prefix + ".causal.q", &w.causal.q},
-                               {prefix + ".causal.k", &w.causal.k},
-                               {prefix + ".causal.v", &w.causal.v},
-                               {prefix + ".lookahead.q", &w.lookahead.q},
-                               {prefix + ".lookahead.k", &w.lookahead.k},
-                               {prefix + ".lookahead.v", &w.lookahead.v},
-                               {prefix + ".w_out", &w.w_out}};
-    for (const NamedMatrix& m : own) {
-        if (m.matrix->size() > 0) all.push_back(m);
-    }
+/// Appends the matrices that an attention layer has.
+inline void append(NamedMatrices& all, const std::string& prefix, castle::LayerWeights<float>& weights) {
+    weights.for_each([&](std::string_view name, Matrix& m) { all.push_back({prefix + "." + std::string(name), &m}); });
 }
 
 /// Weights of the same shapes, all 0.

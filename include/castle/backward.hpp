@@ -1,23 +1,27 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <algorithm>
+#include <array>
+#include <span>
+#include <string_view>
 #include <type_traits>
 
-#include <castle/causal.hpp>
-#include <castle/detail/backward/backward_pass.hpp>
+#include <castle/detail/backward/training_record.hpp>
+#include <castle/detail/check/attention_kind.hpp>
 #include <castle/detail/check/checks.hpp>
-#include <castle/detail/forward/append.hpp>
-#include <castle/gradient.hpp>
+#include <castle/executor.hpp>
 #include <castle/input.hpp>
 #include <castle/options.hpp>
+#include <castle/types.hpp>
 #include <castle/workspace.hpp>
 
-// Training: the gradients of a loss with respect to all inputs of a head, from its gradient with respect to the head's
-// output, in `O(L^2 d)` time and `O(L d)` memory.
+// Training: the gradients of a loss with respect to all inputs of an attention, from its gradient with respect to the
+// output, in `O(L^2 d)` time and `O(L d)` memory a head.
 //
-//     forward(workspace, head, out);                          // out has the bits of parallel(head)
+//     forward(workspace, input, out);                         // bitwise identical to parallel(shape, input)
 //     ...                                                     // the rest of the model, and its backward pass: d_out
-//     backward(workspace, head, d_out, {.causal = ..., .lookahead = ...});
+//     backward(workspace, input, d_out, {.causal = ..., .lookahead = ...});
 //
 // What float costs, stated for inputs and d_out that are standard normal and held against double precision up to 8192
 // tokens: the error of a gradient, root mean square, is within (32 + n / 8) u of the gradient's, where u = 2^-24 and n
@@ -45,137 +49,108 @@ inline namespace CASTLE_ABI {
 
 namespace detail {
 
-// What the arguments' shapes are held against.
 template <Scalar T>
-auto because_of(const HeadWorkspace<T>& workspace, Index rows) {
-    return [&workspace, rows] {
-        return text("for ", rows, " tokens and a workspace of d ", workspace.shape().d, ", dv ", workspace.shape().dv);
-    };
+Call call_of_training(std::string_view where, const Workspace<T>& workspace, const Input<T>& input) {
+    return {.where = where,
+            .rows = input.causal.q.rows(),
+            .rows_of = "the rows of input.causal.q",
+            .object = "a workspace",
+            .shape = workspace.shape()};
 }
 
+// The shapes of a backward pass's input and output gradient, and whether the workspace has seen such an input.
 template <Scalar T>
-void run_forward(HeadWorkspace<T>& workspace, const HeadInput<T>& head, MatrixView<T> out) {
-    const Index rows = head.causal.q.rows();
-    WorkspaceAccess::start(workspace, rows);
-    HeadRecord<T>& record = WorkspaceAccess::record(workspace);
-    const MatrixView<T> kept = WorkspaceAccess::out(workspace);
-    extend_head(record.state(), head, {.out = kept, .log_sum_exp = record.log_sum_exp()}, record.scratch(),
-                WorkspaceAccess::executor(workspace));
-    if (rows > 0) out.map() = kept.map();
-}
-
-// Whether the input is one that the workspace has seen, as far as shapes tell.
-template <Scalar T>
-void check_backward(const HeadWorkspace<T>& workspace, Index rows, ConstMatrixView<T> d_out) {
-    check_forward_pass("backward", "head", rows, workspace.size());
-    check_shape("backward", "", "d_out", d_out, rows, workspace.shape().dv, because_of(workspace, rows));
-}
-
-template <Scalar T>
-void run_backward(HeadWorkspace<T>& workspace, const HeadInput<T>& head, ConstMatrixView<T> d_out,
-                  const HeadGradientView<T>& d_head) {
-    HeadRecord<T>& record = WorkspaceAccess::record(workspace);
-    if (record.size() > 0) {
-        run_backward(
-            1, record.size(),
-            [&](Index) { return record.backward(head, WorkspaceAccess::out(workspace), d_out, d_head); },
-            WorkspaceAccess::executor(workspace));
-    }
-    record.finish();
+void check_backward(Workspace<T>& workspace, const Input<T>& input, ConstMatrixView<T> d_out) {
+    const Call call = call_of_training("backward", workspace, input);
+    call.check_input(input, WorkspaceAccess::record(workspace).kind().has_lookahead());
+    check_forward_pass("backward", "input", call.rows, workspace.size());
+    call.check_out("d_out", d_out);
 }
 
 }  // namespace detail
 
-/// CASTLE over a whole sequence, as `parallel` computes it and with its bits, into `out`, `[L, dv]`; `workspace` keeps
-/// what `backward` needs, in place of what it held before. `out` must not overlap the input.
+/// CASTLE over packed sequences: the first `counts[0]` rows of `input` are one sequence, the next `counts[1]` another,
+/// and so on, none of which attends to another; a count may be 0. Writes what `parallel` gives for each of them,
+/// bitwise, to its rows of `out`, `[L, heads dv]`; `workspace` keeps what `backward` needs, in place of what it held
+/// before. `executor` is used in place of that of the workspace's options. `out` must not overlap the input.
 ///
-/// Throws std::invalid_argument if a shape does not fit, and nothing has changed then; and std::bad_alloc if memory
-/// runs out: `out` is untouched then, but the workspace holds no forward pass.
+/// Throws std::invalid_argument if a shape does not fit or the counts do not come to `L`, and nothing has changed then;
+/// and std::bad_alloc if memory runs out: `out` is untouched then, but the workspace holds no forward pass.
 template <Scalar T>
-void forward(Workspace<T>& workspace, const std::type_identity_t<HeadInput<T>>& head,
-             std::type_identity_t<MatrixView<T>> out) {
-    const Index rows = head.causal.q.rows();
-    detail::check_head("forward", head, rows, workspace.shape(), detail::because_of(workspace, rows));
-    detail::check_shape("forward", "", "out", out, rows, workspace.shape().dv, detail::because_of(workspace, rows));
-    detail::run_forward(workspace, head, out);
+void forward(Workspace<T>& workspace, std::span<const Index> counts, const std::type_identity_t<Input<T>>& input,
+             std::type_identity_t<MatrixView<T>> out, const Executor& executor = {}) {
+    detail::TrainingRecord<T>& record = detail::WorkspaceAccess::record(workspace);
+    const detail::Call call = detail::call_of_training("forward", workspace, input);
+    call.check_input(input, record.kind().has_lookahead());
+    call.check_out("out", out);
+    detail::check_counts("forward", counts, "input.causal.q", call.rows);
+    const Executor& threads = detail::executor_for(executor, workspace.options());
+    detail::WorkspaceAccess::start(workspace, counts, call.rows, threads);
+    if (call.rows == 0) return;
+    const MatrixView<T> kept = detail::WorkspaceAccess::out(workspace);
+    const detail::OutputRows<T> output = record.output(kept);
+    record.forward(/*together=*/false, /*packed=*/false, threads,
+                   [&](const auto& step) { step.attend(input, output); });
+    out.map() = kept.map();
 }
 
-/// The same for standard causal attention, with the bits of `causal_attention`.
+/// The same of one sequence.
 template <Scalar T>
-void forward(CausalWorkspace<T>& workspace, const std::type_identity_t<Qkv<T>>& head,
-             std::type_identity_t<MatrixView<T>> out) {
-    const Index rows = head.q.rows();
-    detail::check_qkv("forward", "", head, rows, workspace.shape(), detail::because_of(workspace, rows));
-    detail::check_shape("forward", "", "out", out, rows, workspace.shape().dv, detail::because_of(workspace, rows));
-    detail::run_forward(workspace, HeadInput<T>{.causal = head}, out);
+void forward(Workspace<T>& workspace, const std::type_identity_t<Input<T>>& input,
+             std::type_identity_t<MatrixView<T>> out, const Executor& executor = {}) {
+    forward(workspace, std::array{input.causal.q.rows()}, input, out, executor);
 }
 
-/// The gradients of a loss with respect to the six inputs of a head, in their shapes, into `d_head`, from `d_out`,
-/// `[L, dv]`, its gradient with respect to the output. `workspace` and `head` are as the forward pass left and saw
-/// them; the workspace is used up. `d_head` must not overlap the input.
+/// The gradients of a loss with respect to the inputs of an attention, in their shapes, into `gradient`, from `d_out`,
+/// `[L, heads dv]`, its gradient with respect to the output. `workspace` and `input` are as the forward pass left and
+/// saw them, packed sequences included; the workspace is used up. Gradients of what a group of query heads shares are
+/// sums over the group. With a lookahead window of 0 the gradients of lookahead inputs, where there are any, are 0.
+/// `gradient` must not overlap the input.
 ///
-/// `14 L^2 d` operations where `dv = d`, `8 L^2 d` beyond the window. The bits do not depend on the executor. Throws
-/// std::invalid_argument, and changes nothing then, if a shape does not fit or there was no forward pass.
+/// `14 L^2 d` operations a head where `dv = d`, `8 L^2 d` beyond the window, `5 L^2 d` for standard attention; six of
+/// the fourteen are shared within a group. Bitwise identical on any executor. Throws std::invalid_argument, and changes
+/// nothing then, if a shape does not fit or there was no forward pass, and std::bad_alloc if `executor` needs more
+/// memory than that of the forward pass, and there is none.
 template <Scalar T>
-void backward(Workspace<T>& workspace, const std::type_identity_t<HeadInput<T>>& head,
-              std::type_identity_t<ConstMatrixView<T>> d_out, const std::type_identity_t<HeadGradientView<T>>& d_head) {
-    const Index rows = head.causal.q.rows();
-    const HeadShape shape = workspace.shape();
-    detail::check_head("backward", head, rows, shape, detail::because_of(workspace, rows));
-    detail::check_backward(workspace, rows, d_out);
-    detail::check_qkv("backward", "d_head.causal.", d_head.causal, rows, shape, detail::because_of(workspace, rows));
-    detail::check_qkv("backward", "d_head.lookahead.", d_head.lookahead, rows, {.d = shape.d, .dv = shape.d},
-                      detail::because_of(workspace, rows));
-    detail::run_backward(workspace, head, d_out, d_head);
-}
-
-/// The same for standard causal attention, in `5 L^2 d` operations.
-template <Scalar T>
-void backward(CausalWorkspace<T>& workspace, const std::type_identity_t<Qkv<T>>& head,
-              std::type_identity_t<ConstMatrixView<T>> d_out, const std::type_identity_t<QkvGradientView<T>>& d_head) {
-    const Index rows = head.q.rows();
-    detail::check_qkv("backward", "", head, rows, workspace.shape(), detail::because_of(workspace, rows));
-    detail::check_backward(workspace, rows, d_out);
-    detail::check_qkv("backward", "d_head.", d_head, rows, workspace.shape(), detail::because_of(workspace, rows));
-    detail::run_backward(workspace, HeadInput<T>{.causal = head}, d_out, HeadGradientView<T>{.causal = d_head});
+void backward(Workspace<T>& workspace, const std::type_identity_t<Input<T>>& input,
+              std::type_identity_t<ConstMatrixView<T>> d_out, const std::type_identity_t<GradientView<T>>& gradient,
+              const Executor& executor = {}) {
+    detail::TrainingRecord<T>& record = detail::WorkspaceAccess::record(workspace);
+    detail::check_backward(workspace, input, d_out);
+    const detail::Call call = detail::call_of_training("backward", workspace, input);
+    call.check_gradient(gradient, input.has_lookahead());
+    const Executor& threads = detail::executor_for(executor, workspace.options());
+    record.reserve_backward(threads);
+    record.backward(input, detail::WorkspaceAccess::out(workspace), d_out, gradient, threads);
 }
 
 /// As above; returns the gradients.
 template <Scalar T>
-[[nodiscard]] HeadGradient<T> backward(Workspace<T>& workspace, const std::type_identity_t<HeadInput<T>>& head,
-                                       std::type_identity_t<ConstMatrixView<T>> d_out) {
-    detail::check_head("backward", head, head.causal.q.rows(), workspace.shape(),
-                       detail::because_of(workspace, head.causal.q.rows()));
-    HeadGradient<T> d_head(head.causal.q.rows(), workspace.shape());
-    backward(workspace, head, d_out, d_head.view());
-    return d_head;
-}
-template <Scalar T>
-[[nodiscard]] QkvGradient<T> backward(CausalWorkspace<T>& workspace, const std::type_identity_t<Qkv<T>>& head,
-                                      std::type_identity_t<ConstMatrixView<T>> d_out) {
-    detail::check_qkv("backward", "", head, head.q.rows(), workspace.shape(),
-                      detail::because_of(workspace, head.q.rows()));
-    QkvGradient<T> d_head(head.q.rows(), workspace.shape());
-    backward(workspace, head, d_out, d_head.view());
-    return d_head;
+[[nodiscard]] Gradient<T> backward(Workspace<T>& workspace, const std::type_identity_t<Input<T>>& input,
+                                   std::type_identity_t<ConstMatrixView<T>> d_out) {
+    detail::check_backward(workspace, input, d_out);
+    Gradient<T> gradient(input.causal.q.rows(), workspace.shape(), input.has_lookahead());
+    backward(workspace, input, d_out, gradient.view());
+    return gradient;
 }
 
 /// The gradients in one call, which runs the forward pass itself.
 template <Scalar T>
-[[nodiscard]] HeadGradient<T> backward(const HeadInput<T>& head, std::type_identity_t<ConstMatrixView<T>> d_out,
-                                       const Options& options = {}) {
-    Workspace<T> workspace(detail::checked_shape("backward", head, options), options);
-    Matrix<T> out(head.causal.q.rows(), head.causal.v.cols());
-    forward(workspace, head, out);
-    return backward(workspace, head, d_out);
+[[nodiscard]] Gradient<T> backward(const Shape& shape, const Input<T>& input,
+                                   std::type_identity_t<ConstMatrixView<T>> d_out, const Options& options = {}) {
+    detail::checked_kind("backward", shape, input, options);
+    detail::call_of_whole("backward", shape, input).check_out("d_out", d_out);
+    Workspace<T> workspace(shape, options);
+    Matrix<T> out(input.causal.q.rows(), shape.heads * shape.dv);
+    forward(workspace, input, out);
+    return backward(workspace, input, d_out);
 }
+
+/// The same for one head, whose sizes are those of the views.
 template <Scalar T>
-[[nodiscard]] QkvGradient<T> backward(const Qkv<T>& head, std::type_identity_t<ConstMatrixView<T>> d_out,
-                                      const CausalOptions& options = {}) {
-    CausalWorkspace<T> workspace(detail::checked_shape("backward", head, detail::without_lookahead(options)), options);
-    Matrix<T> out(head.q.rows(), head.v.cols());
-    forward(workspace, head, out);
-    return backward(workspace, head, d_out);
+[[nodiscard]] Gradient<T> backward(const Input<T>& input, std::type_identity_t<ConstMatrixView<T>> d_out,
+                                   const Options& options = {}) {
+    return backward(detail::own_shape("backward", input), input, d_out, options);
 }
 
 }  // namespace CASTLE_ABI

@@ -6,23 +6,17 @@
 
 #include <castle/detail/base/requirements.hpp>
 
+#include <castle/attention.hpp>
 #include <castle/backward.hpp>
-#include <castle/batch.hpp>
 #include <castle/cache.hpp>
-#include <castle/causal.hpp>
 #include <castle/executor.hpp>
 #include <castle/extend.hpp>
-#include <castle/gradient.hpp>
-#include <castle/head_cache.hpp>
 #include <castle/input.hpp>
-#include <castle/multi_head.hpp>
-#include <castle/multi_head_cache.hpp>
-#include <castle/multi_head_config.hpp>
-#include <castle/multi_head_layer.hpp>
-#include <castle/multi_head_weights.hpp>
-#include <castle/multi_head_workspace.hpp>
+#include <castle/layer.hpp>
+#include <castle/layer_cache.hpp>
+#include <castle/layer_weights.hpp>
+#include <castle/layer_workspace.hpp>
 #include <castle/options.hpp>
-#include <castle/parallel.hpp>
 #include <castle/reference/dense.hpp>
 #include <castle/reference/recurrent.hpp>
 #include <castle/rotary.hpp>

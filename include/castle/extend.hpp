@@ -1,11 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <span>
 #include <type_traits>
 
 #include <castle/cache.hpp>
 #include <castle/detail/check/checks.hpp>
 #include <castle/detail/forward/append.hpp>
+#include <castle/detail/state/aligned_buffer.hpp>
+#include <castle/executor.hpp>
+#include <castle/input.hpp>
+#include <castle/types.hpp>
 
 namespace castle {
 inline namespace CASTLE_ABI {
@@ -13,46 +18,89 @@ inline namespace CASTLE_ABI {
 namespace detail {
 
 template <Scalar T>
-auto because_of(const UqKvCache<T>& cache, const HeadInput<T>& head) {
-    return [&] {
-        return text("for ", head.causal.q.rows(), " tokens (the rows of head.causal.q) and a cache of d ",
-                    cache.shape().d, ", dv ", cache.shape().dv);
-    };
-}
-
-template <Scalar T>
-void check_extend(const UqKvCache<T>& cache, const HeadInput<T>& head) {
-    check_head("extend", head, head.causal.q.rows(), cache.shape(), because_of(cache, head));
+Call call_of_extend(const UqKvCache<T>& cache, const Input<T>& input) {
+    return {.where = "extend",
+            .rows = input.causal.q.rows(),
+            .rows_of = "the rows of input.causal.q",
+            .object = "a cache",
+            .shape = cache.shape()};
 }
 
 }  // namespace detail
 
-/// Puts the `m >= 0` tokens of `head` onto the cache and writes their outputs `o_t` (eqs. 5 to 8 and 13) to `out`,
-/// `[m, dv]`. Row `i` sees the tokens of the cache and the rows up to `i`. One token is a step of decoding, all tokens
-/// on an empty cache are the parallel form, anything between is chunked prefill: the bits of the outputs and of
-/// `cache.lookahead_keys()` are the same however the tokens are cut into calls.
+/// Appends the `m >= 0` tokens of `input` to the cache and writes their outputs `o_t` (eqs. 5 to 8 and 13) to `out`,
+/// `[m, heads dv]`. Row `i` sees the tokens of the cache and the rows up to `i`. One token is a step of decoding, all
+/// tokens on an empty cache are the parallel form, anything between is chunked prefill: outputs and
+/// `cache.lookahead_keys()` are bitwise identical however the tokens are cut into calls, on any executor.
 ///
-/// `O(m (size + m) (4 d + dv))` time. Allocates nothing for a single token within the cache's capacity, unless it
-/// has to copy what the cache shares with a fork. Logits of any finite size give finite outputs as long as the products
+/// `executor` is used in place of that of the cache's options. `O(m (size + m) heads (4 d + dv))` time, less where
+/// query heads share a key-value head. Allocates nothing for a single token within the cache's capacity, unless it has
+/// to copy what the cache shares with a fork. Logits of any finite size give finite outputs as long as the products
 /// `scale q^C . v^U` of tokens within a block, and the sum of the values' sizes over the tokens, are finite as well.
 /// `out` must not overlap the input, which is not checked. Throws std::invalid_argument if a shape does not fit and
 /// std::bad_alloc if memory runs out; the tokens in the cache are as they were then.
 template <Scalar T>
-void extend(UqKvCache<T>& cache, const std::type_identity_t<HeadInput<T>>& head,
-            std::type_identity_t<MatrixView<T>> out) {
-    detail::check_extend(cache, head);
-    detail::check_shape("extend", "", "out", out, head.causal.q.rows(), cache.shape().dv,
-                        detail::because_of(cache, head));
-    detail::extend_head(detail::CacheAccess::state(cache), head, out, detail::CacheAccess::executor(cache));
+void extend(UqKvCache<T>& cache, const std::type_identity_t<Input<T>>& input, std::type_identity_t<MatrixView<T>> out,
+            const Executor& executor = {}) {
+    detail::SequenceState<T>& state = detail::CacheAccess::state(cache);
+    const detail::Call call = detail::call_of_extend(cache, input);
+    call.check_input(input, state.kind().has_lookahead());
+    call.check_out("out", out);
+    detail::AlignedBuffer<T> memory;
+    detail::append<T>(
+        1, [&](Index) -> auto& { return state; }, [&](Index) { return out.rows(); }, input, {.out = out}, memory,
+        detail::executor_for(executor, cache.options()));
 }
 
-/// As above, but allocates the outputs, `[m, dv]`, and returns them.
+/// As above, but allocates the outputs, `[m, heads dv]`, and returns them.
 template <Scalar T>
-Matrix<T> extend(UqKvCache<T>& cache, const std::type_identity_t<HeadInput<T>>& head) {
-    detail::check_extend(cache, head);
-    Matrix<T> out(head.causal.q.rows(), cache.shape().dv);
-    extend(cache, head, out);
+Matrix<T> extend(UqKvCache<T>& cache, const std::type_identity_t<Input<T>>& input) {
+    const Shape& shape = cache.shape();
+    detail::call_of_extend(cache, input).check_input(input, detail::CacheAccess::state(cache).kind().has_lookahead());
+    Matrix<T> out(input.causal.q.rows(), shape.heads * shape.dv);
+    extend(cache, input, out);
     return out;
+}
+
+/// Appends tokens to several caches in one call: the first `counts[0]` rows of `input` to `*caches[0]`, the next
+/// `counts[1]` to `*caches[1]`, and so on; a count may be 0. Outputs go to the same rows of `out`, `[m, heads dv]`. The
+/// prefill of one sequence, the decoding of others and the verification of a draft of another go together. Caches have
+/// one shape, and any sizes and options. Bitwise identical to `extend` of each cache alone.
+///
+/// The work of all of them is shared over the threads of `executor` or, if it is empty, of the executor of the first
+/// cache's options. With counts of 0 and 1 it allocates nothing within what has been reserved.
+///
+/// Throws std::invalid_argument if a cache is null or there twice, counts do not come to the rows of `input`, or a
+/// shape does not fit, and std::bad_alloc if memory runs out; the tokens in the caches are as they were then. `out`
+/// must not overlap the input.
+template <Scalar T>
+void extend(std::type_identity_t<std::span<UqKvCache<T>* const>> caches, std::span<const Index> counts,
+            const Input<T>& input, std::type_identity_t<MatrixView<T>> out, const Executor& executor = {}) {
+    detail::check_batch("extend", caches, counts);
+    const Index rows = input.causal.q.rows();
+    detail::check_counts("extend", counts, "input.causal.q", rows);
+    if (caches.empty()) {
+        if (out.rows() != 0) detail::fail("extend", "out is ", detail::extents_of(out), " but there are no caches");
+        return;
+    }
+    const auto state = [&](Index i) -> auto& { return detail::CacheAccess::state(*caches[std::size_t(i)]); };
+    bool has_lookahead = false;
+    for (Index i = 0; i < Index(caches.size()); ++i) {
+        const Shape& shape = state(i).kind().shape;
+        if (shape != caches.front()->shape()) {
+            detail::fail(
+                "extend", "caches[", i, "] has ",
+                detail::AttentionKind{.shape = shape}.difference({.shape = caches.front()->shape()}, "caches[0]"));
+        }
+        has_lookahead = has_lookahead || state(i).kind().has_lookahead();
+    }
+    const detail::Call call = detail::call_of_extend(*caches.front(), input);
+    call.check_input(input, has_lookahead);
+    call.check_out("out", out);
+    detail::AlignedBuffer<T> memory;
+    detail::append<T>(
+        Index(caches.size()), state, [&](Index i) { return counts[std::size_t(i)]; }, input, {.out = out}, memory,
+        detail::executor_for(executor, caches.front()->options()));
 }
 
 }  // namespace CASTLE_ABI

@@ -21,8 +21,9 @@ struct Options {
     std::optional<double> scale = std::nullopt;
 
     /// `W` of eq. 9: the lookahead key of token `i` absorbs the tokens `i + 1` to `i + W`. `0` is standard causal
-    /// attention. This is no window on attention, as in sliding-window attention: every token attends to all tokens
-    /// before it whatever `W` is, through causal keys, which are never windowed, and lookahead keys.
+    /// attention, which reads no lookahead inputs. This is no window on attention, as in sliding-window attention:
+    /// every token attends to all tokens before it whatever `W` is, through causal keys, which are never windowed, and
+    /// lookahead keys.
     Index lookahead_window = unlimited;
 
     /// Parts of the scores of eq. 7, `s^C - SiLU(s^U)`, that experiments may leave out: with `silu` off they are
@@ -30,7 +31,7 @@ struct Options {
     bool silu = true;
     bool causal_keys = true;
 
-    /// Where work runs; in the calling thread unless given.
+    /// Where work runs; in the calling thread unless given. A call may be given another one.
     Executor executor = {};
 };
 
@@ -38,6 +39,11 @@ namespace detail {
 
 inline double scale_for(const Options& options, Index d) {
     return options.scale.value_or(1.0 / std::sqrt(static_cast<double>(d)));
+}
+
+// The executor of a call: the one that it is given, or that of the options.
+inline const Executor& executor_for(const Executor& given, const Options& options) {
+    return given ? given : options.executor;
 }
 
 }  // namespace detail

@@ -22,7 +22,7 @@
 namespace castle {
 inline namespace CASTLE_ABI {
 
-/// Rotary position embedding of a multi-head layer: which of the six projections are rotated, and the base of the
+/// Rotary position embedding of a layer: which of the six projections are rotated, and the base of the
 /// wave lengths. The lookahead value is rotated by default because it becomes part of a key.
 struct Rotary {
     bool causal_q = true;
@@ -47,12 +47,12 @@ inline void check_rotary_base(std::string_view where, double base) {
 }  // namespace detail
 
 template <Scalar T>
-class MultiHeadLayer;
+class Layer;
 
 /// Rotary position embedding of rows of size `d`, in place and at any positions: elements `k` and `k + d / 2` of a row
 /// are turned as a pair by the angle `position base^(-2 k / d)` (half-split pairs, as in GPT-NeoX, not interleaved).
 /// For code that rotates often: calls allocate nothing, and evaluate no sines or cosines at reserved positions.
-/// MultiHeadCastle and MultiHeadCausal rotate by this class; the free `rotate` is bitwise identical.
+/// Layer rotates by this class; the free `rotate` is bitwise identical.
 ///
 /// Rotating does not change the table, so several threads may share it. Moves but does not copy; one that was moved
 /// from may only be assigned to or destroyed. A move to itself changes nothing.
@@ -116,7 +116,7 @@ class RotaryTable {
     void rotate_back(MatrixView<T> x, std::span<const Index> positions) const { turn_at(x, positions, backwards); }
 
   private:
-    friend MultiHeadLayer<T>;
+    friend Layer<T>;
 
     using S = detail::Simd<T>;
 
@@ -133,7 +133,9 @@ class RotaryTable {
     }
 
     void check_rows(MatrixView<T> x) const {
-        detail::check_shape(where, "", "x", x, x.rows(), d(), [&] { return detail::text("for a table of d = ", d()); });
+        const detail::Call call{
+            .where = where, .rows = x.rows(), .rows_of = "the rows of x", .object = "a table", .shape = {.d = d()}};
+        call.check("", "x", x, d());
     }
     static void check_positions(MatrixView<T> x, Index first) {
         detail::check_tokens(where, "first_position", first);
@@ -263,11 +265,12 @@ requires std::convertible_to<X&&, MatrixView<T>>
 void rotate(X&& x, Index first_position, double base = Rotary{}.base) {
     const MatrixView<T> rows(x);
     if (rows.cols() % 2 != 0) {
-        detail::fail("rotate", "x is ", detail::as_shape(rows), " but must have an even number of columns");
+        detail::fail("rotate", "x is ", detail::extents_of(rows), " but must have an even number of columns");
     }
     detail::check_rotary_base("rotate", base);
     detail::check_tokens("rotate", "first_position", first_position);
-    detail::check_shape("rotate", "", "x", rows, rows.rows(), rows.cols(), [] { return ""; });
+    detail::Call{.where = "rotate", .rows = rows.rows(), .rows_of = "the rows of x", .object = "x"}.check("", "x", rows,
+                                                                                                          rows.cols());
     if (rows.cols() > 0) RotaryTable<T>(rows.cols(), base).rotate(rows, first_position);
 }
 

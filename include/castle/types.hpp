@@ -7,17 +7,10 @@
 #include <type_traits>
 
 #include <castle/detail/check/message.hpp>
-#include <castle/detail/simd/abi.hpp>
+#include <castle/detail/simd/scalar.hpp>
 
 namespace castle {
 inline namespace CASTLE_ABI {
-
-/// Sizes and positions. Signed, as in Eigen, so that differences of positions are safe.
-using Index = Eigen::Index;
-
-/// The scalars that the library computes in.
-template <class T>
-concept Scalar = std::same_as<T, float> || std::same_as<T, double>;
 
 /// An owning row-major matrix: rows are tokens.
 template <Scalar T>
@@ -35,7 +28,7 @@ concept RowMajorMemory = EigenDense<E> && std::same_as<typename std::remove_cvre
     e.outerStride();
 } && bool(std::remove_cvref_t<E>::IsRowMajor) && int(std::remove_cvref_t<E>::InnerStrideAtCompileTime) == 1;
 
-// A matrix that owns its numbers, and would take them along when it dies.
+// A matrix that owns its elements, and would take them along when it dies.
 template <class E>
 concept OwningMatrix = std::derived_from<std::remove_cvref_t<E>, Eigen::PlainObjectBase<std::remove_cvref_t<E>>>;
 
@@ -77,11 +70,11 @@ inline void check_slice(std::string_view where, std::string_view what, Index siz
 
 }  // namespace detail
 
-/// A read-only view of a row-major matrix `[rows, cols]` whose rows lie `outer_stride` numbers apart.
+/// A read-only view of a row-major matrix `[rows, cols]` whose rows lie `outer_stride` elements apart.
 ///
 /// Never copies and never owns: what it looks at has to outlive it. It is made from any row-major Eigen object with
 /// memory (a Matrix, a Map, a block of either) or from a pointer; an expression, a column-major matrix or a temporary
-/// that owns its numbers does not compile. What the compiler cannot see is a block of a temporary, as in
+/// that owns its elements does not compile. What the compiler cannot see is a block of a temporary, as in
 /// `make_matrix().leftCols(8)`: the view of it dangles.
 template <Scalar T>
 class ConstMatrixView {
@@ -111,7 +104,7 @@ class ConstMatrixView {
     Index cols() const { return cols_; }
     Index outer_stride() const { return outer_stride_; }
 
-    /// The first number of row `i`; not checked.
+    /// The first element of row `i`; not checked.
     const T* row(Index i) const { return data_ + i * outer_stride_; }
 
     /// The `count` rows from `first` on. Throws std::invalid_argument if they are not all there.
@@ -168,7 +161,7 @@ class MatrixView {
     Index cols() const { return cols_; }
     Index outer_stride() const { return outer_stride_; }
 
-    /// The first number of row `i`; not checked.
+    /// The first element of row `i`; not checked.
     T* row(Index i) const { return data_ + i * outer_stride_; }
 
     /// The `count` rows from `first` on. Throws std::invalid_argument if they are not all there.

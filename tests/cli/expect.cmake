@@ -28,8 +28,8 @@ function(expect_answer)
     set(err "${err}" PARENT_SCOPE)
 endfunction()
 
-# expect_refusal(<regex> <arguments>...): exit code 2, no output, one line of error that matches the expression.
-function(expect_refusal regex)
+# expect_rejection(<regex> <arguments>...): exit code 2, no output, one line of error that matches the expression.
+function(expect_rejection regex)
     run(${ARGN})
     if(NOT code STREQUAL "2")
         complain("should have ended with 2" ${ARGN})

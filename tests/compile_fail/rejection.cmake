@@ -12,7 +12,7 @@ endforeach()
 # Without libraries of a target nothing but castle.hpp gets as far as the sentence: others include the standard first.
 set(headers castle.hpp)
 if(NOT options MATCHES "^-m")
-    list(APPEND headers types.hpp executor.hpp parallel.hpp)
+    list(APPEND headers types.hpp executor.hpp attention.hpp)
 endif()
 foreach(header IN LISTS headers)
     set(unit "#include <castle/${header}>")

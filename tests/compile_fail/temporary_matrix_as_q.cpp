@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <castle/castle.hpp>
 
-// A temporary that owns its numbers takes them along when it dies.
+using Views = castle::Qkv<castle::ConstMatrixView<float>>;
+
+// A temporary that owns its elements takes them along when it dies.
 castle::Index rows_of_zeros() {
     const castle::Matrix<float> zeros = castle::Matrix<float>::Zero(3, 4);
 #ifdef CASTLE_COMPILE_FAIL
-    const castle::Qkv<float> head{.q = castle::Matrix<float>(zeros)};  // error: ConstMatrixView<float>
+    const Views head{.q = castle::Matrix<float>(zeros)};  // error: ConstMatrixView<float>
 #else
-    const castle::Qkv<float> head{.q = zeros};
+    const Views head{.q = zeros};
 #endif
     return head.q.rows();
 }

@@ -3,12 +3,14 @@
 
 #include <castle/castle.hpp>
 
+using Views = castle::Qkv<castle::ConstMatrixView<float>>;
+
 // A vector does not say how many rows it holds.
-castle::Qkv<float> head_of(const std::vector<float>& numbers, castle::Index rows, castle::Index d) {
+Views head_of(const std::vector<float>& elements, castle::Index rows, castle::Index d) {
 #ifdef CASTLE_COMPILE_FAIL
-    const castle::Qkv<float> head{.q = numbers};  // error: ConstMatrixView<float>
+    const Views head{.q = elements};  // error: ConstMatrixView<float>
 #else
-    const castle::Qkv<float> head{.q = {numbers.data(), rows, d}};
+    const Views head{.q = {elements.data(), rows, d}};
 #endif
     return head;
 }

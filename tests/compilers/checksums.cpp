@@ -1,23 +1,28 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <concepts>
 #include <cstdint>
 #include <cstdio>
 #include <string>
 #include <type_traits>
+#include <utility>
+#include <vector>
 
+#include <castle/attention.hpp>
 #include <castle/backward.hpp>
-#include <castle/causal.hpp>
+#include <castle/cache.hpp>
 #include <castle/extend.hpp>
-#include <castle/multi_head.hpp>
-#include <castle/parallel.hpp>
+#include <castle/layer.hpp>
 #include <castle/rotary.hpp>
+#include <castle/workspace.hpp>
 
 #include "random.hpp"
 
 // A fixed computation, and a line `name checksum` for each of its results. For one instruction set the lines are the
-// same, whatever compiler and options this is compiled with.
+// same, whatever compiler and options this is compiled with. So are they from one version of the library to the next,
+// unless a change is meant to change them: compare what this prints before and after.
 namespace {
 
 using castle::Index;
@@ -53,16 +58,22 @@ template <class T>
 class Run {
     using Matrix = castle::Matrix<T>;
 
-    // What one head reads, and a gradient of its output.
-    struct Head {
+    // What heads read, and a gradient of their output.
+    struct Heads {
+        castle::Shape shape;
         Matrix qc, kc, vc, qu, ku, vu, d_out;
 
-        explicit Head(std::uint64_t seed) {
+        Heads(std::uint64_t seed, const castle::Shape& of_all) : shape(of_all) {
             compilers::Random random(seed);
-            for (auto* m : {&qc, &kc, &qu, &ku, &vu}) *m = random_matrix<T>(random, length, d, 2.0);
-            for (auto* m : {&vc, &d_out}) *m = random_matrix<T>(random, length, dv, 2.0);
+            const Index queries = shape.heads * shape.d, keys = shape.kv_heads * shape.d;
+            for (const auto& [m, cols] : {std::pair(&qc, queries), std::pair(&kc, keys), std::pair(&qu, keys),
+                                          std::pair(&ku, keys), std::pair(&vu, keys)}) {
+                *m = random_matrix<T>(random, length, cols, 2.0);
+            }
+            vc = random_matrix<T>(random, length, shape.kv_heads * shape.dv, 2.0);
+            d_out = random_matrix<T>(random, length, shape.heads * shape.dv, 2.0);
         }
-        castle::HeadInput<T> input() const {
+        castle::Input<T> input() const {
             return {.causal = {.q = qc, .k = kc, .v = vc}, .lookahead = {.q = qu, .k = ku, .v = vu}};
         }
     };
@@ -70,26 +81,33 @@ class Run {
   public:
     explicit Run(std::string scalar) : scalar_(std::move(scalar)) {}
 
-    void head(const std::string& name, const castle::Options& options) const {
-        const Head x(1);
-        print(name + ".parallel", castle::parallel(x.input(), options));
+    // A lone head.
+    void head(const std::string& name, const castle::Options& options) const { heads(name, 1, one, options); }
+
+    // Heads side by side: grouped queries where key-value heads are fewer.
+    void heads(const std::string& name, std::uint64_t seed, const castle::Shape& shape,
+               const castle::Options& options) const {
+        const Heads x(seed, shape);
+        print(name + ".parallel", castle::parallel(shape, x.input(), options));
         extend(name + ".extend_in_chunks", x, options, 45);
         extend(name + ".extend_one_by_one", x, options, 1);
-        const castle::HeadGradient<T> gradient = castle::backward(x.input(), x.d_out, options);
+        const castle::Gradient<T> gradient = castle::backward(shape, x.input(), x.d_out, options);
         print(name + ".backward.causal", gradient.causal);
         print(name + ".backward.lookahead", gradient.lookahead);
     }
 
     void causal() const {
-        const Head x(2);
-        print("causal.attention", castle::causal_attention(x.input().causal));
-        print("causal.backward", castle::backward(x.input().causal, x.d_out));
+        const Heads x(2, one);
+        print("causal.attention", castle::causal_attention(x.qc, x.kc, x.vc));
+        const castle::Gradient<T> gradient =
+            castle::backward(castle::Input<T>{.causal = x.input().causal}, x.d_out, {.lookahead_window = 0});
+        print("causal.backward", gradient.causal);
     }
 
     void layer() const {
         const Index d_model = 35, heads = 2, d_head = 14, width = heads * d_head, tokens = 150, prompt = 100;
         compilers::Random random(3);
-        castle::MultiHeadWeights<T> weights;
+        castle::LayerWeights<T> weights;
         for (auto* kind : {&weights.causal, &weights.lookahead}) {
             for (auto* w : {&kind->q, &kind->k, &kind->v}) *w = random_matrix<T>(random, d_model, width, 0.5);
         }
@@ -97,24 +115,19 @@ class Run {
         const Matrix x = random_matrix<T>(random, tokens, d_model, 2.0);
         const Matrix d_y = random_matrix<T>(random, tokens, d_model, 2.0);
 
-        castle::MultiHeadCastle<T> layer(
-            {.d_model = d_model, .heads = heads, .d_head = d_head, .rotary = castle::Rotary{}});
+        castle::Layer<T> layer({.d_model = d_model, .heads = heads, .d_head = d_head, .rotary = castle::Rotary{}});
         layer.set_weights(weights);
         print("layer.forward", layer.forward(x));
 
-        castle::MultiHeadCache<T> cache = layer.make_cache();
+        castle::LayerCache<T> cache = layer.make_cache();
         Matrix y(tokens, d_model);
         layer.extend(cache, x.topRows(prompt), y.topRows(prompt));
         for (Index t = prompt; t < tokens; ++t) layer.extend(cache, x.row(t), y.row(t));
         print("layer.extend", y);
 
-        castle::MultiHeadWorkspace<T> workspace = layer.make_workspace();
+        castle::LayerWorkspace<T> workspace = layer.make_workspace();
         layer.forward(workspace, x, y);
-        const castle::MultiHeadGradient<T> gradient = layer.backward(workspace, x, d_y);
-        print("layer.backward.x", gradient.x);
-        print("layer.backward.causal", gradient.weights.causal);
-        print("layer.backward.lookahead", gradient.weights.lookahead);
-        print("layer.backward.w_out", gradient.weights.w_out);
+        print("layer.backward", layer.backward(workspace, x, d_y));
     }
 
     void rotate() const {
@@ -124,20 +137,116 @@ class Run {
         print("rotate", x);
     }
 
+    // Caches of different lengths, each of which takes prompts, steps of decoding and drafts, or nothing.
+    void ragged(const std::string& name, const castle::Shape& shape, const castle::Options& options) const {
+        const Heads x(6, shape);
+        std::vector<castle::UqKvCache<T>> caches;
+        std::vector<castle::UqKvCache<T>*> all;
+        for (std::size_t i = 0; i < ragged_sequences; ++i) caches.emplace_back(shape, options);
+        for (auto& cache : caches) all.push_back(&cache);
+        Matrix out(length, shape.heads * shape.dv);
+        for_ragged_calls([&](const auto& counts, Index first, Index rows) {
+            castle::extend(all, counts, x.input().tokens(first, rows), out.middleRows(first, rows));
+        });
+        print(name + ".extend", out);
+        for (std::size_t i = 0; i < caches.size(); ++i) {
+            print_lookahead_keys(name + ".cache" + std::to_string(i), caches[i]);
+        }
+    }
+
+    // Sequences one after the other.
+    void packed(const std::string& name, const castle::Shape& shape, const castle::Options& options) const {
+        const Heads x(7, shape);
+        castle::Workspace<T> workspace(shape, options);
+        Matrix out(length, shape.heads * shape.dv);
+        castle::forward(workspace, packed_counts, x.input(), out);
+        print(name + ".forward", out);
+        const castle::Gradient<T> gradient = castle::backward(workspace, x.input(), x.d_out);
+        print(name + ".backward.causal", gradient.causal);
+        print(name + ".backward.lookahead", gradient.lookahead);
+    }
+
+    // The same of a layer. `window` may be 0, with three projections.
+    void grouped_layer(const std::string& name, Index window) const {
+        const Index d_model = 35, heads = 4, kv_heads = 2, d_head = 14;
+        compilers::Random random(8);
+        castle::LayerWeights<T> weights;
+        for (auto* kind : {&weights.causal, &weights.lookahead}) {
+            if (kind == &weights.lookahead && window == 0) continue;
+            for (auto* w : {&kind->q, &kind->k, &kind->v}) {
+                const Index width = (w == &weights.causal.q ? heads : kv_heads) * d_head;
+                *w = random_matrix<T>(random, d_model, width, 0.5);
+            }
+        }
+        weights.w_out = random_matrix<T>(random, heads * d_head, d_model, 0.5);
+        const Matrix x = random_matrix<T>(random, length, d_model, 2.0);
+        const Matrix d_y = random_matrix<T>(random, length, d_model, 2.0);
+        const castle::Layer<T> layer(
+            {.d_model = d_model, .heads = heads, .kv_heads = kv_heads, .d_head = d_head, .rotary = castle::Rotary{}},
+            weights, {.lookahead_window = window});
+        print(name + ".forward", layer.forward(x));
+
+        std::vector<castle::LayerCache<T>> caches;
+        std::vector<castle::LayerCache<T>*> all;
+        for (std::size_t i = 0; i < ragged_sequences; ++i) caches.push_back(layer.make_cache());
+        for (auto& cache : caches) all.push_back(&cache);
+        Matrix y(length, d_model);
+        for_ragged_calls([&](const auto& counts, Index first, Index rows) {
+            layer.extend(all, counts, x.middleRows(first, rows), y.middleRows(first, rows));
+        });
+        print(name + ".ragged_extend", y);
+
+        castle::LayerWorkspace<T> workspace = layer.make_workspace();
+        layer.forward(workspace, packed_counts, x, y);
+        print(name + ".packed_forward", y);
+        print(name + ".packed_backward", layer.backward(workspace, packed_counts, x, d_y));
+    }
+
   private:
     // More than one span of keys and a last block that is not full, in sizes that no packet divides.
-    static constexpr Index length = 531, d = 19, dv = 13;
+    static constexpr Index length = 531;
+    static constexpr castle::Shape one{.d = 19, .dv = 13};
+
+    // Sequences that come to `length` tokens, one of them empty.
+    static constexpr std::array<Index, 6> packed_counts{200, 1, 0, 33, 64, 233};
+
+    // Calls f(counts, first row, rows) until all rows are used up.
+    static constexpr std::size_t ragged_sequences = 3;
+    template <class F>
+    static void for_ragged_calls(const F& f) {
+        constexpr std::array<std::array<Index, ragged_sequences>, 4> calls{
+            {{70, 1, 0}, {1, 40, 5}, {1, 1, 1}, {0, 150, 33}}};
+        Index first = 0;
+        for (std::size_t call = 0; first < length; ++call) {
+            std::array<Index, ragged_sequences> counts = calls[call % calls.size()];
+            Index rows = 0;
+            for (Index& count : counts) {
+                count = std::min(count, length - first - rows);
+                rows += count;
+            }
+            f(counts, first, rows);
+            first += rows;
+        }
+    }
 
     // A cache that gets its tokens in calls of `rows`.
-    void extend(const std::string& name, const Head& x, const castle::Options& options, Index rows) const {
-        castle::UqKvCache<T> cache({.d = d, .dv = dv}, options);
-        Matrix out(length, dv);
+    void extend(const std::string& name, const Heads& x, const castle::Options& options, Index rows) const {
+        castle::UqKvCache<T> cache(x.shape, options);
+        Matrix out(length, x.shape.heads * x.shape.dv);
         for (Index first = 0; first < length; first += rows) {
             const Index count = std::min(rows, length - first);
             castle::extend(cache, x.input().tokens(first, count), out.middleRows(first, count));
         }
         print(name, out);
-        print(name + ".lookahead_keys", cache.lookahead_keys());
+        print_lookahead_keys(name, cache);
+    }
+
+    // Of a lone head without its number.
+    void print_lookahead_keys(const std::string& name, const castle::UqKvCache<T>& cache) const {
+        for (Index h = 0; h < cache.shape().kv_heads; ++h) {
+            const std::string number = cache.shape().kv_heads == 1 ? "" : std::to_string(h);
+            print(name + ".lookahead_keys" + number, cache.lookahead_keys(h));
+        }
     }
 
     void print(const std::string& name, const Matrix& m) const {
@@ -146,11 +255,16 @@ class Run {
         std::printf("%s.%s %016llx\n", scalar_.c_str(), name.c_str(),
                     static_cast<unsigned long long>(checksum.value()));
     }
-    template <class Three>
-    void print(const std::string& name, const Three& parts) const {
+    void print(const std::string& name, const castle::Qkv<Matrix>& parts) const {
         print(name + ".q", parts.q);
         print(name + ".k", parts.k);
         print(name + ".v", parts.v);
+    }
+    void print(const std::string& name, const castle::LayerGradient<T>& gradient) const {
+        print(name + ".x", gradient.x);
+        print(name + ".causal", gradient.weights.causal);
+        print(name + ".lookahead", gradient.weights.lookahead);
+        print(name + ".w_out", gradient.weights.w_out);
     }
 
     std::string scalar_;
@@ -166,6 +280,20 @@ void run(const std::string& scalar) {
     run.causal();
     run.layer();
     run.rotate();
+
+    constexpr castle::Shape shape{.d = 19, .dv = 13, .heads = 4, .kv_heads = 2};
+    run.heads("grouped", 5, shape, {});
+    run.heads("grouped_windowed", 5, shape, {.lookahead_window = 50});
+    run.heads("grouped_standard", 5, shape, {.lookahead_window = 0});
+    run.heads("one_key_value_head", 5, {.d = 19, .dv = 13, .heads = 4, .kv_heads = 1}, {});
+    run.ragged("ragged", shape, {});
+    run.ragged("ragged_windowed", shape, {.lookahead_window = 50});
+    run.ragged("ragged_standard", shape, {.lookahead_window = 0});
+    run.packed("packed", shape, {});
+    run.packed("packed_windowed", shape, {.lookahead_window = 50});
+    run.packed("packed_standard", shape, {.lookahead_window = 0});
+    run.grouped_layer("grouped_layer", castle::unlimited);
+    run.grouped_layer("grouped_standard_layer", 0);
 }
 
 }  // namespace

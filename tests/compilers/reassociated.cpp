@@ -25,13 +25,13 @@ Result attend(const Head& head, const std::vector<double>& d_out) {
     const int n = head.length, d = head.d, dv = head.dv;
     const auto qc = matrix<T>(head.qc, n, d), kc = matrix<T>(head.kc, n, d), vc = matrix<T>(head.vc, n, dv);
     const auto qu = matrix<T>(head.qu, n, d), ku = matrix<T>(head.ku, n, d), vu = matrix<T>(head.vu, n, d);
-    const castle::HeadInput<T> input{.causal = {.q = qc, .k = kc, .v = vc}, .lookahead = {.q = qu, .k = ku, .v = vu}};
+    const castle::Input<T> input{.causal = {.q = qc, .k = kc, .v = vc}, .lookahead = {.q = qu, .k = ku, .v = vu}};
     const castle::Matrix<T> d_o = matrix<T>(d_out, n, dv);
 
     castle::Workspace<T> workspace({.d = d, .dv = dv});
     castle::Matrix<T> out(n, dv);
     castle::forward(workspace, input, out);
-    const castle::HeadGradient<T> g = castle::backward(workspace, input, d_o);
+    const castle::Gradient<T> g = castle::backward(workspace, input, d_o);
     return {.out = elements(out),
             .gradient = {.length = n,
                          .d = d,

@@ -9,8 +9,8 @@ int main() {
     const castle::Matrix<float> zeros = castle::Matrix<float>::Zero(length, 2);
     castle::Matrix<float> values(length, 2);
     values << 1, 2, 3, 4, 5, 6;
-    const castle::HeadInput<float> head{.causal = {.q = zeros, .k = zeros, .v = values},
-                                        .lookahead = {.q = zeros, .k = zeros, .v = values}};
+    const castle::Input<float> input{.causal = {.q = zeros, .k = zeros, .v = values},
+                                     .lookahead = {.q = zeros, .k = zeros, .v = values}};
 
     // All queries are zero, hence all scores: each output is the mean of the values so far.
     castle::Matrix<float> means(length, 2);
@@ -20,9 +20,9 @@ int main() {
     half_sums << 4, 5, 2.5F, 3, 0, 0;
 
     castle::UqKvCache<float> cache({.d = 2, .dv = 2});
-    const castle::Matrix<float> outputs = castle::extend(cache, head);
+    const castle::Matrix<float> outputs = castle::extend(cache, input);
     const bool right = outputs.isApprox(means) && cache.lookahead_keys().isApprox(half_sums) &&
-                       castle::parallel(head).isApprox(means) && castle::recurrent(head).isApprox(means);
+                       castle::parallel(input).isApprox(means) && castle::recurrent(input).isApprox(means);
     std::printf("castle %d.%d.%d: %s\n", CASTLE_VERSION_MAJOR, CASTLE_VERSION_MINOR, CASTLE_VERSION_PATCH,
                 right ? "right" : "wrong");
     return right ? 0 : 1;

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <memory>
@@ -52,13 +53,16 @@ void write_file(const std::string& path, std::string_view bytes) { std::ofstream
 
 std::vector<Config> small_configs() {
     const Config small{.layers = 2, .d_model = 12, .heads = 4, .d_head = 6, .context = 40};
-    Config causal = small, windowed = small, no_silu = small, no_causal_keys = small;
+    Config causal = small, windowed = small, no_silu = small, no_causal_keys = small, grouped = small;
     causal.attention = "causal";
     windowed.attention = "castle-swl";
     windowed.window = 5;
     no_silu.silu = false;
     no_causal_keys.causal_keys = false;
-    return {small, causal, windowed, no_silu, no_causal_keys};
+    grouped.kv_heads = 2;
+    Config grouped_causal = grouped;
+    grouped_causal.attention = "causal";
+    return {small, causal, windowed, no_silu, no_causal_keys, grouped, grouped_causal};
 }
 
 std::string random_text(Index length, std::uint64_t seed) {
@@ -69,10 +73,11 @@ std::string random_text(Index length, std::uint64_t seed) {
 }
 
 std::string describe(const Config& c) {
-    return c.attention + (c.silu ? "" : " without SiLU") + (c.causal_keys ? "" : " without causal keys");
+    return c.attention + (c.silu ? "" : " without SiLU") + (c.causal_keys ? "" : " without causal keys") +
+           (c.kv_heads == 0 ? "" : fmt::format(" with {} key-value heads", c.kv_heads));
 }
 
-// Along one direction in every matrix, since the loss of a model in single precision is too coarse for single numbers:
+// Along one direction in every matrix, since the loss of a model in single precision is too coarse for single elements:
 // between the gradient, along which there is something to see, and a random one, which the gradient does not know of.
 TEST(LanguageModel, HasTheGradientOfCentralDifferences) {
     const std::string text = random_text(41, 1);
@@ -127,13 +132,102 @@ TEST(LanguageModel, GradientsOfSequencesAddUp) {
     }
 }
 
+Index count_parameters(const Config& config) {
+    Weights weights = initial_weights(config, 1);
+    Index count = 0;
+    for (const training::NamedMatrix& m : weights.matrices()) count += m.matrix->size();
+    return count;
+}
+
 TEST(LanguageModel, CountsItsParameters) {
     for (const Config& config : small_configs()) {
-        Weights weights = initial_weights(config, 1);
-        Index count = 0;
-        for (const training::NamedMatrix& m : weights.matrices()) count += m.matrix->size();
-        EXPECT_EQ(config.parameters(), count) << describe(config);
-        EXPECT_EQ(count, small_configs().front().parameters()) << "kinds of attention have as many";
+        EXPECT_EQ(config.parameters(), count_parameters(config)) << describe(config);
+        Config castle = small_configs().front();
+        castle.kv_heads = config.kv_heads;
+        EXPECT_EQ(config.parameters(), castle.parameters()) << "kinds of attention have as many";
+    }
+    Config no_window = small_configs().front(), castle = no_window;
+    no_window.attention = "castle-swl";
+    no_window.window = 0;
+    EXPECT_EQ(no_window.parameters(), count_parameters(no_window)) << "without lookahead projections";
+    EXPECT_LT(no_window.parameters(), castle.parameters());
+}
+
+TEST(LanguageModel, StandardAttentionHasTheHeadsForEqualParameters) {
+    const auto causal = [](Index heads, Index kv_heads) {
+        return Config{.attention = "causal", .heads = heads, .kv_heads = kv_heads};
+    };
+    const auto castle = [](Index heads, Index kv_heads) { return Config{.heads = heads, .kv_heads = kv_heads}; };
+    const auto expect_equal = [&](Index heads, Index kv_heads, Index expected_heads, Index expected_kv_heads) {
+        const Config c = causal(heads, kv_heads);
+        EXPECT_EQ(c.attention_heads(), expected_heads) << heads << " heads, " << kv_heads << " key-value heads";
+        EXPECT_EQ(c.attention_kv_heads(), expected_kv_heads) << heads << " heads, " << kv_heads << " key-value heads";
+        EXPECT_EQ(c.parameters(), castle(heads, kv_heads).parameters());
+    };
+    expect_equal(4, 0, 7, 7);
+    expect_equal(8, 0, 14, 14);
+    expect_equal(8, 8, 14, 14);
+    expect_equal(4, 2, 6, 3);
+    expect_equal(8, 4, 12, 6);
+    expect_equal(40, 10, 52, 13);
+    expect_equal(48, 6, 56, 7);
+    for (Index heads = 4; heads <= 64; heads += 4) {
+        for (Index kv_heads = 1; kv_heads <= heads; ++kv_heads) {
+            if (heads % kv_heads != 0) continue;
+            SCOPED_TRACE(fmt::format("{} heads, {} key-value heads", heads, kv_heads));
+            const Config c = causal(heads, kv_heads);
+            const Index group_size = heads / kv_heads;
+            EXPECT_EQ(c.attention_heads(), group_size * c.attention_kv_heads());
+            const Index group_parameters = c.layers * (2 * group_size + 2) * c.d_head * c.d_model;
+            const Index difference = c.parameters() - castle(heads, kv_heads).parameters();
+            EXPECT_LE(2 * std::abs(difference), group_parameters) << "another number of groups would be nearer";
+        }
+    }
+}
+
+TEST(LanguageModel, SaysWhichKeyValueHeadsDoNotFit) {
+    for (const char* attention : {"castle", "causal"}) {
+        for (Index kv_heads = 1; kv_heads <= 9; ++kv_heads) {
+            const std::string problem = Config{.attention = attention, .heads = 8, .kv_heads = kv_heads}.problem();
+            EXPECT_EQ(problem, 8 % kv_heads == 0
+                                   ? ""
+                                   : fmt::format("kv_heads is {} but must divide the number of heads, 8", kv_heads));
+        }
+    }
+}
+
+// Grouped queries are as if every query head had a copy of its group's keys and values.
+TEST(LanguageModel, GroupedHeadsShareKeysAndValues) {
+    const std::string text = random_text(60, 14);
+    Config grouped_config = small_configs().front();
+    grouped_config.kv_heads = 2;
+    for (const char* attention : {"castle", "castle-swl"}) {
+        SCOPED_TRACE(attention);
+        grouped_config.attention = attention;
+        grouped_config.window = 5;
+        Config config = grouped_config;
+        config.kv_heads = 0;
+        Model grouped(grouped_config, 3), copied(config, 4);
+        const training::NamedMatrices from = grouped.weights.matrices(), to = copied.weights.matrices();
+        ASSERT_EQ(from.size(), to.size());
+        Index shared = 0;
+        for (std::size_t i = 0; i < to.size(); ++i) {
+            ASSERT_EQ(from[i].name, to[i].name);
+            if (from[i].matrix->cols() == to[i].matrix->cols()) {
+                *to[i].matrix = *from[i].matrix;
+                continue;
+            }
+            const Index d = config.d_head;
+            ASSERT_EQ(from[i].matrix->cols(), 2 * d) << from[i].name;
+            for (Index h = 0; h < 4; ++h) {
+                to[i].matrix->middleCols(h * d, d) = from[i].matrix->middleCols(h / 2 * d, d);
+            }
+            ++shared;
+        }
+        EXPECT_EQ(shared, 5 * config.layers) << "all projections but the causal queries";
+        copied.update();
+        const Matrix by_groups = grouped.logits(text), by_copies = copied.logits(text);
+        EXPECT_LE((by_groups - by_copies).cwiseAbs().maxCoeff(), 1e-5F * by_copies.cwiseAbs().maxCoeff());
     }
 }
 
@@ -318,36 +412,68 @@ TEST(LanguageModel, LogsWhatItLosesOnce) {
     EXPECT_THROW(Trainer(again, corpus, {.checkpoint = folder / "model", .log = folder / "log"}), BadInput);
 }
 
-std::string small_checkpoint(const std::string& path) {
+std::string small_checkpoint(const std::string& path, Index kv_heads = 0) {
     Config config = small_configs().front();
     config.layers = 1;
+    config.kv_heads = kv_heads;
     Training training({.text = "0"}, config);
     save(path, training);
     return contents(path);
 }
 
-TEST(LanguageModel, RefusesCheckpointsWithOtherNumbersThanTheirModels) {
+std::string replaced(std::string text, const std::string& from, const std::string& to) {
+    const std::size_t place = text.find(from);
+    EXPECT_NE(place, std::string::npos) << from;
+    EXPECT_EQ(from.size(), to.size());
+    return place == std::string::npos ? text : text.replace(place, from.size(), to);
+}
+
+TEST(LanguageModel, AsManyKeyValueHeadsAsHeadsUnlessGiven) {
+    const Folder folder;
+    const std::string by_default = small_checkpoint(folder / "default");
+    EXPECT_EQ(small_checkpoint(folder / "four", 4), by_default);
+    EXPECT_NE(small_checkpoint(folder / "two", 2), by_default);
+    EXPECT_EQ(load(folder / "default").model.config().attention_kv_heads(), 4);
+    EXPECT_EQ(load(folder / "two").model.config().attention_kv_heads(), 2);
+}
+
+// Their header had no "kv_heads".
+TEST(LanguageModel, ReadsCheckpointsFromBeforeGroupedQueries) {
+    const Folder folder;
+    const std::string whole = small_checkpoint(folder / "model");
+    write_file(folder / "before", replaced(whole, "\"kv_heads\"", "\"no_heads\""));
+    Training training = load(folder / "before");
+    EXPECT_EQ(training.model.config().attention_kv_heads(), 4);
+    save(folder / "again", training);
+    EXPECT_EQ(contents(folder / "again"), whole);
+
+    const std::string grouped = small_checkpoint(folder / "grouped", 2);
+    write_file(folder / "grouped_before", replaced(grouped, "\"kv_heads\"", "\"no_heads\""));
+    EXPECT_THROW(load(folder / "grouped_before"), BadInput) << "there were no such checkpoints";
+}
+
+TEST(LanguageModel, RejectsCheckpointsWithOtherSizesThanTheirModels) {
     const Folder folder;
     const std::string whole = small_checkpoint(folder / "model");
     EXPECT_NO_THROW(load(folder / "model"));
-    const auto refused = [&](const std::string& from, const std::string& to) {
-        ASSERT_EQ(from.size(), to.size());
-        const std::size_t place = whole.find(from);
-        ASSERT_NE(place, std::string::npos) << from;
-        std::string changed = whole;
-        changed.replace(place, to.size(), to);
-        write_file(folder / "changed", changed);
+    const auto rejected = [&](const std::string& from, const std::string& to) {
+        write_file(folder / "changed", replaced(whole, from, to));
         EXPECT_THROW(load(folder / "changed"), BadInput) << to;
     };
-    refused("\"layers\":\"1\"", "\"layers\":\"2\"");
-    refused("\"layers\":\"1\"", "\"layers\":\"0\"");
-    refused("\"layers\":\"1\"", "\"layers\":\"x\"");
-    refused("\"heads\":\"4\"", "\"heads\":\"8\"");
-    refused("\"heads\":\"4\"", "\"heads\":\"5\"");
-    refused("\"d_model\":\"12\"", "\"d_model\":\"1 \"");
-    refused("\"d_model\":\"12\"", "\"d_model\":\"99\"");
-    refused("\"attention\":\"castle\"", "\"attention\":\"dense!\"");
-    refused("language_model 1", "language_model 2");
+    rejected("\"layers\":\"1\"", "\"layers\":\"2\"");
+    rejected("\"layers\":\"1\"", "\"layers\":\"0\"");
+    rejected("\"layers\":\"1\"", "\"layers\":\"x\"");
+    rejected("\"heads\":\"4\"", "\"heads\":\"8\"");
+    rejected("\"heads\":\"4\"", "\"heads\":\"5\"");
+    rejected("\"kv_heads\":\"4\"", "\"kv_heads\":\"2\"");
+    rejected("\"kv_heads\":\"4\"", "\"kv_heads\":\"3\"");
+    rejected("\"kv_heads\":\"4\"", "\"kv_heads\":\"8\"");
+    rejected("\"kv_heads\":\"4\"", "\"kv_heads\":\"0\"");
+    rejected("\"kv_heads\":\"4\"", "\"kv_heads\":\"x\"");
+    rejected("\"d_model\":\"12\"", "\"d_model\":\"1 \"");
+    rejected("\"d_model\":\"12\"", "\"d_model\":\"99\"");
+    rejected("\"attention\":\"castle\"", "\"attention\":\"dense!\"");
+    rejected("language_model 1", "language_model 2");
     std::string nan = whole;
     nan.replace(nan.size() - 4, 4, std::string("\0\0\xc0\x7f", 4));
     write_file(folder / "nan", nan);

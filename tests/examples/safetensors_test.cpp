@@ -28,7 +28,7 @@ class Safetensors : public ::testing::Test {
     training::NamedMatrices matrices() { return {{"a", &a_}, {"b.c", &b_}, {"empty", &empty_}}; }
     std::string contents() const { return read_file(path_, Index(1) << 20); }
     void put(std::string_view bytes) const { std::ofstream(path_, std::ios::binary) << bytes; }
-    bool is_refused(std::string_view bytes) {
+    bool is_rejected(std::string_view bytes) {
         put(bytes);
         try {
             safetensors::File(path_).read(matrices());
@@ -45,11 +45,11 @@ class Safetensors : public ::testing::Test {
     Matrix empty_ = Matrix(0, 7);
 };
 
-std::string file_of(const std::string& header, const std::string& numbers) {
+std::string file_of(const std::string& header, const std::string& elements) {
     std::string length(8, '\0');
     length[0] = static_cast<char>(header.size() % 256);
     length[1] = static_cast<char>(header.size() / 256);
-    return length + header + numbers;
+    return length + header + elements;
 }
 
 TEST_F(Safetensors, ReadsWhatItWrote) {
@@ -74,58 +74,58 @@ TEST_F(Safetensors, WritesTheFormat) {
                       std::string("\0\0\x80\x3f", 4)));
 }
 
-TEST_F(Safetensors, RefusesEveryTruncatedFileAndEveryLongerOne) {
+TEST_F(Safetensors, RejectsEveryTruncatedFileAndEveryLongerOne) {
     const std::string whole = contents();
-    EXPECT_FALSE(is_refused(whole));
+    EXPECT_FALSE(is_rejected(whole));
     for (std::size_t length = 0; length < whole.size(); ++length) {
-        EXPECT_TRUE(is_refused(std::string_view(whole).substr(0, length))) << length << " bytes";
+        EXPECT_TRUE(is_rejected(std::string_view(whole).substr(0, length))) << length << " bytes";
     }
-    EXPECT_TRUE(is_refused(whole + '\0'));
-    EXPECT_TRUE(is_refused(whole + whole));
+    EXPECT_TRUE(is_rejected(whole + '\0'));
+    EXPECT_TRUE(is_rejected(whole + whole));
 }
 
 // It may be read, for the format has no checksum, but nothing worse.
-TEST_F(Safetensors, ReadsOrRefusesFilesWithAnyByteChanged) {
+TEST_F(Safetensors, ReadsOrRejectsFilesWithAnyByteChanged) {
     const std::string whole = contents();
-    int refused = 0;
+    int rejected = 0;
     for (std::size_t i = 0; i < whole.size(); ++i) {
         std::string changed = whole;
         changed[i] = static_cast<char>(changed[i] ^ (1 << (i % 8)));
-        refused += is_refused(changed) ? 1 : 0;
+        rejected += is_rejected(changed) ? 1 : 0;
     }
-    EXPECT_GT(refused, 100);
+    EXPECT_GT(rejected, 100);
 }
 
-TEST_F(Safetensors, RefusesHeadersThatDoNotFit) {
-    const std::string numbers(16, '\0');
+TEST_F(Safetensors, RejectsHeadersThatDoNotFit) {
+    const std::string elements(16, '\0');
     const auto entry = [](const std::string& rest) { return R"({"a":{"dtype":"F32",)" + rest + "}}"; };
-    const auto refused = [&](const std::string& header) {
-        EXPECT_TRUE(is_refused(file_of(header, numbers))) << header;
+    const auto rejected = [&](const std::string& header) {
+        EXPECT_TRUE(is_rejected(file_of(header, elements))) << header;
     };
     a_.resize(2, 2);
     b_.resize(0, 0);
-    put(file_of(entry(R"("shape":[2,2],"data_offsets":[0,16])"), numbers));
+    put(file_of(entry(R"("shape":[2,2],"data_offsets":[0,16])"), elements));
     EXPECT_NO_THROW(safetensors::File(path_).read({{"a", &a_}}));
     EXPECT_THROW(safetensors::File(path_).read({{"b", &a_}}), BadInput);
-    refused("[]");
-    refused("{}");
-    refused(R"({"a":1})");
-    refused(R"({"a":{"dtype":7,"shape":[2,2],"data_offsets":[0,16]}})");
-    refused(R"({"a":{"dtype":"F16","shape":[2,2],"data_offsets":[0,16]}})");
-    refused(entry(R"("shape":[2,2])"));
-    refused(entry(R"("shape":[4],"data_offsets":[0,16])"));
-    refused(entry(R"("shape":[2,-2],"data_offsets":[0,16])"));
-    refused(entry(R"("shape":[2,"2"],"data_offsets":[0,16])"));
-    refused(entry(R"("shape":[2,2],"data_offsets":[16,0])"));
-    refused(entry(R"("shape":[2,2],"data_offsets":[0,12])"));
-    refused(entry(R"("shape":[2,2],"data_offsets":[4,20])"));
-    refused(entry(R"("shape":[1,4],"data_offsets":[0,16])"));
-    refused(entry(R"("shape":[0,0],"data_offsets":[0,0])"));
-    refused(entry(R"("shape":[4611686018427387904,4],"data_offsets":[0,16])"));
-    refused(entry(R"("shape":[4611686018427387905,0],"data_offsets":[0,0])"));
+    rejected("[]");
+    rejected("{}");
+    rejected(R"({"a":1})");
+    rejected(R"({"a":{"dtype":7,"shape":[2,2],"data_offsets":[0,16]}})");
+    rejected(R"({"a":{"dtype":"F16","shape":[2,2],"data_offsets":[0,16]}})");
+    rejected(entry(R"("shape":[2,2])"));
+    rejected(entry(R"("shape":[4],"data_offsets":[0,16])"));
+    rejected(entry(R"("shape":[2,-2],"data_offsets":[0,16])"));
+    rejected(entry(R"("shape":[2,"2"],"data_offsets":[0,16])"));
+    rejected(entry(R"("shape":[2,2],"data_offsets":[16,0])"));
+    rejected(entry(R"("shape":[2,2],"data_offsets":[0,12])"));
+    rejected(entry(R"("shape":[2,2],"data_offsets":[4,20])"));
+    rejected(entry(R"("shape":[1,4],"data_offsets":[0,16])"));
+    rejected(entry(R"("shape":[0,0],"data_offsets":[0,0])"));
+    rejected(entry(R"("shape":[4611686018427387904,4],"data_offsets":[0,16])"));
+    rejected(entry(R"("shape":[4611686018427387905,0],"data_offsets":[0,0])"));
     const std::string half = R"(:{"dtype":"F32","shape":[1,2],"data_offsets":)";
-    refused(R"({"a")" + half + R"([0,8]},"b")" + half + "[0,8]}}");
-    refused(R"({"a")" + half + R"([0,8]},"b")" + half + "[4,12]}}");
+    rejected(R"({"a")" + half + R"([0,8]},"b")" + half + "[0,8]}}");
+    rejected(R"({"a")" + half + R"([0,8]},"b")" + half + "[4,12]}}");
 }
 
 }  // namespace

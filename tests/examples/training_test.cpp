@@ -96,7 +96,7 @@ TEST(Training, NormalNumbersHaveTheirMomentsAndTheirSeed) {
     std::mt19937_64 bits(1), again(1);
     const Matrix x = training::normal_matrix(100, 100, 2, bits);
     EXPECT_EQ(x, training::normal_matrix(100, 100, 2, again));
-    // Five standard errors of 10000 numbers.
+    // Five standard errors of 10000 elements.
     EXPECT_NEAR(x.mean(), 0, 5 * 2 / 100.0);
     EXPECT_NEAR(x.array().square().mean(), 4, 5 * 4 * std::sqrt(2.0) / 100);
 }

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
 #include <cfenv>
 #include <cmath>
 #include <concepts>
@@ -55,7 +56,7 @@ void expect_gradients(std::uint64_t seed, Sizes sizes, const castle::Options& op
     const oracle::Gradient<Exact<T>> exact = by_oracle(Exact<T>(), oracle::Terms::as_they_are);
     const oracle::Gradient<Exact<T>> magnitude = by_oracle(Exact<T>(), oracle::Terms::absolute);
     const oracle::Gradient<T> plain = by_oracle(T(), oracle::Terms::as_they_are);
-    const castle::HeadGradient<T> ours = run_backward(head.input(), d_out, options);
+    const castle::Gradient<T> ours = run_backward(head.input(), d_out, options);
     for (std::size_t m = 0; m < 6; ++m) {
         EXPECT_TRUE(
             gradient_as_precise_as_plain(*all_of(exact)[m], *all_of(plain)[m], *all_of(magnitude)[m], *all_of(ours)[m]))
@@ -112,7 +113,7 @@ struct Case {
 };
 
 template <class T>
-void expect_same_bits(const castle::HeadGradient<T>& a, const castle::HeadGradient<T>& b) {
+void expect_same_bits(const castle::Gradient<T>& a, const castle::Gradient<T>& b) {
     for (std::size_t m = 0; m < 6; ++m) EXPECT_TRUE(same_bits(*all_of(a)[m], *all_of(b)[m])) << input_names[m];
 }
 
@@ -120,12 +121,19 @@ TYPED_TEST(Backward, HasTheSameBitsForEveryExecutor) {
     using T = TypeParam;
     for (const Index window : {Index(0), Index(77), castle::unlimited}) {
         const Case<T> c(2700, {1100, 9, 5});
-        const castle::HeadGradient<T> serial = run_backward(c.head.input(), c.d_out, {.lookahead_window = window});
+        const castle::Gradient<T> serial = run_backward(c.head.input(), c.d_out, {.lookahead_window = window});
         ThreadPool two(2), four(4);
         for (const castle::Executor& executor :
              {reversed_executor(), shuffled_executor(1), two.executor(), four.executor()}) {
             const castle::Options options{.lookahead_window = window, .executor = executor};
             expect_same_bits(serial, run_backward(c.head.input(), c.d_out, options));
+            // The same with an executor of the calls.
+            castle::Workspace<T> workspace(shape_of(c.head), {.lookahead_window = window});
+            Matrix<T> out(1100, 5);
+            castle::forward(workspace, c.head.input(), out, executor);
+            castle::Gradient<T> g(1100, shape_of(c.head));
+            castle::backward(workspace, c.head.input(), c.d_out, g.view(), executor);
+            expect_same_bits(serial, g);
         }
     }
 }
@@ -141,21 +149,35 @@ TYPED_TEST(Backward, ForwardHasTheBitsOfParallel) {
     }
 }
 
+// Lookahead views may be there or be left empty.
 TYPED_TEST(Backward, OfWindowZeroIsThatOfStandardAttention) {
     using T = TypeParam;
     const Case<T> c(2720, {150, 9, 5});
-    const castle::HeadGradient<T> g = run_backward(c.head.input(), c.d_out, {.lookahead_window = 0});
-    const castle::QkvGradient<T> causal = castle::backward(c.head.input().causal, c.d_out);
-    EXPECT_TRUE(same_bits(g.causal.q, causal.q));
-    EXPECT_TRUE(same_bits(g.causal.k, causal.k));
-    EXPECT_TRUE(same_bits(g.causal.v, causal.v));
-    for (std::size_t m = 3; m < 6; ++m) EXPECT_EQ(all_of(g)[m]->cwiseAbs().maxCoeff(), 0) << input_names[m];
+    const castle::Options options{.lookahead_window = 0};
+    const castle::Input<T> causal_alone = c.head.causal_input();
+    const castle::Gradient<T> g = run_backward(c.head.input(), c.d_out, options);
+    for (std::size_t m = 3; m < 6; ++m) {
+        EXPECT_TRUE(same_bits(*all_of(g)[m], Matrix<T>(Matrix<T>::Zero(150, 9)))) << input_names[m];
+    }
+    for (const castle::Gradient<T>& alone :
+         {run_backward(causal_alone, c.d_out, options), castle::backward(causal_alone, c.d_out, options)}) {
+        for (std::size_t m = 0; m < 3; ++m) EXPECT_TRUE(same_bits(*all_of(g)[m], *all_of(alone)[m])) << input_names[m];
+        for (std::size_t m = 3; m < 6; ++m) EXPECT_EQ(all_of(alone)[m]->size(), 0) << input_names[m];
+    }
+    // As the library makes them.
+    castle::Workspace<T> workspace(shape_of(c.head), options);
+    Matrix<T> out(150, 5);
+    castle::forward(workspace, causal_alone, out);
+    EXPECT_TRUE(same_bits(out, castle::causal_attention(c.head.qc, c.head.kc, c.head.vc)));
+    castle::Gradient<T> into(150, shape_of(c.head), /*has_lookahead=*/false);
+    castle::backward(workspace, causal_alone, c.d_out, into.view());
+    for (std::size_t m = 0; m < 3; ++m) EXPECT_TRUE(same_bits(*all_of(g)[m], *all_of(into)[m])) << input_names[m];
 }
 
 TYPED_TEST(Backward, OfAWindowAsLongAsTheSequenceIsThatOfNone) {
     using T = TypeParam;
     const Case<T> c(2730, {150, 9, 5});
-    const castle::HeadGradient<T> unlimited = run_backward(c.head.input(), c.d_out);
+    const castle::Gradient<T> unlimited = run_backward(c.head.input(), c.d_out);
     for (const Index window : {Index(149), Index(150), Index(1000), castle::unlimited - 1}) {
         expect_same_bits(unlimited, run_backward(c.head.input(), c.d_out, {.lookahead_window = window}));
     }
@@ -179,13 +201,13 @@ TYPED_TEST(Backward, HasTheSameBitsInAUsedWorkspace) {
 TYPED_TEST(Backward, TakesViewsWithinOneMatrix) {
     using T = TypeParam;
     Case<T> c(2750, {100, 7, 5});
-    const castle::HeadGradient<T> expected = run_backward(c.head.input(), c.d_out);
+    const castle::Gradient<T> expected = run_backward(c.head.input(), c.d_out);
     const PackedHead<T> packed(c.head);
     expect_same_bits(expected, run_backward(packed.input(), c.d_out));
     expect_same_bits(expected, castle::backward(packed.input(), c.d_out));
 }
 
-// One bad number in an input, or in d_out, reaches what depends on it by the definition, and nothing else: what is
+// One bad element in an input, or in d_out, reaches what depends on it by the definition, and nothing else: what is
 // masked is left out of sums, not added as 0. The definition differentiated by hand, which has loops over what is not
 // masked, says what depends on it.
 template <class T>
@@ -193,7 +215,7 @@ void expect_poison(std::uint64_t seed, Sizes sizes, const castle::Options& optio
     constexpr T nan = std::numeric_limits<T>::quiet_NaN();
     Case<T> c(seed, sizes);
     const oracle::Settings settings = oracle_settings(sizes.d, options);
-    const castle::HeadGradient<T> clean = run_backward(c.head.input(), c.d_out, options);
+    const castle::Gradient<T> clean = run_backward(c.head.input(), c.d_out, options);
     std::vector<Matrix<T>*> inputs;
     for (Matrix<T>* m : c.head.all()) inputs.push_back(m);
     inputs.push_back(&c.d_out);
@@ -205,14 +227,14 @@ void expect_poison(std::uint64_t seed, Sizes sizes, const castle::Options& optio
             for (const T poison : {nan, std::numeric_limits<T>::infinity()}) {
                 SCOPED_TRACE(describe(poison, " in token ", t, " of ", input < 6 ? input_names[input] : "d_out", ", ",
                                       sizes, ", window ", options.lookahead_window));
-                T& number = (*inputs[input])(t, random.integer(0, inputs[input]->cols() - 1));
-                const T before = number;
-                number = nan;
+                T& element = (*inputs[input])(t, random.integer(0, inputs[input]->cols() - 1));
+                const T before = element;
+                element = nan;
                 const oracle::Gradient<double> depends =
                     oracle::backward(oracle_head<double>(c.head), oracle_rows<double>(c.d_out), settings);
-                number = poison;
-                const castle::HeadGradient<T> g = run_backward(c.head.input(), c.d_out, options);
-                number = before;
+                element = poison;
+                const castle::Gradient<T> g = run_backward(c.head.input(), c.d_out, options);
+                element = before;
                 for (std::size_t m = 0; m < 6; ++m) {
                     const Matrix<T>& ours = *all_of(g)[m];
                     const Matrix<T>& healthy = *all_of(clean)[m];
@@ -268,13 +290,13 @@ TYPED_TEST(Backward, PoisonInManyTokensReachesNoTokenBeforeIt) {
         for (const std::size_t input : {std::size_t(3), std::size_t(4), std::size_t(5)}) {
             Case<T> c(2765, {length, d, 2});
             const castle::Options options{.lookahead_window = window};
-            const castle::HeadGradient<T> clean = run_backward(c.head.input(), c.d_out, options);
+            const castle::Gradient<T> clean = run_backward(c.head.input(), c.d_out, options);
             Random random(2766);
             for (Index t = 90; t < length; ++t) {
                 if (t % 3 == 0 && t < 200)
                     (*c.head.all()[input])(t, random.integer(0, d - 1)) = std::numeric_limits<T>::quiet_NaN();
             }
-            const castle::HeadGradient<T> g = run_backward(c.head.input(), c.d_out, options);
+            const castle::Gradient<T> g = run_backward(c.head.input(), c.d_out, options);
             const Matrix<T> error = g.causal.q.topRows(90) - clean.causal.q.topRows(90);
             const double most =
                 4 * precision_bound<T>(length, window) * static_cast<double>(clean.causal.q.cwiseAbs().maxCoeff());
@@ -301,8 +323,8 @@ TYPED_TEST(Backward, ALargeTokenSpoilsNoGradientBeforeIt) {
             for (std::size_t m = 0; m < 6; ++m) *before.head.all()[m] = c.head.all()[m]->topRows(seen);
             before.d_out = c.d_out.topRows(seen);
             const castle::Options options{.lookahead_window = window};
-            const castle::HeadGradient<T> g = run_backward(c.head.input(), c.d_out, options);
-            const castle::HeadGradient<T> expected = run_backward(before.head.input(), before.d_out, options);
+            const castle::Gradient<T> g = run_backward(c.head.input(), c.d_out, options);
+            const castle::Gradient<T> expected = run_backward(before.head.input(), before.d_out, options);
             // Half of the digits of U are left at least. A lookahead score, of terms that add up to some 8, is off by
             // as much; a weight and its derivative are, relatively, by twice the score's error, and dS by their sum.
             const double half = std::ldexp(1.0, -std::numeric_limits<T>::digits / 2);
@@ -327,9 +349,9 @@ TYPED_TEST(Backward, AnOverflowOfUSpoilsNoGradientBeforeIt) {
     for (Index t = 0; t < length; ++t) head.vc(t, 0) = T(t % 3);
     Matrix<T> d_out = Matrix<T>::Zero(length, 1);
     d_out(50, 0) = 1;
-    const castle::HeadGradient<T> expected = run_backward(head.input(), d_out);
+    const castle::Gradient<T> expected = run_backward(head.input(), d_out);
     for (Index t = 70; t < 76; ++t) head.vu(t, 0) = std::numeric_limits<T>::max() * T(0.45);
-    const castle::HeadGradient<T> g = run_backward(head.input(), d_out);
+    const castle::Gradient<T> g = run_backward(head.input(), d_out);
     EXPECT_NEAR(static_cast<double>(g.causal.q(50, 0)), static_cast<double>(expected.causal.q(50, 0)),
                 64 * unit_roundoff<T>);
     EXPECT_NEAR(static_cast<double>(g.causal.v.sum()), 1, 64 * unit_roundoff<T>);
@@ -347,8 +369,7 @@ TYPED_TEST(Backward, IsExactForEqualLogitsOfAnySize) {
         for (Matrix<T>* m : {&head.qu, &head.ku, &head.vu}) m->setZero();
         const Matrix<T> d_out = Matrix<T>::Ones(2, 1);
         for (const Index window : {Index(0), castle::unlimited}) {
-            const castle::HeadGradient<T> g =
-                run_backward(head.input(), d_out, {.scale = 1.0, .lookahead_window = window});
+            const castle::Gradient<T> g = run_backward(head.input(), d_out, {.scale = 1.0, .lookahead_window = window});
             EXPECT_NEAR(static_cast<double>(g.causal.v(0, 0)), 1.5, 8 * unit_roundoff<T>);
             EXPECT_NEAR(static_cast<double>(g.causal.v(1, 0)), 0.5, 8 * unit_roundoff<T>);
         }
@@ -366,7 +387,7 @@ TYPED_TEST(Backward, IsRightWhereALookaheadScoreIsFarBelowZero) {
         head.vu << 0, T(2 * score);
         for (Matrix<T>* m : {&head.kc, &head.qu, &head.ku}) m->setZero();
         const Matrix<T> d_out = Matrix<T>::Ones(2, 1);
-        const castle::HeadGradient<T> g = run_backward(head.input(), d_out, {.scale = 1.0});
+        const castle::Gradient<T> g = run_backward(head.input(), d_out, {.scale = 1.0});
         EXPECT_NEAR(static_cast<double>(g.causal.v(0, 0)), 1.5, 8 * unit_roundoff<T>);
         EXPECT_NEAR(static_cast<double>(g.causal.v(1, 0)), 0.5, 8 * unit_roundoff<T>);
         // dS is 1/4 at most, and the gate 1/2.
@@ -388,7 +409,7 @@ TYPED_TEST(Backward, HasNoWeightAboveOneForScalesOfAnySize) {
     for (const double scale : {1.0, 1e3, 1e5, 1e8, 1e12}) {
         for (const Index window : {Index(0), Index(40), castle::unlimited}) {
             SCOPED_TRACE(describe("scale ", scale, ", window ", window));
-            const castle::HeadGradient<T> g =
+            const castle::Gradient<T> g =
                 run_backward(c.head.input(), d_out, {.scale = scale, .lookahead_window = window});
             for (Index s = 0; s < length; ++s) {
                 ASSERT_GE(g.causal.v(s, 0), 0);
@@ -408,40 +429,59 @@ TYPED_TEST(Backward, OfOrdinaryInputsOverflowsNowhere) {
         for (const Index window : {Index(0), Index(40), castle::unlimited}) {
             SCOPED_TRACE(describe("size ", size, ", window ", window));
             std::feclearexcept(FE_ALL_EXCEPT);
-            const castle::HeadGradient<T> g = run_backward(c.head.input(), c.d_out, {.lookahead_window = window});
+            const castle::Gradient<T> g = run_backward(c.head.input(), c.d_out, {.lookahead_window = window});
             EXPECT_FALSE(std::fetestexcept(FE_OVERFLOW));
             EXPECT_TRUE(g.causal.q.allFinite());
         }
     }
 }
 
-TYPED_TEST(Backward, RefusesWhatDoesNotFit) {
+template <class T>
+void expect_rejects_what_does_not_fit(const castle::Input<T>& input, const Case<T>& c, const castle::Options& options) {
+    const castle::Shape shape = shape_of(c.head);
+    castle::Workspace<T> workspace(shape, options);
+    Matrix<T> out(40, 5);
+    const auto rejected = [&](const auto& call) { EXPECT_THROW(call(), std::invalid_argument); };
+    rejected([&] { static_cast<void>(castle::backward(workspace, input, c.d_out)); });  // no forward pass
+    castle::forward(workspace, input, out);
+    rejected([&] { static_cast<void>(castle::backward(workspace, input.tokens(0, 39), c.d_out.topRows(39))); });
+    rejected([&] { static_cast<void>(castle::backward(workspace, input, c.d_out.topRows(39))); });
+    rejected([&] { castle::forward(workspace, input, out.topRows(39)); });
+    castle::Gradient<T> small(39, shape, input.has_lookahead());
+    rejected([&] { castle::backward(workspace, input, c.d_out, small.view()); });
+    // None of it has changed anything.
+    expect_same_bits(run_backward(workspace, input, c.d_out), run_backward(input, c.d_out, options));
+    rejected([&] { static_cast<void>(castle::backward(workspace, input, c.d_out)); });  // used up
+}
+
+TYPED_TEST(Backward, RejectsWhatDoesNotFit) {
     using T = TypeParam;
     const Case<T> c(2770, {40, 6, 5});
+    expect_rejects_what_does_not_fit<T>(c.head.input(), c, {});
+    expect_rejects_what_does_not_fit<T>(c.head.input(), c, {.lookahead_window = 0});
+    expect_rejects_what_does_not_fit<T>(c.head.causal_input(), c, {.lookahead_window = 0});
+    const auto rejected = [&](const auto& call) { EXPECT_THROW(call(), std::invalid_argument); };
+    rejected([&] { castle::Workspace<T>({.d = 0, .dv = 1}); });
+    rejected([&] { castle::Workspace<T>({.d = 1, .dv = 1, .heads = 3, .kv_heads = 2}); });
+    rejected([&] { castle::Workspace<T>({.d = 1, .dv = 1, .heads = 2, .kv_heads = 0}); });
+    // Empty lookahead views are for a window of 0 alone.
     castle::Workspace<T> workspace(shape_of(c.head));
     Matrix<T> out(40, 5);
-    const auto refused = [&](const auto& call) { EXPECT_THROW(call(), std::invalid_argument); };
-    refused([&] { static_cast<void>(castle::backward(workspace, c.head.input(), c.d_out)); });  // no forward pass
-    castle::forward(workspace, c.head.input(), out);
-    refused([&] { static_cast<void>(castle::backward(workspace, c.head.first_tokens(39), c.d_out.topRows(39))); });
-    refused([&] { static_cast<void>(castle::backward(workspace, c.head.input(), c.d_out.topRows(39))); });
-    refused([&] { castle::forward(workspace, c.head.input(), out.topRows(39)); });
-    castle::HeadGradient<T> small(39, shape_of(c.head));
-    refused([&] { castle::backward(workspace, c.head.input(), c.d_out, small.view()); });
-    refused([&] { castle::Workspace<T>({.d = 0, .dv = 1}); });
-    // None of it has changed anything.
-    expect_same_bits(run_backward(workspace, c.head.input(), c.d_out), run_backward(c.head.input(), c.d_out));
-    refused([&] { static_cast<void>(castle::backward(workspace, c.head.input(), c.d_out)); });  // used up
+    rejected([&] { castle::forward(workspace, c.head.causal_input(), out); });
+    EXPECT_EQ(workspace.size(), 0);
 }
 
 TYPED_TEST(Backward, OfNoTokensIsEmpty) {
     using T = TypeParam;
     const Head<T> head({.length = 0, .d = 3, .dv = 2});
     const Matrix<T> d_out(0, 2);
-    const castle::HeadGradient<T> g = castle::backward(head.input(), d_out);
-    EXPECT_EQ(g.causal.q.rows(), 0);
-    EXPECT_EQ(g.causal.v.cols(), 2);
-    EXPECT_EQ(g.lookahead.v.cols(), 3);
+    for (const Index window : {Index(0), castle::unlimited}) {
+        const castle::Gradient<T> g = castle::backward(head.input(), d_out, {.lookahead_window = window});
+        EXPECT_EQ(g.causal.q.rows(), 0);
+        EXPECT_EQ(g.causal.v.cols(), 2);
+        EXPECT_EQ(all_of(g)[5]->rows(), 0);
+    }
+    EXPECT_EQ(castle::backward(head.input(), d_out).lookahead.v.cols(), 3);
 }
 
 // Weights and derivatives stay finite where exp overflows.
@@ -453,7 +493,7 @@ TYPED_TEST(Backward, IsFiniteForLogitsOfAnySize) {
         const Head<T> head = filled_head<T>(fill, random, {100, 8, 8});
         Matrix<T> d_out(100, 8);
         fill_normal(random, d_out);
-        const castle::HeadGradient<T> g = run_backward(head.input(), d_out);
+        const castle::Gradient<T> g = run_backward(head.input(), d_out);
         for (std::size_t m = 0; m < 6; ++m) EXPECT_TRUE(all_of(g)[m]->allFinite()) << input_names[m];
     }
 }
@@ -467,10 +507,10 @@ TEST(BackwardPrecision, OfFloatIsAsStatedOverThousandsOfTokens) {
             Case<float> c(2790, {length, d, d});
             Random random(2791);
             fill_normal(random, c.head.vu);
-            const castle::HeadGradient<float> g = run_backward(c.head.input(), c.d_out, {.lookahead_window = window});
+            const castle::Gradient<float> g = run_backward(c.head.input(), c.d_out, {.lookahead_window = window});
             Case<double> exact(0, {0, d, d});
             for (std::size_t m = 0; m < 6; ++m) *exact.head.all()[m] = c.head.all()[m]->template cast<double>();
-            const castle::HeadGradient<double> e =
+            const castle::Gradient<double> e =
                 run_backward(exact.head.input(), Matrix<double>(c.d_out.cast<double>()), {.lookahead_window = window});
             const double bound = precision_bound<float>(length, window);
             for (std::size_t m = 0; m < 6; ++m) {

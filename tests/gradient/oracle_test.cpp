@@ -24,7 +24,7 @@ const std::vector<Index> windows = {0, 1, 3, castle::unlimited};
 constexpr double step = 1e-5;
 constexpr double tolerance = 1e-8;
 
-TEST(GradientOracle, MatchesCentralDifferencesOfTheDefinitionInEveryNumber) {
+TEST(GradientOracle, MatchesCentralDifferencesOfTheDefinitionInEveryElement) {
     std::uint64_t seed = 2000;
     for (const Sizes sizes : small_sizes) {
         for (const Index window : windows) {
@@ -56,7 +56,7 @@ TEST(GradientOracle, MatchesCentralDifferencesOfTheDefinitionInEveryNumber) {
                     const double below = loss();
                     x.data()[i] = before;
                     ASSERT_NEAR((above - below) / (2 * step), (*all_of(g)[m])(i / x.cols(), i % x.cols()), tolerance)
-                        << input_names[m] << ", number " << i;
+                        << input_names[m] << ", element " << i;
                 }
             }
         }
@@ -74,7 +74,7 @@ TEST(Backward, MatchesCentralDifferencesOfParallel) {
             Matrix<double> d_out(sizes.length, sizes.dv);
             fill_normal(random, d_out);
             const castle::Options options{.lookahead_window = window};
-            castle::HeadGradient<double> g = run_backward(head.input(), d_out, options);
+            castle::Gradient<double> g = run_backward(head.input(), d_out, options);
             for (std::size_t m = 0; m < 6; ++m) {
                 Head<double> moved = head;
                 Matrix<double> direction(moved.all()[m]->rows(), moved.all()[m]->cols());
@@ -83,6 +83,35 @@ TEST(Backward, MatchesCentralDifferencesOfParallel) {
                 const auto loss = [&](double by) {
                     *moved.all()[m] = *Head<double>(head).all()[m] + by * direction;
                     return castle::parallel(moved.input(), options).cwiseProduct(d_out).sum();
+                };
+                const double difference = (loss(step) - loss(-step)) / (2 * step);
+                EXPECT_NEAR(difference, all_of(g)[m]->cwiseProduct(direction).sum(), 1e-7) << input_names[m];
+            }
+        }
+    }
+}
+
+TEST(Backward, MatchesCentralDifferencesOfParallelWithGroupedQueries) {
+    std::uint64_t seed = 2150;
+    for (const castle::Shape& shape : {castle::Shape{.d = 4, .dv = 3, .heads = 4, .kv_heads = 2},
+                                       castle::Shape{.d = 5, .dv = 6, .heads = 4, .kv_heads = 1}}) {
+        for (const Index window : {Index(0), Index(1), Index(70), castle::unlimited}) {
+            Random random(++seed);
+            SCOPED_TRACE(describe("seed ", seed, ", ", words_of(shape), ", window ", window));
+            const Index length = 129;
+            const Head<double> head = random_heads<double>(random, length, shape, 0.1);
+            Matrix<double> d_out(length, shape.heads * shape.dv);
+            fill_normal(random, d_out);
+            const castle::Options options{.lookahead_window = window};
+            const castle::Gradient<double> g = run_backward(shape, head.input(), d_out, options);
+            for (std::size_t m = 0; m < 6; ++m) {
+                Head<double> moved = head;
+                Matrix<double> direction(moved.all()[m]->rows(), moved.all()[m]->cols());
+                fill_normal(random, direction);
+                direction /= direction.norm();
+                const auto loss = [&](double by) {
+                    *moved.all()[m] = *Head<double>(head).all()[m] + by * direction;
+                    return castle::parallel(shape, moved.input(), options).cwiseProduct(d_out).sum();
                 };
                 const double difference = (loss(step) - loss(-step)) / (2 * step);
                 EXPECT_NEAR(difference, all_of(g)[m]->cwiseProduct(direction).sum(), 1e-7) << input_names[m];

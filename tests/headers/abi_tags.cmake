@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 cmake_minimum_required(VERSION 3.22)
 
-# Reads the tag that detail/abi.hpp gives to a translation unit. Arguments: compiler, include, eigen, binary.
+# Reads the tag that detail/simd/abi.hpp gives to a translation unit. Arguments: compiler, include, eigen, binary.
 #
 # What Eigen says of the instruction set is faked by an Eigen/Core of the test's own, which says nothing: its macros are
 # options.

@@ -13,7 +13,7 @@ namespace {
 
 castle::Matrix<float> projection(castle::Index cols, float phase) {
     castle::Matrix<float> m(Operands::length, cols);
-    for (castle::Index i = 0; i < m.size(); ++i) m.data()[i] = Operands::number(phase, i);
+    for (castle::Index i = 0; i < m.size(); ++i) m.data()[i] = Operands::element(phase, i);
     return m;
 }
 
@@ -23,16 +23,16 @@ struct Head {
     castle::Matrix<float> qu = projection(Operands::d, 3), ku = projection(Operands::d, 4);
     castle::Matrix<float> vu = projection(Operands::d, 5);
 
-    castle::HeadInput<float> input() const {
+    castle::Input<float> input() const {
         return {.causal = {.q = qc, .k = kc, .v = vc}, .lookahead = {.q = qu, .k = ku, .v = vu}};
     }
-    castle::HeadInput<float> before() const { return input().tokens(0, Operands::saved); }
-    castle::HeadInput<float> after() const {
+    castle::Input<float> before() const { return input().tokens(0, Operands::saved); }
+    castle::Input<float> after() const {
         return input().tokens(Operands::saved, Operands::length - Operands::saved);
     }
 };
 
-castle::UqKvCache<float> cache_of(const castle::HeadInput<float>& tokens) {
+castle::UqKvCache<float> cache_of(const castle::Input<float>& tokens) {
     castle::UqKvCache<float> cache({.d = Operands::d, .dv = Operands::dv});
     castle::extend(cache, tokens);
     return cache;

@@ -21,7 +21,7 @@ std::vector<double> definition() {
     constexpr oracle::Index length = Operands::length, d = Operands::d, dv = Operands::dv;
     const auto projection = [](oracle::Index cols, float phase) {
         oracle::Rows<double> m(length, cols);
-        for (oracle::Index i = 0; i < length * cols; ++i) m(i / cols, i % cols) = Operands::number(phase, i);
+        for (oracle::Index i = 0; i < length * cols; ++i) m(i / cols, i % cols) = Operands::element(phase, i);
         return m;
     };
     const oracle::Head<double> head{.qc = projection(d, 0),
@@ -32,12 +32,12 @@ std::vector<double> definition() {
                                     .vu = projection(d, 5)};
     const oracle::Settings settings = oracle::standard_settings(d);
     const auto r = oracle::evaluate(head, settings);
-    std::vector<double> numbers;
+    std::vector<double> elements;
     for (const auto& m :
          {r.output, oracle::causal_attention(head.qc, head.kc, head.vc, settings.scale), r.lookahead_keys}) {
-        for (oracle::Index i = 0; i < m.rows() * m.cols(); ++i) numbers.push_back(m(i / m.cols(), i % m.cols()));
+        for (oracle::Index i = 0; i < m.rows() * m.cols(); ++i) elements.push_back(m(i / m.cols(), i % m.cols()));
     }
-    return numbers;
+    return elements;
 }
 
 // Operands are at most 1 in size, so a lookahead key is a sum of up to L such terms, off by less than L^2 epsilon; a
@@ -48,17 +48,17 @@ void expect_near(const Outputs& outputs, const std::vector<double>& expected) {
     ASSERT_EQ(outputs.size(), expected.size());
     for (std::size_t i = 0; i < expected.size(); ++i) {
         ASSERT_TRUE(std::abs(double(outputs[i]) - expected[i]) <= tolerance)
-            << "number " << i << " is " << outputs[i] << " but must be " << expected[i];
+            << "element " << i << " is " << outputs[i] << " but must be " << expected[i];
     }
 }
 
 // Of all outputs those that there are after a cache has been saved.
-template <class Numbers>
-Numbers after_saved(const Numbers& all) {
+template <class Elements>
+Elements after_saved(const Elements& all) {
     constexpr std::ptrdiff_t attended = Operands::length * Operands::dv;
-    Numbers numbers(all.begin() + Operands::saved * Operands::dv, all.begin() + attended);
-    numbers.insert(numbers.end(), all.begin() + 2 * attended, all.end());
-    return numbers;
+    Elements elements(all.begin() + Operands::saved * Operands::dv, all.begin() + attended);
+    elements.insert(elements.end(), all.begin() + 2 * attended, all.end());
+    return elements;
 }
 
 TEST(LinkedProgram, UnitsForDifferentInstructionSetsAreEachRight) {

@@ -11,8 +11,8 @@ struct Operands {
     static constexpr std::ptrdiff_t length = 150, d = 19, dv = 21;
     static constexpr std::ptrdiff_t saved = 70;  // tokens of a cache that is saved
 
-    // The i-th number of a projection.
-    static float number(float phase, std::ptrdiff_t i) { return std::sin(phase + 0.7F * static_cast<float>(i)); }
+    // The i-th element of a projection.
+    static float element(float phase, std::ptrdiff_t i) { return std::sin(phase + 0.7F * static_cast<float>(i)); }
 };
 
 using Outputs = std::vector<float>;

@@ -29,7 +29,7 @@ constexpr Sizes sizes{.length = 700, .d = 9, .dv = 5};
 
 TYPED_TEST(Allocation, IsCounted) {
     const Allocations::Count count;
-    const std::vector<TypeParam> numbers(3);
+    const std::vector<TypeParam> elements(3);
     const long standard = count.allocations();
     EXPECT_EQ(standard, 1);
     const castle::detail::AlignedBuffer<TypeParam> buffer(100);
@@ -82,12 +82,34 @@ TYPED_TEST(Allocation, IsNoneInDecodingOfStandardAttentionAfterReserve) {
     using T = TypeParam;
     Random random(3);
     const Head<T> head = random_head<T>(random, sizes);
-    castle::KvCache<T> cache(shape_of(head));
+    castle::UqKvCache<T> cache(shape_of(head), {.lookahead_window = 0});
     cache.reserve(sizes.length);
     Matrix<T> out(1, sizes.dv);
     const Allocations::Count count;
-    for (Index t = 0; t < sizes.length; ++t) castle::extend(cache, head.input().tokens(t, 1).causal, out);
+    for (Index t = 0; t < sizes.length; ++t) castle::extend(cache, head.causal_input().tokens(t, 1), out);
     EXPECT_EQ(count.allocations(), 0);
+}
+
+// One token each.
+TYPED_TEST(Allocation, IsNoneInDecodingOfABatchAfterReserve) {
+    using T = TypeParam;
+    Random random(6);
+    const Head<T> head = random_head<T>(random, {.length = 3 * sizes.length, .d = sizes.d, .dv = sizes.dv});
+    const std::vector<Index> counts = {1, 1, 1};
+    Matrix<T> out(3, sizes.dv);
+    for (const castle::Executor& executor : {castle::Executor(), reversed_executor()}) {
+        std::vector<castle::UqKvCache<T>> caches;
+        for (const Index window : {Index(0), Index(100), castle::unlimited}) {
+            caches.emplace_back(shape_of(head), castle::Options{.lookahead_window = window});
+            caches.back().reserve(sizes.length);
+        }
+        const std::vector<castle::UqKvCache<T>*> batch = {&caches[0], &caches[1], &caches[2]};
+        const Allocations::Count count;
+        for (Index t = 0; t < sizes.length; ++t) {
+            castle::extend(batch, counts, head.input().tokens(3 * t, 3), out, executor);
+        }
+        EXPECT_EQ(count.allocations(), 0);
+    }
 }
 
 // Lets every allocation of the call fail in turn, each on a cache that no failure has met before, and then does the
@@ -172,19 +194,19 @@ TYPED_TEST(Allocation, ThatFailsInReserveChangesNothing) {
 // Some heads may have their room then, but the cache has what all of them have.
 TYPED_TEST(Allocation, ThatFailsInReserveOfALayersCacheLeavesItsCapacity) {
     using T = TypeParam;
-    const castle::MultiHeadCastle<T> layer({.d_model = 20, .heads = 3, .d_head = 6});
+    const castle::Layer<T> layer({.d_model = 20, .heads = 3, .d_head = 6});
     Random random(19);
     Matrix<T> x(150, 20);
     fill_normal(random, x);
     const Matrix<T> expected = layer.forward(x);
     const auto make = [&] {
-        castle::MultiHeadCache<T> cache = layer.make_cache();
+        castle::LayerCache<T> cache = layer.make_cache();
         cache.reserve(100);
         EXPECT_GE(cache.capacity(), 100);
         layer.extend(cache, x.topRows(90));
         return cache;
     };
-    const auto check = [&](castle::MultiHeadCache<T>& cache, bool) {
+    const auto check = [&](castle::LayerCache<T>& cache, bool) {
         EXPECT_TRUE(same_bits(layer.extend(cache, x.bottomRows(60)), Matrix<T>(expected.bottomRows(60))));
     };
     EXPECT_GE(failures_in_reserve(make, check), 12) << "four for each head at least";
@@ -198,10 +220,10 @@ TYPED_TEST(Allocation, IsNoneInTrainingWithAUsedWorkspaceThatIsLinearInTheLength
     const Head<T> head = random_head<T>(random, {longest, d, d});
     Matrix<T> out(longest, d), d_out(longest, d);
     fill_normal(random, d_out);
-    castle::HeadGradient<T> gradient(longest, {.d = d, .dv = d});
+    castle::Gradient<T> gradient(longest, {.d = d, .dv = d});
     for (const Index window : {Index(0), Index(100), castle::unlimited}) {
         const auto train = [&](castle::Workspace<T>& workspace, Index length) {
-            const castle::HeadGradientView<T> all = gradient.view();
+            const castle::GradientView<T> all = gradient.view();
             const auto part = [&](castle::MatrixView<T> x) { return x.middle_rows(0, length); };
             castle::forward(workspace, head.first_tokens(length), out.topRows(length));
             castle::backward(
@@ -222,22 +244,22 @@ TYPED_TEST(Allocation, IsNoneInTrainingWithAUsedWorkspaceThatIsLinearInTheLength
         }
         // Scratch is as large as the larger of two passes needs it, which may be the one and then the other.
         EXPECT_LE(bytes[2] - bytes[1], (bytes[1] - bytes[0]) * 21 / 10);
-        // 11.5 numbers per token and dimension for large d; for d = 32 the softmax's sums and the gates count.
+        // 11.5 elements per token and dimension for large d; for d = 32 the softmax's sums and the gates count.
         EXPECT_LE(bytes[2] - bytes[1], 13 * 1024 * d * Index(sizeof(T)));
     }
 }
 
 TYPED_TEST(Allocation, IsNoneInTrainingOfALayerWithAUsedWorkspace) {
     using T = TypeParam;
-    const castle::MultiHeadConfig config{.d_model = 20, .heads = 3, .d_head = 6, .rotary = castle::Rotary{}};
-    const castle::MultiHeadCastle<T> layer(config, {.lookahead_window = 70});
+    const castle::LayerConfig config{.d_model = 20, .heads = 3, .d_head = 6, .rotary = castle::Rotary{}};
+    const castle::Layer<T> layer(config, {.lookahead_window = 70});
     Random random(21);
     Matrix<T> x(300, 20), y(300, 20), d_y(300, 20), d_x(300, 20);
     fill_normal(random, x);
     fill_normal(random, d_y);
-    castle::MultiHeadWeights<T> d_weights = layer.weights();
+    castle::LayerWeights<T> d_weights = layer.zero_gradient();
     const long long before = Allocations::live_bytes();
-    castle::MultiHeadWorkspace<T> workspace = layer.make_workspace();
+    castle::LayerWorkspace<T> workspace = layer.make_workspace();
     layer.forward(workspace, x, y);
     layer.backward(workspace, x, d_y, d_x, d_weights);
     // Handles of panels are not counted.
@@ -253,10 +275,41 @@ TYPED_TEST(Allocation, IsNoneInTrainingOfALayerWithAUsedWorkspace) {
     }
 }
 
+TYPED_TEST(Allocation, IsNoneInTrainingOnPackedSequencesWithAUsedWorkspace) {
+    using T = TypeParam;
+    const castle::Layer<T> layer({.d_model = 20, .heads = 4, .kv_heads = 2, .d_head = 6, .rotary = castle::Rotary{}});
+    const castle::Shape shape{.d = 6, .dv = 5, .heads = 4, .kv_heads = 2};
+    Random random(23);
+    Matrix<T> x(300, 20), y(300, 20), d_y(300, 20), d_x(300, 20);
+    fill_normal(random, x);
+    fill_normal(random, d_y);
+    castle::LayerWeights<T> d_weights = layer.zero_gradient();
+    castle::LayerWorkspace<T> layer_workspace = layer.make_workspace();
+
+    const Head<T> heads = random_heads<T>(random, 300, shape);
+    Matrix<T> out(300, 20), d_out(300, 20);
+    fill_normal(random, d_out);
+    castle::Gradient<T> gradient(300, shape);
+    const castle::GradientView<T> gradient_view = gradient.view();
+    castle::Workspace<T> workspace(shape, {.lookahead_window = 70});
+
+    const std::vector<Index> counts = {100, 0, 167, 1, 32};
+    const auto train = [&] {
+        layer.forward(layer_workspace, counts, x, y);
+        layer.backward(layer_workspace, counts, x, d_y, d_x, d_weights);
+        castle::forward(workspace, counts, heads.input(), out);
+        castle::backward(workspace, heads.input(), d_out, gradient_view);
+    };
+    train();
+    const Allocations::Count count;
+    train();
+    EXPECT_EQ(count.allocations(), 0);
+}
+
 // With a larger sequence than the one whose forward pass waits.
 TYPED_TEST(Allocation, ThatFailsInTrainingLeavesAWorkspaceWithoutAForwardPass) {
     using T = TypeParam;
-    const castle::MultiHeadCastle<T> layer({.d_model = 20, .heads = 3, .d_head = 6});
+    const castle::Layer<T> layer({.d_model = 20, .heads = 3, .d_head = 6});
     Random random(22);
     Matrix<T> x(300, 20), y(300, 20);
     fill_normal(random, x);
@@ -265,7 +318,7 @@ TYPED_TEST(Allocation, ThatFailsInTrainingLeavesAWorkspaceWithoutAForwardPass) {
     bool failed = true;
     for (long failures = 0; failed; ++failures) {
         SCOPED_TRACE(describe(failures, " allocations go well"));
-        castle::MultiHeadWorkspace<T> workspace = layer.make_workspace();
+        castle::LayerWorkspace<T> workspace = layer.make_workspace();
         layer.forward(workspace, x.topRows(50), y.topRows(50));
         EXPECT_EQ(workspace.size(), 50);
         y = untouched;

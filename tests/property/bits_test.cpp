@@ -152,28 +152,25 @@ TYPED_TEST(Bits, OfAWindowAsLongAsTheSequenceAreThoseOfNone) {
     }
 }
 
+// Whether the lookahead inputs are there or not.
 TYPED_TEST(Bits, OfAWindowOfZeroAreThoseOfCausalAttention) {
     using T = TypeParam;
+    const castle::Options options{.lookahead_window = 0};
     for (std::uint64_t seed = 1; seed <= 20; ++seed) {
         Random random(seed);
         const Sizes sizes = random_sizes(random, seed % 5 == 0 ? 600 : 200, 70);
         SCOPED_TRACE(describe("seed ", seed, ", ", sizes));
         const Head<T> head = random_head<T>(random, sizes);
-        const Matrix<T> castle = run_parallel(head.input(), {.lookahead_window = 0});
-        const Matrix<T> causal = written<T>(sizes.length, sizes.dv, [&](castle::MatrixView<T> out) {
-            castle::causal_attention<T>(head.input().causal, out);
-        });
-        EXPECT_TRUE(same_bits(castle, causal));
-
-        castle::KvCache<T> cache(shape_of(head));
-        const Matrix<T> split = written<T>(sizes.length, sizes.dv, [&](castle::MatrixView<T> out) {
-            Index first = 0;
-            for (const Index chunk : random_split(random, sizes.length)) {
-                castle::extend(cache, head.input().tokens(first, chunk).causal, out.middle_rows(first, chunk));
-                first += chunk;
-            }
-        });
-        EXPECT_TRUE(same_bits(causal, split)) << "of a KvCache extended in chunks";
+        const Matrix<T> causal = castle::causal_attention(head.qc, head.kc, head.vc);
+        EXPECT_TRUE(same_bits(causal, run_parallel(head.input(), options)));
+        EXPECT_TRUE(same_bits(causal, run_parallel(head.causal_input(), options)));
+        EXPECT_TRUE(same_bits(causal, castle::causal_attention(head.qc, head.kc, head.vc, {.lookahead_window = 7})))
+            << "the window of the options does not matter there";
+        for (const castle::Input<T>& input : {head.input(), head.causal_input()}) {
+            const Matrix<T> split = run_in_chunks(input, random_split(random, sizes.length), options).output;
+            EXPECT_TRUE(same_bits(causal, split)) << "of a cache extended in chunks";
+        }
+        EXPECT_TRUE(same_bits(run_recurrent(head.input(), options), run_recurrent(head.causal_input(), options)));
         if (this->HasFailure()) return;
     }
 }

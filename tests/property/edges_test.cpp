@@ -15,7 +15,7 @@
 #include "support/scalars.hpp"
 #include "support/tolerances.hpp"
 
-// Empty sequences, logits of any size, and poison: a bad number in a token must reach everything that depends on it
+// Empty sequences, logits of any size, and poison: a bad element in a token must reach everything that depends on it
 // and nothing else.
 namespace {
 
@@ -26,12 +26,12 @@ using namespace support;
 template <class T>
 struct Form {
     const char* name;
-    std::function<Matrix<T>(const castle::HeadInput<T>&, const castle::Options&)> run;
+    std::function<Matrix<T>(const castle::Input<T>&, const castle::Options&)> run;
 };
 
 template <class T>
 std::vector<Form<T>> all_forms() {
-    using Head = castle::HeadInput<T>;
+    using Head = castle::Input<T>;
     using Options = castle::Options;
     return {
         {"parallel", [](const Head& h, const Options& o) { return run_parallel(h, o); }},
@@ -68,6 +68,11 @@ TYPED_TEST(Edges, NoTokensGiveAnEmptyResult) {
         EXPECT_EQ(castle::dense::lookahead_keys(head.input(), 0, options).rows(), 0);
     }
     EXPECT_EQ(castle::causal_attention(head.qc, head.kc, head.vc).rows(), 0);
+    EXPECT_EQ(castle::parallel(head.causal_input(), {.lookahead_window = 0}).rows(), 0);
+    const castle::Shape shape{.d = 3, .dv = 5, .heads = 4, .kv_heads = 2};
+    const Matrix<T> side_by_side = castle::parallel(shape, Head<T>(0, shape).input());
+    EXPECT_EQ(side_by_side.rows(), 0);
+    EXPECT_EQ(side_by_side.cols(), 20);
 
     castle::UqKvCache<T> cache({.d = 3, .dv = 5});
     EXPECT_EQ(castle::extend(cache, head.input()).rows(), 0);
@@ -156,7 +161,7 @@ TYPED_TEST(Edges, OrdinaryInputsOverflowNowhere) {
     }
 }
 
-// One bad number at row t of input number `input`.
+// One bad element at row t of input number `input`.
 struct Poison {
     std::size_t input;
     Index t;

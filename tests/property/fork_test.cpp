@@ -33,12 +33,12 @@ constexpr Index d = 7, dv = 5;
 
 // A cache, and which tokens of `pool` are in it.
 template <class T>
-class Text {
+class Sequence {
   public:
-    Text(Head<T>& pool, const castle::Options& options, Index rollback)
+    Sequence(Head<T>& pool, const castle::Options& options, Index rollback)
         : pool_(&pool), cache_({.d = d, .dv = dv}, options, rollback) {}
 
-    Text fork() const { return Text(*pool_, cache_.fork(), tokens_); }
+    Sequence fork() const { return Sequence(*pool_, cache_.fork(), tokens_); }
 
     Index size() const { return Index(tokens_.size()); }
     castle::UqKvCache<T>& cache() { return cache_; }
@@ -62,7 +62,7 @@ class Text {
     }
 
   private:
-    Text(Head<T>& pool, castle::UqKvCache<T> cache, std::vector<Index> tokens)
+    Sequence(Head<T>& pool, castle::UqKvCache<T> cache, std::vector<Index> tokens)
         : pool_(&pool), cache_(std::move(cache)), tokens_(std::move(tokens)) {}
 
     Head<T> all() const {
@@ -86,34 +86,34 @@ TYPED_TEST(Fork, GoesOnLikeACacheOfItsOwnInAnyOrderOfCalls) {
         const Index rollback = random.pick(std::array<Index, 3>{0, 64, 100});
         SCOPED_TRACE(describe("seed ", seed, ", window ", window, ", rollback ", rollback));
         Head<T> pool = random_head<T>(random, {50, d, dv});
-        std::vector<Text<T>> texts;
-        texts.emplace_back(pool, castle::Options{.lookahead_window = window}, rollback);
+        std::vector<Sequence<T>> sequences;
+        sequences.emplace_back(pool, castle::Options{.lookahead_window = window}, rollback);
         for (int step = 0; step < 60; ++step) {
-            const std::size_t i = std::size_t(random.integer(0, Index(texts.size()) - 1));
-            Text<T>& text = texts[i];
+            const std::size_t i = std::size_t(random.integer(0, Index(sequences.size()) - 1));
+            Sequence<T>& sequence = sequences[i];
             switch (random.integer(0, 8)) {
                 case 0:
-                    if (texts.size() < 6) texts.push_back(text.fork());
+                    if (sequences.size() < 6) sequences.push_back(sequence.fork());
                     break;
                 case 1:
-                    if (texts.size() > 1) texts.erase(texts.begin() + std::ptrdiff_t(i));
+                    if (sequences.size() > 1) sequences.erase(sequences.begin() + std::ptrdiff_t(i));
                     break;
                 case 2:
-                    text.rollback(random.integer(0, text.cache().max_rollback()));
+                    sequence.rollback(random.integer(0, sequence.cache().max_rollback()));
                     break;
                 case 3:
-                    if (random.integer(0, 2) == 0) text.clear();
+                    if (random.integer(0, 2) == 0) sequence.clear();
                     break;
                 case 4:
-                    text.cache().reserve(random.integer(0, 500));
+                    sequence.cache().reserve(random.integer(0, 500));
                     break;
                 default:
-                    if (text.size() < 400) {
-                        text.extend(random, random.integer(0, random.pick(std::array<Index, 3>{1, 20, 150})));
+                    if (sequence.size() < 400) {
+                        sequence.extend(random, random.integer(0, random.pick(std::array<Index, 3>{1, 20, 150})));
                     }
             }
         }
-        for (Text<T>& text : texts) text.extend(random, 1);
+        for (Sequence<T>& sequence : sequences) sequence.extend(random, 1);
     }
 }
 
@@ -125,18 +125,18 @@ TYPED_TEST(Fork, OfAForkBeginsAnewAlone) {
     for (const Index window : {Index(31), castle::unlimited}) {
         for (const bool clears : {true, false}) {
             SCOPED_TRACE(describe("window ", window, clears ? ", cleared" : ", rolled back"));
-            Text<T> text(pool, {.lookahead_window = window}, 128);
-            text.extend(random, 90);
-            Text<T> fork = text.fork();
+            Sequence<T> sequence(pool, {.lookahead_window = window}, 128);
+            sequence.extend(random, 90);
+            Sequence<T> fork = sequence.fork();
             fork.extend(random, 10);
-            Text<T> second = fork.fork();
+            Sequence<T> second = fork.fork();
             if (clears) {
                 second.clear();
             } else {
                 second.rollback(100);
             }
             second.extend(random, 1);
-            for (Text<T>* one : {&text, &fork, &second}) one->extend(random, 1);
+            for (Sequence<T>* one : {&sequence, &fork, &second}) one->extend(random, 1);
         }
     }
 }
@@ -244,34 +244,90 @@ TYPED_TEST(Fork, OfACacheOfStandardAttentionSharesItsPanels) {
     using T = TypeParam;
     Random random(3310);
     const Head<T> head = random_head<T>(random, {300, d, dv});
-    castle::KvCache<T> cache({.d = d, .dv = dv});
-    castle::extend(cache, head.first_tokens(200).causal);
-    castle::KvCache<T> fork = cache.fork();
-    const Matrix<T> whole = castle::causal_attention(head.input().causal);
-    for (castle::KvCache<T>* one : {&cache, &fork}) {
+    castle::UqKvCache<T> cache({.d = d, .dv = dv}, {.lookahead_window = 0});
+    castle::extend(cache, head.causal_input().tokens(0, 200));
+    castle::UqKvCache<T> fork = cache.fork();
+    const Matrix<T> whole = castle::causal_attention(head.qc, head.kc, head.vc);
+    for (castle::UqKvCache<T>* one : {&cache, &fork}) {
         EXPECT_TRUE(
-            same_bits(castle::extend(*one, head.input().tokens(200, 100).causal), Matrix<T>(whole.bottomRows(100))));
+            same_bits(castle::extend(*one, head.causal_input().tokens(200, 100)), Matrix<T>(whole.bottomRows(100))));
         EXPECT_GT(one->bytes().shared, 0);
+    }
+}
+
+// A prompt and its forks in one batch, with counts of all kinds.
+TYPED_TEST(Fork, GoesOnInABatchWithItsOrigin) {
+    using T = TypeParam;
+    ThreadPool pool(3);
+    std::uint64_t seed = 3312;
+    for (const castle::Executor& executor : {castle::Executor{}, pool.executor(), reversed_executor()}) {
+        for (const Index window : {Index(0), Index(60), castle::unlimited}) {
+            SCOPED_TRACE(describe("seed ", seed, ", window ", window));
+            Random random(seed++);
+            const castle::Options options{.lookahead_window = window};
+            std::vector<castle::UqKvCache<T>> caches, alone;
+            const Head<T> prompt = random_head<T>(random, {150, d, dv});
+            for (auto* all : {&caches, &alone}) {
+                all->emplace_back(castle::Shape{.d = d, .dv = dv}, options);
+                castle::extend(all->back(), prompt.input());
+            }
+            for (int i = 1; i < 4; ++i) {
+                caches.push_back(caches.front().fork());
+                alone.emplace_back(castle::Shape{.d = d, .dv = dv}, options);
+                castle::extend(alone.back(), prompt.input());
+            }
+            std::vector<castle::UqKvCache<T>*> batch;
+            for (auto& cache : caches) batch.push_back(&cache);
+            for (const std::vector<Index>& counts :
+                 {std::vector<Index>{1, 1, 1, 1}, {0, 5, 1, 0}, {140, 0, 1, 33}, {1, 1, 1, 1}, {3, 70, 200, 1}}) {
+                const Head<T> tokens = random_head<T>(random, {total(counts), d, dv});
+                const Matrix<T> out = written<T>(total(counts), dv, [&](castle::MatrixView<T> view) {
+                    castle::extend(batch, counts, tokens.input(), view, executor);
+                });
+                Index first = 0;
+                for (std::size_t i = 0; i < 4; ++i) {
+                    const Matrix<T> expected = castle::extend(alone[i], tokens.input().tokens(first, counts[i]));
+                    EXPECT_TRUE(same_bits(Matrix<T>(out.middleRows(first, counts[i])), expected)) << "sequence " << i;
+                    EXPECT_TRUE(same_bits(caches[i].lookahead_keys(), alone[i].lookahead_keys())) << "sequence " << i;
+                    first += counts[i];
+                }
+            }
+            for (std::size_t i = 0; i < 4; ++i) {
+                const Index most = caches[i].max_rollback();
+                EXPECT_EQ(most, alone[i].max_rollback());
+                caches[i].rollback(most);
+                alone[i].rollback(most);
+                EXPECT_TRUE(same_bits(caches[i].lookahead_keys(), alone[i].lookahead_keys())) << "sequence " << i;
+            }
+            if (this->HasFailure()) return;
+        }
     }
 }
 
 TYPED_TEST(Fork, OfALayerIsThatOfItsHeads) {
     using T = TypeParam;
-    const castle::MultiHeadConfig config{.d_model = 20, .heads = 3, .d_head = 6, .rotary = castle::Rotary{}};
-    const castle::MultiHeadCastle<T> layer(config, {.lookahead_window = 50});
-    Random random(3320);
-    Matrix<T> x(300, 20), other(300, 20);
-    fill_normal(random, x);
-    fill_normal(random, other);
-    other.topRows(150) = x.topRows(150);
-    castle::MultiHeadCache<T> cache = layer.make_cache();
-    layer.extend(cache, x.topRows(150));
-    castle::MultiHeadCache<T> fork = cache.fork();
-    EXPECT_GT(fork.bytes().shared, fork.bytes().owned);
-    for (Index t = 150; t < 300; t += 50) {
-        EXPECT_TRUE(same_bits(layer.extend(cache, x.middleRows(t, 50)), Matrix<T>(layer.forward(x).middleRows(t, 50))));
-        EXPECT_TRUE(
-            same_bits(layer.extend(fork, other.middleRows(t, 50)), Matrix<T>(layer.forward(other).middleRows(t, 50))));
+    for (const Index kv_heads : {1, 2, 4}) {
+        for (const Index window : {Index(0), Index(50)}) {
+            SCOPED_TRACE(describe(kv_heads, " key-value heads, window ", window));
+            const castle::LayerConfig config{
+                .d_model = 20, .heads = 4, .kv_heads = kv_heads, .d_head = 6, .rotary = castle::Rotary{}};
+            const castle::Layer<T> layer(config, {.lookahead_window = window});
+            Random random(3320);
+            Matrix<T> x(300, 20), other(300, 20);
+            fill_normal(random, x);
+            fill_normal(random, other);
+            other.topRows(150) = x.topRows(150);
+            castle::LayerCache<T> cache = layer.make_cache();
+            layer.extend(cache, x.topRows(150));
+            castle::LayerCache<T> fork = cache.fork();
+            EXPECT_GT(fork.bytes().shared, kv_heads == 4 && window == 50 ? fork.bytes().owned : 0);
+            for (Index t = 150; t < 300; t += 50) {
+                EXPECT_TRUE(
+                    same_bits(layer.extend(cache, x.middleRows(t, 50)), Matrix<T>(layer.forward(x).middleRows(t, 50))));
+                EXPECT_TRUE(same_bits(layer.extend(fork, other.middleRows(t, 50)),
+                                      Matrix<T>(layer.forward(other).middleRows(t, 50))));
+            }
+        }
     }
 }
 
@@ -281,16 +337,16 @@ TYPED_TEST(Fork, GoesOnOnAThreadOfItsOwn) {
     Random random(3330);
     Head<T> pool = random_head<T>(random, {50, d, dv});
     for (const Index window : {Index(40), castle::unlimited}) {
-        Text<T> prompt(pool, {.lookahead_window = window}, 64);
+        Sequence<T> prompt(pool, {.lookahead_window = window}, 64);
         prompt.extend(random, 150);
-        const Text<T> still = prompt.fork();  // which all threads fork again
+        const Sequence<T> still = prompt.fork();  // which all threads fork again
         std::vector<std::thread> threads;
         for (std::uint64_t i = 0; i < 4; ++i) {
             threads.emplace_back([i, &still, own = prompt.fork()]() mutable {
                 Random numbers(3340 + i);
                 for (int step = 0; step < 4; ++step) {
                     own.extend(numbers, 1 + Index(i) * 13);
-                    Text<T> child = own.fork();
+                    Sequence<T> child = own.fork();
                     own.rollback(std::min<Index>(3, own.cache().max_rollback()));
                     child.extend(numbers, 20);
                     if (step == 1) child.clear();
@@ -313,7 +369,7 @@ TYPED_TEST(Fork, UsesWhatWasReservedBeforeItOnAThreadOfItsOwn) {
     Random random(3345);
     Head<T> pool = random_head<T>(random, {50, d, dv});
     for (const Index window : {Index(200), castle::unlimited}) {
-        std::optional<Text<T>> prompt(std::in_place, pool, castle::Options{.lookahead_window = window}, 64);
+        std::optional<Sequence<T>> prompt(std::in_place, pool, castle::Options{.lookahead_window = window}, 64);
         prompt->cache().reserve(700);
         prompt->extend(random, 100);
         std::vector<std::thread> threads;
@@ -363,12 +419,29 @@ TYPED_TEST(Fork, WithoutMemoryLeavesBothAsTheyWere) {
             ASSERT_LT(successes, 1000);
         }
     };
-    Matrix<T> out(100, dv);
+    Matrix<T> out(150, dv);
     expect_unchanged([](castle::UqKvCache<T>& cache) { static_cast<void>(cache.fork()); });
     expect_unchanged([](castle::UqKvCache<T>& cache) { cache.rollback(70); });
     for (const Index tokens : {1, 2, 5, 100}) {
         expect_unchanged([&](castle::UqKvCache<T>& cache) {
             castle::extend(cache, head.input().tokens(190, tokens), out.topRows(tokens));
+        });
+    }
+    // In one batch with another fork.
+    for (const std::vector<Index>& counts : {std::vector<Index>{1, 1}, {40, 0}, {0, 100}, {70, 33}}) {
+        expect_unchanged([&](castle::UqKvCache<T>& cache) {
+            std::optional<castle::UqKvCache<T>> other = cache.fork();
+            const std::vector<castle::UqKvCache<T>*> both = {&cache, &*other};
+            // Both see the same tokens.
+            Head<T> tokens({total(counts), d, dv});
+            const castle::Input<T> next = head.input();
+            const std::array<castle::ConstMatrixView<T>, 6> from{next.causal.q,    next.causal.k,    next.causal.v,
+                                                                 next.lookahead.q, next.lookahead.k, next.lookahead.v};
+            for (std::size_t m = 0; m < 6; ++m) {
+                tokens.all()[m]->topRows(counts[0]) = from[m].map().middleRows(190, counts[0]);
+                tokens.all()[m]->bottomRows(counts[1]) = from[m].map().middleRows(190, counts[1]);
+            }
+            castle::extend(both, counts, tokens.input(), out.topRows(total(counts)));
         });
     }
 }

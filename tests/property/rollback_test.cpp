@@ -17,7 +17,7 @@
 #include "support/scalars.hpp"
 #include "support/tolerances.hpp"
 
-// What is taken off a cache might as well never have been there.
+// What is rolled back might as well never have been there.
 namespace {
 
 using castle::Index;
@@ -133,7 +133,8 @@ TYPED_TEST(Rollback, InStepsIsThatAtOnce) {
     for (const Index step : {1, 1, 0, 40, 33, 32, 23}) {
         const Index deepest = follower.cache().max_rollback();
         follower.cache().rollback(step);
-        EXPECT_EQ(follower.cache().max_rollback(), deepest - step) << "what was taken off cannot be taken off again";
+        EXPECT_EQ(follower.cache().max_rollback(), deepest - step)
+            << "what was rolled back cannot be rolled back again";
         follower.expect_keys_of_a_fresh_cache();
     }
     follower.advance(follower.left());
@@ -165,13 +166,13 @@ TYPED_TEST(Rollback, OfStandardAttentionReachesTheFirstToken) {
     using T = TypeParam;
     Random random(3080);
     const Head<T> head = random_head<T>(random, {150, d, dv});
-    const Matrix<T> whole = castle::causal_attention(head.input().causal);
-    castle::KvCache<T> cache({.d = d, .dv = dv});
+    const Matrix<T> whole = castle::causal_attention(head.qc, head.kc, head.vc);
+    castle::UqKvCache<T> cache({.d = d, .dv = dv}, {.lookahead_window = 0});
     for (const Index kept : {0, 1, 63, 64, 100}) {
-        castle::extend(cache, head.input().tokens(0, 150).causal);
+        castle::extend(cache, head.causal_input());
         EXPECT_EQ(cache.max_rollback(), 150);
         cache.rollback(150 - kept);
-        EXPECT_TRUE(same_bits(castle::extend(cache, head.input().tokens(kept, 150 - kept).causal),
+        EXPECT_TRUE(same_bits(castle::extend(cache, head.causal_input().tokens(kept, 150 - kept)),
                               Matrix<T>(whole.bottomRows(150 - kept))));
         cache.rollback(150);
     }
@@ -179,13 +180,13 @@ TYPED_TEST(Rollback, OfStandardAttentionReachesTheFirstToken) {
 
 TYPED_TEST(Rollback, OfALayerIsThatOfItsHeads) {
     using T = TypeParam;
-    const castle::MultiHeadConfig config{.d_model = 20, .heads = 3, .d_head = 6, .rotary = castle::Rotary{}};
+    const castle::LayerConfig config{.d_model = 20, .heads = 3, .d_head = 6, .rotary = castle::Rotary{}};
     Random random(3090);
     Matrix<T> x(200, 20), nothing = Matrix<T>::Constant(70, 20, std::numeric_limits<T>::quiet_NaN());
     fill_normal(random, x);
     const auto expect_no_trace = [&](const auto& layer) {
         const Matrix<T> whole = layer.forward(x);
-        castle::MultiHeadCache<T> cache = layer.make_cache();
+        castle::LayerCache<T> cache = layer.make_cache();
         layer.extend(cache, x.topRows(120));
         for (const Index tokens : {1, 8, 30, 64}) {
             layer.extend(cache, nothing.topRows(tokens));
@@ -196,9 +197,14 @@ TYPED_TEST(Rollback, OfALayerIsThatOfItsHeads) {
         EXPECT_THROW(cache.rollback(cache.max_rollback() + 1), std::invalid_argument);
         EXPECT_THROW(layer.make_cache(-1), std::invalid_argument);
     };
-    expect_no_trace(castle::MultiHeadCastle<T>(config, {.lookahead_window = 50}));
-    expect_no_trace(castle::MultiHeadCastle<T>(config));
-    expect_no_trace(castle::MultiHeadCausal<T>(config));
+    const castle::LayerConfig grouped{
+        .d_model = 20, .heads = 4, .kv_heads = 2, .d_head = 6, .rotary = castle::Rotary{}};
+    for (const castle::LayerConfig& each : {config, grouped}) {
+        for (const Index window : {Index(0), Index(50), castle::unlimited}) {
+            SCOPED_TRACE(describe(each.kv_heads, " key-value heads, window ", window));
+            expect_no_trace(castle::Layer<T>(each, {.lookahead_window = window}));
+        }
+    }
 }
 
 TYPED_TEST(Rollback, AllocatesNothing) {

@@ -74,30 +74,31 @@ TYPED_TEST(Save, ALoadedCacheGoesOnWithTheSameBits) {
                                       .silu = seed % 5 != 0,
                                       .causal_keys = seed % 7 != 0};
         SCOPED_TRACE(describe("seed ", seed, ", window ", window, ", ", before, " tokens"));
-        const Head<T> head = random_head<T>(random, {before + 150, d, dv});
-        castle::UqKvCache<T> cache({.d = d, .dv = dv}, options, 64);
+        const castle::Shape shape =
+            seed % 3 != 0 ? castle::Shape{.d = d, .dv = dv} : random.pick(grouped_shapes(d, dv));
+        const Head<T> head = random_heads<T>(random, before + 150, shape);
+        castle::UqKvCache<T> cache(shape, options, 64);
         run_extend(cache, head.first_tokens(before), random_split(random, before));
-        // What was taken off must not be in the file either.
+        // What was rolled back must not be in the file either.
         castle::extend(cache, head.input().tokens(before, 20));
         cache.rollback(20);
 
         const std::string bytes = saved(cache);
         castle::UqKvCache<T> other = loaded<T>(bytes);
         EXPECT_EQ(other.size(), before);
-        EXPECT_EQ(other.shape().d, d);
-        EXPECT_EQ(other.shape().dv, dv);
+        EXPECT_TRUE(other.shape() == shape) << words_of(other.shape());
         EXPECT_EQ(other.options().lookahead_window, window);
         EXPECT_EQ(other.options().silu, options.silu);
         EXPECT_EQ(other.options().causal_keys, options.causal_keys);
         EXPECT_EQ(other.max_rollback(), cache.max_rollback());
-        EXPECT_TRUE(same_bits(other.lookahead_keys(), cache.lookahead_keys()));
+        EXPECT_TRUE(same_bits(all_lookahead_keys(other), all_lookahead_keys(cache)));
         EXPECT_EQ(saved(other), bytes);
 
         const Index back = random.integer(0, cache.max_rollback());
         for (castle::UqKvCache<T>* one : {&cache, &other}) one->rollback(back);
         const auto rest = head.input().tokens(before - back, 100 + back);
         EXPECT_TRUE(same_bits(castle::extend(cache, rest), castle::extend(other, rest)));
-        EXPECT_TRUE(same_bits(other.lookahead_keys(), cache.lookahead_keys()));
+        EXPECT_TRUE(same_bits(all_lookahead_keys(other), all_lookahead_keys(cache)));
     }
 }
 
@@ -128,10 +129,10 @@ TYPED_TEST(Save, CachesFollowOneAnotherInAStream) {
     Random random(3570);
     const Head<T> head = random_head<T>(random, {90, d, dv});
     castle::UqKvCache<T> first({.d = d, .dv = dv}), second({.d = d, .dv = dv}, {.lookahead_window = 10});
-    castle::KvCache<T> third({.d = d, .dv = dv});
+    castle::UqKvCache<T> third({.d = d, .dv = dv}, {.lookahead_window = 0});
     castle::extend(first, head.input());
     castle::extend(second, head.first_tokens(33));
-    castle::extend(third, head.first_tokens(64).causal);
+    castle::extend(third, head.causal_input().tokens(0, 64));
     std::stringstream stream;
     first.save(stream);
     second.save(stream);
@@ -139,8 +140,9 @@ TYPED_TEST(Save, CachesFollowOneAnotherInAStream) {
     stream << "the rest";
     EXPECT_EQ(castle::UqKvCache<T>::load(stream).size(), 90);
     EXPECT_EQ(castle::UqKvCache<T>::load(stream).size(), 33);
-    castle::KvCache<T> causal = castle::KvCache<T>::load(stream);
-    const auto rest = head.input().tokens(64, 26).causal;
+    castle::UqKvCache<T> causal = castle::UqKvCache<T>::load(stream);
+    EXPECT_EQ(causal.max_rollback(), 64);
+    const auto rest = head.causal_input().tokens(64, 26);
     EXPECT_TRUE(same_bits(castle::extend(causal, rest), castle::extend(third, rest)));
     std::string word;
     stream >> word;
@@ -148,11 +150,11 @@ TYPED_TEST(Save, CachesFollowOneAnotherInAStream) {
 }
 
 template <class T>
-void expect_refused(const std::string& bytes) {
+void expect_rejected(const std::string& bytes) {
     EXPECT_THROW(loaded<T>(bytes), std::runtime_error);
 }
 
-TYPED_TEST(Save, RefusesEveryFlippedBitAndEveryTruncation) {
+TYPED_TEST(Save, RejectsEveryFlippedBitAndEveryTruncation) {
     using T = TypeParam;
     Random random(3580);
     const Head<T> head = random_head<T>(random, {70, 2, 1});
@@ -163,17 +165,24 @@ TYPED_TEST(Save, RefusesEveryFlippedBitAndEveryTruncation) {
         std::string changed = bytes;
         changed[i] = static_cast<char>(changed[i] ^ (1 << (i % 8)));
         SCOPED_TRACE(i);
-        expect_refused<T>(changed);
+        expect_rejected<T>(changed);
         changed[i] = static_cast<char>(~bytes[i]);
-        expect_refused<T>(changed);
-        expect_refused<T>(bytes.substr(0, i));
+        expect_rejected<T>(changed);
+        expect_rejected<T>(bytes.substr(0, i));
     }
     EXPECT_EQ(loaded<T>(bytes).size(), 70);
 }
 
-// Where the identity and its checksum end, and the numbers begin.
+// Where the identity and its checksum end, and the elements begin.
 constexpr std::size_t identity_end = 8 + 8 * castle::detail::SavedIdentity::words;
-constexpr std::size_t numbers_begin = identity_end + 8;
+constexpr std::size_t elements_begin = identity_end + 8;
+
+// The places of what an identity says among its words.
+namespace place {
+constexpr std::size_t version = 0, byte_order = 1;
+constexpr std::size_t d = 5, dv = 6, heads = 7, kv_heads = 8, window = 9, silu = 10, causal_keys = 11, scale = 12;
+constexpr std::size_t size = 16, undoable = 17;
+}  // namespace place
 
 // A cache whose identity has been changed and whose checksums fit again.
 std::string forged(std::string bytes, std::size_t word, std::uint64_t value) {
@@ -184,14 +193,14 @@ std::string forged(std::string bytes, std::size_t word, std::uint64_t value) {
     castle::detail::Checksum checksum;
     checksum.add(bytes.data(), identity_end);
     put(identity_end, checksum.value());
-    const std::size_t numbers_end = bytes.size() - 8;
-    checksum.add(bytes.data() + numbers_begin, numbers_end - numbers_begin);
-    put(numbers_end, checksum.value());
+    const std::size_t elements_end = bytes.size() - 8;
+    checksum.add(bytes.data() + elements_begin, elements_end - elements_begin);
+    put(elements_end, checksum.value());
     return bytes;
 }
 
 // Each half with the checksum that it came with.
-TYPED_TEST(Save, RefusesTheIdentityOfOneCacheWithTheNumbersOfAnother) {
+TYPED_TEST(Save, RejectsTheIdentityOfOneCacheWithTheElementsOfAnother) {
     using T = TypeParam;
     Random random(3585);
     const Head<T> head = random_head<T>(random, {70, d, dv});
@@ -200,12 +209,12 @@ TYPED_TEST(Save, RefusesTheIdentityOfOneCacheWithTheNumbersOfAnother) {
     castle::extend(other, head.input());
     const std::string first = saved(one), second = saved(other);
     ASSERT_EQ(first.size(), second.size());
-    expect_refused<T>(first.substr(0, numbers_begin) + second.substr(numbers_begin));
-    EXPECT_EQ(forged(second, 13, std::bit_cast<std::uint64_t>(0.25)).substr(0, numbers_begin),
-              first.substr(0, numbers_begin));
+    expect_rejected<T>(first.substr(0, elements_begin) + second.substr(elements_begin));
+    EXPECT_EQ(forged(second, place::scale, std::bit_cast<std::uint64_t>(0.25)).substr(0, elements_begin),
+              first.substr(0, elements_begin));
 }
 
-TYPED_TEST(Save, RefusesForeignCachesWhateverTheirChecksum) {
+TYPED_TEST(Save, RejectsForeignCachesWhateverTheirChecksum) {
     using T = TypeParam;
     using Other = std::conditional_t<std::same_as<T, float>, double, float>;
     Random random(3590);
@@ -213,31 +222,43 @@ TYPED_TEST(Save, RefusesForeignCachesWhateverTheirChecksum) {
     castle::UqKvCache<T> cache({.d = d, .dv = dv});
     castle::extend(cache, head.input());
     const std::string bytes = saved(cache);
-    expect_refused<T>("");
-    expect_refused<T>("castle");
-    expect_refused<T>(std::string(100000, 'x'));
-    expect_refused<Other>(bytes);
-    std::istringstream in(bytes);
-    EXPECT_THROW(castle::KvCache<T>::load(in), std::runtime_error);
+    expect_rejected<T>("");
+    expect_rejected<T>("castle");
+    expect_rejected<T>(std::string(100000, 'x'));
+    expect_rejected<Other>(bytes);
 
     // Sizes within the limits, of a product beyond all numbers.
-    expect_refused<T>(forged(forged(bytes, 8, std::uint64_t(1) << 24), 16, std::uint64_t(1) << 40));
+    expect_rejected<T>(forged(forged(bytes, place::d, std::uint64_t(1) << 24), place::size, std::uint64_t(1) << 40));
+    // Heads that key-value heads do not divide, or that are fewer.
+    expect_rejected<T>(forged(forged(bytes, place::heads, 3), place::kv_heads, 2));
+    expect_rejected<T>(forged(forged(bytes, place::heads, 2), place::kv_heads, 4));
 
-    const auto words = castle::detail::SavedIdentity{}.to_words();
-    for (std::size_t word = 0; word < words.size(); ++word) {
+    for (std::size_t word = 0; word < castle::detail::SavedIdentity::words; ++word) {
         for (const std::uint64_t value : {std::uint64_t(0), std::uint64_t(1), std::uint64_t(2), std::uint64_t(3),
                                           std::uint64_t(65), std::uint64_t(1) << 24, std::uint64_t(1) << 40,
                                           std::uint64_t(1) << 62, std::numeric_limits<std::uint64_t>::max()}) {
-            // Some of these are caches: without SiLU, with another scale.
+            // Some of these are caches: without SiLU, with another scale, of more query heads.
             try {
                 castle::UqKvCache<T> other = loaded<T>(forged(bytes, word, value));
-                EXPECT_TRUE(word == 16 || word == 10 || word == 11 || word == 12 || word == 13 || word == 17 ||
-                            forged(bytes, word, value) == bytes)
+                EXPECT_TRUE(word == place::size || word == place::window || word == place::silu ||
+                            word == place::causal_keys || word == place::scale || word == place::undoable ||
+                            word == place::heads || forged(bytes, word, value) == bytes)
                     << "word " << word << ", " << value;
-                castle::extend(other, head.input());
+                if (word != place::heads || value == 1) castle::extend(other, head.input());
             } catch (const std::runtime_error&) {
             }
         }
+    }
+}
+
+// The format of castle before grouped queries.
+TYPED_TEST(Save, RejectsAnotherVersionOfTheFormat) {
+    using T = TypeParam;
+    const std::string bytes = saved(castle::UqKvCache<T>({.d = d, .dv = dv}));
+    EXPECT_EQ(forged(bytes, place::version, 2), bytes);
+    for (const std::uint64_t version : {0U, 1U, 3U}) {
+        EXPECT_EQ(message<std::runtime_error>([&] { loaded<T>(forged(bytes, place::version, version)); }),
+                  "castle::load: the saved cache is of another version of the format");
     }
 }
 
@@ -245,95 +266,134 @@ TYPED_TEST(Save, RefusesForeignCachesWhateverTheirChecksum) {
 TYPED_TEST(Save, AllocatesNoMoreThanTheStreamHasBytesFor) {
     using T = TypeParam;
     castle::UqKvCache<T> empty({.d = d, .dv = dv});
-    std::string bytes = saved(empty);
-    for (const std::size_t word : {8U, 9U, 16U}) bytes = forged(bytes, word, (std::uint64_t(1) << 24) - 1);
-    const Index before = Allocations::bytes();
-    expect_refused<T>(bytes);
-    EXPECT_LT(Allocations::bytes() - before, 8 << 20);
+    constexpr std::uint64_t most = std::uint64_t(1) << 24;
+    const auto expect_little = [&](const std::vector<std::size_t>& words, std::uint64_t value) {
+        std::string bytes = saved(empty);
+        for (const std::size_t word : words) bytes = forged(bytes, word, value);
+        const Index before = Allocations::bytes();
+        expect_rejected<T>(bytes);
+        EXPECT_LT(Allocations::bytes() - before, 8 << 20);
+    };
+    expect_little({place::d, place::dv, place::size}, most - 1);
+    expect_little({place::heads, place::kv_heads, place::size}, most / 8);
 }
 
 // A cache without tokens is but its sizes, however large.
 TYPED_TEST(Save, AllocatesNothingToSpeakOfForNoTokens) {
     using T = TypeParam;
     castle::UqKvCache<T> empty({.d = d, .dv = dv});
-    castle::KvCache<T> causal({.d = d, .dv = dv});
     castle::UqKvCache<T> without_lookahead({.d = d, .dv = dv}, {.lookahead_window = 0});
-    for (std::string bytes : {saved(empty), saved(causal), saved(without_lookahead)}) {
-        for (const std::size_t word : {8U, 9U}) bytes = forged(bytes, word, std::uint64_t(1) << 24);
+    constexpr std::uint64_t most = std::uint64_t(1) << 24;
+    const auto expect_little = [](const std::string& bytes) {
         const Index before = Allocations::bytes();
-        try {
-            std::istringstream in(bytes);
-            EXPECT_EQ(castle::KvCache<T>::load(in).size(), 0);
-        } catch (const std::runtime_error&) {
-        }
         try {
             EXPECT_EQ(loaded<T>(bytes).size(), 0);
         } catch (const std::runtime_error&) {
         }
         EXPECT_LT(Allocations::bytes() - before, 8 << 20);
+    };
+    for (const std::string& bytes : {saved(empty), saved(without_lookahead)}) {
+        expect_little(forged(forged(bytes, place::d, most), place::dv, most));
+        // As many heads as elements of such a size.
+        for (const std::uint64_t kv_heads : {std::uint64_t(1), most / 8}) {
+            expect_little(forged(forged(bytes, place::heads, most / 8), place::kv_heads, kv_heads));
+        }
     }
 }
 
 TYPED_TEST(Save, OfALayerKnowsItsLayer) {
     using T = TypeParam;
-    const castle::MultiHeadConfig config{.d_model = 20, .heads = 3, .d_head = 6, .rotary = castle::Rotary{}};
-    const castle::MultiHeadCastle<T> layer(config, {.lookahead_window = 50});
+    const castle::LayerConfig config{.d_model = 20, .heads = 3, .d_head = 6, .rotary = castle::Rotary{}};
+    const castle::Layer<T> layer(config, {.lookahead_window = 50});
     Random random(3600);
     Matrix<T> x(200, 20);
     fill_normal(random, x);
-    castle::MultiHeadCache<T> cache = layer.make_cache();
+    castle::LayerCache<T> cache = layer.make_cache();
     layer.extend(cache, x.topRows(150));
     const std::string bytes = saved(cache);
     const auto load = [&](const auto& by) {
         std::istringstream in(bytes);
         return by.load_cache(in);
     };
-    castle::MultiHeadCache<T> other = load(layer);
+    castle::LayerCache<T> other = load(layer);
     EXPECT_EQ(other.max_rollback(), cache.max_rollback());
     other.rollback(60);
     EXPECT_TRUE(same_bits(layer.extend(other, x.bottomRows(110)), Matrix<T>(layer.forward(x).bottomRows(110))));
 
-    castle::MultiHeadConfig changed = config;
+    castle::LayerConfig changed = config;
     changed.rotary->base = 500;
-    EXPECT_THROW(load(castle::MultiHeadCastle<T>(changed, {.lookahead_window = 50})), std::runtime_error);
+    EXPECT_THROW(load(castle::Layer<T>(changed, {.lookahead_window = 50})), std::runtime_error);
     changed = config;
     changed.rotary->causal_v = true;
-    EXPECT_THROW(load(castle::MultiHeadCastle<T>(changed, {.lookahead_window = 50})), std::runtime_error);
+    EXPECT_THROW(load(castle::Layer<T>(changed, {.lookahead_window = 50})), std::runtime_error);
     changed.rotary.reset();
-    EXPECT_THROW(load(castle::MultiHeadCastle<T>(changed, {.lookahead_window = 50})), std::runtime_error);
+    EXPECT_THROW(load(castle::Layer<T>(changed, {.lookahead_window = 50})), std::runtime_error);
     changed = config;
     changed.heads = 4;
-    EXPECT_THROW(load(castle::MultiHeadCastle<T>(changed, {.lookahead_window = 50})), std::runtime_error);
-    EXPECT_THROW(load(castle::MultiHeadCastle<T>(config, {.lookahead_window = 51})), std::runtime_error);
-    EXPECT_THROW(load(castle::MultiHeadCausal<T>(config)), std::runtime_error);
-    expect_refused<T>(bytes);
+    EXPECT_THROW(load(castle::Layer<T>(changed, {.lookahead_window = 50})), std::runtime_error);
+    changed = config;
+    changed.kv_heads = 1;
+    EXPECT_THROW(load(castle::Layer<T>(changed, {.lookahead_window = 50})), std::runtime_error);
+    changed.kv_heads = 3;
+    EXPECT_NO_THROW(load(castle::Layer<T>(changed, {.lookahead_window = 50}))) << "as many as there are heads";
+    EXPECT_THROW(load(castle::Layer<T>(config, {.lookahead_window = 51})), std::runtime_error);
+    EXPECT_THROW(load(castle::Layer<T>(config, {.lookahead_window = 0})), std::runtime_error);
+    expect_rejected<T>(bytes);
+
+    // Nor is that of projected heads one of a layer, be they of the same shape.
+    castle::UqKvCache<T> heads({.d = 6, .dv = 6, .heads = 3, .kv_heads = 3}, {.lookahead_window = 50});
+    std::istringstream in(saved(heads));
+    EXPECT_THROW(layer.load_cache(in), std::runtime_error);
 }
 
-TYPED_TEST(Save, RefusesNumbersInAnotherByteOrder) {
+TYPED_TEST(Save, OfALayerWithGroupedQueriesGoesOnWithTheSameBits) {
+    using T = TypeParam;
+    const castle::LayerConfig config{.d_model = 20, .heads = 4, .kv_heads = 2, .d_head = 6, .rotary = castle::Rotary{}};
+    for (const Index window : {Index(0), Index(50), castle::unlimited}) {
+        SCOPED_TRACE(describe("window ", window));
+        const castle::Layer<T> layer(config, {.lookahead_window = window});
+        Random random(3605);
+        Matrix<T> x(200, 20);
+        fill_normal(random, x);
+        castle::LayerCache<T> cache = layer.make_cache();
+        layer.extend(cache, x.topRows(150));
+        std::istringstream in(saved(cache));
+        castle::LayerCache<T> other = layer.load_cache(in);
+        EXPECT_EQ(other.max_rollback(), cache.max_rollback());
+        for (const Index h : {0, 1}) EXPECT_TRUE(same_bits(other.lookahead_keys(h), cache.lookahead_keys(h)));
+        other.rollback(60);
+        EXPECT_TRUE(same_bits(layer.extend(other, x.bottomRows(110)), Matrix<T>(layer.forward(x).bottomRows(110))));
+    }
+}
+
+TYPED_TEST(Save, RejectsElementsInAnotherByteOrder) {
     using T = TypeParam;
     const std::string bytes = saved(castle::UqKvCache<T>({.d = d, .dv = dv}));
-    constexpr std::size_t byte_order = 1;
     constexpr bool is_little = std::endian::native == std::endian::little;
-    EXPECT_EQ(forged(bytes, byte_order, is_little ? 1 : 2), bytes);
-    EXPECT_EQ(message<std::runtime_error>([&] { loaded<T>(forged(bytes, byte_order, is_little ? 2 : 1)); }),
-              "castle::load: the saved cache has the bytes of its numbers in another order");
+    EXPECT_EQ(forged(bytes, place::byte_order, is_little ? 1 : 2), bytes);
+    EXPECT_EQ(message<std::runtime_error>([&] { loaded<T>(forged(bytes, place::byte_order, is_little ? 2 : 1)); }),
+              "castle::load: the saved cache has the bytes of its elements in another order");
 }
 
 TYPED_TEST(Save, SaysWhatSetsALayerApart) {
     using T = TypeParam;
-    const castle::MultiHeadConfig config{.d_model = 20, .heads = 3, .d_head = 6, .rotary = castle::Rotary{}};
-    const std::string bytes = saved(castle::MultiHeadCastle<T>(config, {.lookahead_window = 50}).make_cache());
-    const auto refusal = [&](castle::MultiHeadConfig other, const castle::Options& options) {
+    const castle::LayerConfig config{.d_model = 20, .heads = 3, .d_head = 6, .rotary = castle::Rotary{}};
+    const std::string bytes = saved(castle::Layer<T>(config, {.lookahead_window = 50}).make_cache());
+    const auto rejection = [&](castle::LayerConfig other, const castle::Options& options) {
         std::istringstream in(bytes);
-        return message<std::runtime_error>([&] { castle::MultiHeadCastle<T>(other, options).load_cache(in); });
+        return message<std::runtime_error>([&] { castle::Layer<T>(other, options).load_cache(in); });
     };
-    EXPECT_EQ(refusal(config, {.lookahead_window = 51}),
+    EXPECT_EQ(rejection(config, {.lookahead_window = 51}),
               "castle::load: the saved cache has lookahead_window 50 but the layer has 51");
-    castle::MultiHeadConfig other = config;
+    castle::LayerConfig other = config;
+    other.kv_heads = 1;
+    EXPECT_EQ(rejection(other, {.lookahead_window = 50}),
+              "castle::load: the saved cache has a number of key-value heads of 3 but the layer has 1");
+    other = config;
     other.rotary->causal_v = true;
-    EXPECT_EQ(refusal(other, {.lookahead_window = 50}),
+    EXPECT_EQ(rejection(other, {.lookahead_window = 50}),
               "castle::load: the saved cache has other rotary settings than the layer");
-    EXPECT_EQ(refusal(config, {.scale = 0.5, .lookahead_window = 50}),
+    EXPECT_EQ(rejection(config, {.scale = 0.5, .lookahead_window = 50}),
               "castle::load: the saved cache has scale 0.408248 but the layer has 0.5");
 }
 

@@ -61,7 +61,7 @@ TYPED_TEST(Textbook, RecurrentMatchesOracle) {
 TYPED_TEST(Textbook, DenseMatchesOracleInEveryQuantity) {
     using T = TypeParam;
     for_cases<T>([](const auto& h, const auto& exact, const auto& bounds, const auto& options) {
-        const castle::HeadInput<T> head = h.input();
+        const castle::Input<T> head = h.input();
         EXPECT_TRUE(within(castle::dense::gates(head, options), exact.gates, bounds.gates));
         EXPECT_TRUE(within(castle::dense::causal_scores(head, options), exact.causal_scores, bounds.causal_scores,
                            Part::on_and_below_diagonal));
@@ -101,7 +101,7 @@ TYPED_TEST(Textbook, DenseLookaheadKeysMatchOracleAfterEveryToken) {
 TYPED_TEST(Textbook, DenseMasksExactly) {
     using T = TypeParam;
     for_cases<T>([](const auto& h, const auto&, const auto&, const castle::Options& options) {
-        const castle::HeadInput<T> head = h.input();
+        const castle::Input<T> head = h.input();
         const oracle::Settings settings = oracle::standard_settings(1, options.lookahead_window);
         const Matrix<T> gates = castle::dense::gates(head, options);
         const Matrix<T> causal_scores = castle::dense::causal_scores(head, options);
@@ -127,6 +127,25 @@ TYPED_TEST(Textbook, DenseMasksExactly) {
             }
         }
     });
+}
+
+// Lookahead inputs that are not there are as good as any.
+TYPED_TEST(Textbook, OfAWindowOfZeroTakesNoLookaheadInput) {
+    using T = TypeParam;
+    Random random(560);
+    const Head<T> head = random_head<T>(random, {.length = 47, .d = 5, .dv = 4});
+    const castle::Input<T> with = head.input(), without = head.causal_input();
+    const castle::Options options{.lookahead_window = 0};
+    EXPECT_TRUE(same_bits(run_recurrent(with, options), run_recurrent(without, options)));
+    EXPECT_TRUE(same_bits(castle::dense::gates(with, options), castle::dense::gates(without, options)));
+    EXPECT_TRUE(same_bits(castle::dense::lookahead_keys(with, 40, options),
+                          castle::dense::lookahead_keys(without, 40, options)));
+    EXPECT_TRUE(
+        same_bits(castle::dense::lookahead_scores(with, options), castle::dense::lookahead_scores(without, options)));
+    EXPECT_TRUE(same_bits(castle::dense::causal_scores(with, options), castle::dense::causal_scores(without, options)));
+    EXPECT_TRUE(same_bits(castle::dense::scores(with, options), castle::dense::scores(without, options)));
+    EXPECT_TRUE(same_bits(castle::dense::weights(with, options), castle::dense::weights(without, options)));
+    EXPECT_TRUE(same_bits(castle::dense::output(with, options), castle::dense::output(without, options)));
 }
 
 TYPED_TEST(Textbook, AgreesWithTheBlockedForm) {

@@ -79,24 +79,32 @@ std::string describe(const Parts&... parts) {
     return text.str();
 }
 
-/// Six matrices that are one head's input.
+/// For a SCOPED_TRACE.
+inline std::string words_of(const castle::Shape& s) {
+    return describe("d ", s.d, ", dv ", s.dv, ", ", s.heads, " heads on ", s.kv_heads);
+}
+
+/// Six matrices that are an attention's input: of a lone head, or of the heads of a shape side by side.
 template <class T>
 struct Head {
     Matrix<T> qc, kc, vc;
     Matrix<T> qu, ku, vu;
 
-    explicit Head(Sizes s)
-        : qc(s.length, s.d),
-          kc(s.length, s.d),
-          vc(s.length, s.dv),
-          qu(s.length, s.d),
-          ku(s.length, s.d),
-          vu(s.length, s.d) {}
+    explicit Head(Sizes s) : Head(s.length, {.d = s.d, .dv = s.dv}) {}
+    Head(Index length, const castle::Shape& s)
+        : qc(length, s.heads * s.d),
+          kc(length, s.kv_heads * s.d),
+          vc(length, s.kv_heads * s.dv),
+          qu(length, s.kv_heads * s.d),
+          ku(length, s.kv_heads * s.d),
+          vu(length, s.kv_heads * s.d) {}
 
-    castle::HeadInput<T> input() const {
+    castle::Input<T> input() const {
         return {.causal = {.q = qc, .k = kc, .v = vc}, .lookahead = {.q = qu, .k = ku, .v = vu}};
     }
-    castle::HeadInput<T> first_tokens(Index count) const { return input().tokens(0, count); }
+    /// With the lookahead views left empty.
+    castle::Input<T> causal_input() const { return {.causal = input().causal}; }
+    castle::Input<T> first_tokens(Index count) const { return input().tokens(0, count); }
 
     std::array<Matrix<T>*, 6> all() { return {&qc, &kc, &vc, &qu, &ku, &vu}; }
 };
@@ -147,7 +155,7 @@ enum class Fill {
     all_negative,  ///< every causal query-key product far below 0
     ties,          ///< all tokens alike but for their values
     zeros,         ///< all queries, keys and lookahead values 0
-    denormals,     ///< all numbers below the smallest normal one
+    denormals,     ///< all elements below the smallest normal number
 };
 
 inline constexpr std::array<Fill, 7> all_fills = {Fill::normal, Fill::logits_88, Fill::logits_1000, Fill::all_negative,
@@ -164,12 +172,25 @@ void fill_normal(Random& random, Matrix<T>& m, double deviation = 1) {
     for (Index i = 0; i < m.size(); ++i) m.data()[i] = static_cast<T>(deviation * random.normal());
 }
 
-/// A head of normal numbers. Sums over many tokens stay moderate with a smaller deviation of the lookahead values.
+/// Heads of normal numbers. Sums over many tokens stay moderate with a smaller deviation of the lookahead values.
 template <class T>
-Head<T> random_head(Random& random, Sizes sizes, double lookahead_value_deviation = 1) {
-    Head<T> h(sizes);
+Head<T> random_heads(Random& random, Index length, const castle::Shape& shape, double lookahead_value_deviation = 1) {
+    Head<T> h(length, shape);
     for (Matrix<T>* m : h.all()) fill_normal(random, *m, m == &h.vu ? lookahead_value_deviation : 1);
     return h;
+}
+
+template <class T>
+Head<T> random_head(Random& random, Sizes sizes, double lookahead_value_deviation = 1) {
+    return random_heads<T>(random, sizes.length, {.d = sizes.d, .dv = sizes.dv}, lookahead_value_deviation);
+}
+
+/// Heads side by side: as many key-value heads as heads, groups of several sizes, one key-value head for all.
+inline std::vector<castle::Shape> grouped_shapes(Index d, Index dv) {
+    return {{.d = d, .dv = dv, .heads = 3, .kv_heads = 3},
+            {.d = d, .dv = dv, .heads = 4, .kv_heads = 2},
+            {.d = d, .dv = dv, .heads = 6, .kv_heads = 2},
+            {.d = d, .dv = dv, .heads = 5, .kv_heads = 1}};
 }
 
 template <class T>
@@ -231,42 +252,47 @@ bool is_sentinel(T x) {
     return std::memcmp(&x, &expected, sizeof x) == 0;
 }
 
-/// A head whose inputs are views inside one matrix `[L, 5 d + dv]`, as a packed projection leaves them, with sentinels
-/// before, between the rows and behind.
+/// A head whose inputs are views inside one matrix, as a packed projection leaves them, with sentinels before, between
+/// the rows and behind.
 template <class T>
 class PackedHead {
   public:
-    explicit PackedHead(Head<T>& from) : sizes_{from.qc.rows(), from.qc.cols(), from.vc.cols()} {
-        packed_ = Matrix<T>::Constant(sizes_.length + 2, 5 * sizes_.d + sizes_.dv + 7, sentinel<T>());
+    explicit PackedHead(Head<T>& from) {
+        Index cols = 0;
+        for (std::size_t i = 0; i < 6; ++i) {
+            cols_[i] = from.all()[i]->cols();
+            cols += cols_[i];
+        }
+        const Index length = from.qc.rows();
+        packed_ = Matrix<T>::Constant(length + 2, cols + 7, sentinel<T>());
         Index column = first_column;
         for (const Matrix<T>* m : from.all()) {
-            packed_.block(1, column, sizes_.length, m->cols()) = *m;
+            packed_.block(1, column, length, m->cols()) = *m;
             column += m->cols();
         }
     }
 
-    castle::HeadInput<T> input() const {
+    castle::Input<T> input() const {
+        const castle::ConstMatrixView<T> all = packed_;
+        castle::Input<T> in;
+        const std::array<castle::ConstMatrixView<T>*, 6> views{&in.causal.q,    &in.causal.k,    &in.causal.v,
+                                                               &in.lookahead.q, &in.lookahead.k, &in.lookahead.v};
         Index column = first_column;
-        const auto next = [&](Index cols) {
-            const castle::ConstMatrixView<T> all = packed_;
-            column += cols;
-            return all.middle_rows(1, sizes_.length).middle_cols(column - cols, cols);
-        };
-        castle::HeadInput<T> in;
-        for (auto* view : {&in.causal.q, &in.causal.k}) *view = next(sizes_.d);
-        in.causal.v = next(sizes_.dv);
-        for (auto* view : {&in.lookahead.q, &in.lookahead.k, &in.lookahead.v}) *view = next(sizes_.d);
+        for (std::size_t i = 0; i < 6; ++i) {
+            *views[i] = all.middle_rows(1, packed_.rows() - 2).middle_cols(column, cols_[i]);
+            column += cols_[i];
+        }
         return in;
     }
 
   private:
     static constexpr Index first_column = 3;
-    Sizes sizes_;
+    std::array<Index, 6> cols_{};
     Matrix<T> packed_;
 };
 
 /// Calls `write(view)` with a view of shape [rows, cols] that is full of sentinels and lies inside a frame of them;
-/// returns what was written. A number of the view left alone, or one of the frame touched, is a failure.
+/// returns what was written. An element of the view left alone, or one of the frame touched, is a failure.
 template <class T, class F>
 Matrix<T> written(Index rows, Index cols, const F& write) {
     Matrix<T> memory = Matrix<T>::Constant(rows + 2, cols + 5, sentinel<T>());
@@ -302,5 +328,23 @@ inline std::vector<Index> random_split(Random& random, Index length) {
 }
 
 inline std::vector<Index> one_by_one(Index length) { return std::vector<Index>(static_cast<std::size_t>(length), 1); }
+
+/// How many tokens each of `sequences` takes in one call of a ragged batch: none, one, as in decoding, some, as in
+/// verification, more than a block of 32 and, now and then, more than a group of 128, as in prefill.
+inline std::vector<Index> random_counts(Random& random, Index sequences) {
+    const std::array<Index, 10> counts{0, 0, 1, 1, 1, 2, 5, 31, 33, 70};
+    std::vector<Index> all;
+    for (Index i = 0; i < sequences; ++i) {
+        all.push_back(random.integer(0, 19) == 0 ? random.integer(100, 300) : random.pick(counts));
+    }
+    return all;
+}
+
+/// Their sum: the rows of the input.
+inline Index total(const std::vector<Index>& counts) {
+    Index sum = 0;
+    for (const Index count : counts) sum += count;
+    return sum;
+}
 
 }  // namespace support

@@ -8,11 +8,11 @@
 #include "support/generators.hpp"
 #include "support/gradient_oracle.hpp"
 
-// The backward pass into poisoned gradients, and gradients by number.
+// The backward pass into poisoned gradients, and gradients by the index of their input.
 namespace support {
 
 template <class T>
-std::array<const Matrix<T>*, 6> all_of(const castle::HeadGradient<T>& g) {
+std::array<const Matrix<T>*, 6> all_of(const castle::Gradient<T>& g) {
     return {&g.causal.q, &g.causal.k, &g.causal.v, &g.lookahead.q, &g.lookahead.k, &g.lookahead.v};
 }
 
@@ -21,21 +21,26 @@ std::array<const oracle::Rows<T>*, 6> all_of(const oracle::Gradient<T>& g) {
     return {&g.qc, &g.kc, &g.vc, &g.qu, &g.ku, &g.vu};
 }
 
-/// The backward pass of what `workspace` holds.
+/// The backward pass of what `workspace` holds. Lookahead gradients are empty where the input's views are.
 template <class T>
-castle::HeadGradient<T> run_backward(castle::Workspace<T>& workspace, const castle::HeadInput<T>& head,
-                                     const Matrix<T>& d_out) {
-    castle::HeadGradient<T> g;
-    const Index rows = d_out.rows(), d = workspace.shape().d, dv = workspace.shape().dv;
-    const auto poisoned = [&](Matrix<T>& into, Index cols, const auto& next) { into = written<T>(rows, cols, next); };
-    poisoned(g.causal.q, d, [&](castle::MatrixView<T> cq) {
-        poisoned(g.causal.k, d, [&](castle::MatrixView<T> ck) {
-            poisoned(g.causal.v, dv, [&](castle::MatrixView<T> cv) {
-                poisoned(g.lookahead.q, d, [&](castle::MatrixView<T> lq) {
-                    poisoned(g.lookahead.k, d, [&](castle::MatrixView<T> lk) {
-                        poisoned(g.lookahead.v, d, [&](castle::MatrixView<T> lv) {
+castle::Gradient<T> run_backward(castle::Workspace<T>& workspace, const castle::Input<T>& input,
+                                 const Matrix<T>& d_out) {
+    castle::Gradient<T> g;
+    const castle::Shape shape = workspace.shape();
+    const Index rows = d_out.rows(), keys = shape.kv_heads * shape.d;
+    const bool lookahead = input.lookahead.q.cols() > 0;
+    const auto causal = [&](Matrix<T>& into, Index cols, const auto& next) { into = written<T>(rows, cols, next); };
+    const auto ahead = [&](Matrix<T>& into, const auto& next) {
+        into = written<T>(lookahead ? rows : 0, lookahead ? keys : 0, next);
+    };
+    causal(g.causal.q, shape.heads * shape.d, [&](castle::MatrixView<T> cq) {
+        causal(g.causal.k, keys, [&](castle::MatrixView<T> ck) {
+            causal(g.causal.v, shape.kv_heads * shape.dv, [&](castle::MatrixView<T> cv) {
+                ahead(g.lookahead.q, [&](castle::MatrixView<T> lq) {
+                    ahead(g.lookahead.k, [&](castle::MatrixView<T> lk) {
+                        ahead(g.lookahead.v, [&](castle::MatrixView<T> lv) {
                             castle::backward(
-                                workspace, head, d_out,
+                                workspace, input, d_out,
                                 {.causal = {.q = cq, .k = ck, .v = cv}, .lookahead = {.q = lq, .k = lk, .v = lv}});
                         });
                     });
@@ -48,12 +53,19 @@ castle::HeadGradient<T> run_backward(castle::Workspace<T>& workspace, const cast
 
 /// Both passes.
 template <class T>
-castle::HeadGradient<T> run_backward(const castle::HeadInput<T>& head, const Matrix<T>& d_out,
-                                     const castle::Options& options = {}) {
-    castle::Workspace<T> workspace({.d = head.causal.q.cols(), .dv = head.causal.v.cols()}, options);
+castle::Gradient<T> run_backward(const castle::Shape& shape, const castle::Input<T>& input, const Matrix<T>& d_out,
+                                 const castle::Options& options = {}) {
+    castle::Workspace<T> workspace(shape, options);
     Matrix<T> out(d_out.rows(), d_out.cols());
-    castle::forward(workspace, head, out);
-    return run_backward(workspace, head, d_out);
+    castle::forward(workspace, input, out);
+    return run_backward(workspace, input, d_out);
+}
+
+/// Both passes of one head.
+template <class T>
+castle::Gradient<T> run_backward(const castle::Input<T>& input, const Matrix<T>& d_out,
+                                 const castle::Options& options = {}) {
+    return run_backward({.d = input.causal.q.cols(), .dv = input.causal.v.cols()}, input, d_out, options);
 }
 
 }  // namespace support

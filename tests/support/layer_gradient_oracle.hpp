@@ -46,15 +46,23 @@ LayerGradient<T> backward(const Layer<T>& layer, const Rows<T>& x, const Rows<T>
     LayerGradient<T> g{.x = Rows<T>(length, x.cols()),
                        .in = {},
                        .out = times(transposed(attend(layer, projected, settings)), d_output)};
+    // A key-value head's gradient is the sum over the query heads that read it.
     std::array<Rows<T>, 6> d_projected;
-    for (std::size_t i = 0; i < 6; ++i) d_projected[i] = Rows<T>(length, layer.heads * d);
+    for (std::size_t i = 0; i < 6; ++i) d_projected[i] = Rows<T>(length, layer.heads_of(i) * d);
     for (Index h = 0; h < layer.heads; ++h) {
         const Gradient<T> head = backward(head_of(layer, projected, h), columns(d_attended, h * d, d), settings, terms);
         const std::array<const Rows<T>*, 6> parts{&head.qc, &head.kc, &head.vc, &head.qu, &head.ku, &head.vu};
         for (std::size_t i = 0; i < 6; ++i) {
+            const Index first = layer.head_in(i, h) * d;
             for (Index t = 0; t < length; ++t) {
-                for (Index k = 0; k < d; ++k) d_projected[i](t, h * d + k) = (*parts[i])(t, k);
-                if (!layer.rotated[i]) continue;
+                for (Index k = 0; k < d; ++k) d_projected[i](t, first + k) += (*parts[i])(t, k);
+            }
+        }
+    }
+    for (std::size_t i = 0; i < 6; ++i) {
+        if (!layer.rotated[i]) continue;
+        for (Index h = 0; h < layer.heads_of(i); ++h) {
+            for (Index t = 0; t < length; ++t) {
                 if (!absolute) {
                     rotate(d_projected[i], t, h * d, d, -t, layer.base);
                     continue;

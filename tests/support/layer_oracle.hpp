@@ -6,10 +6,11 @@
 
 #include "support/oracle.hpp"
 
-// The multi-head layer of eq. 14 in the manner of oracle.hpp: plain loops, nothing of the library.
+// The multi-head layer of eq. 14, with grouped queries, in the manner of oracle.hpp: plain loops, nothing of the
+// library.
 namespace oracle {
 
-/// Rotary position embedding of the columns [first, first + d) of one row: numbers k and k + d / 2 turn as a pair.
+/// Rotary position embedding of the columns [first, first + d) of one row: elements k and k + d / 2 turn as a pair.
 template <class T>
 void rotate(Rows<T>& x, Index row, Index first, Index d, Index position, double base) {
     for (Index k = 0; k < d / 2; ++k) {
@@ -45,12 +46,19 @@ Rows<T> columns(const Rows<T>& a, Index first, Index count) {
 template <class T>
 struct Layer {
     Index heads;
+    Index kv_heads;  // query head h reads key-value head h / (heads / kv_heads)
     Index d_head;
-    std::array<Rows<T>, 6>
-        in;       // Q^C, K^C, V^C, Q^U, K^U, V^U, each [d_model, heads d_head]; the last three may be empty
-    Rows<T> out;  // [heads d_head, d_model]
+    // Q^C [d_model, heads d_head]; K^C, V^C, Q^U, K^U, V^U, each [d_model, kv_heads d_head]. The last three may be
+    // empty.
+    std::array<Rows<T>, 6> in;
+    Rows<T> out;                  // [heads d_head, d_model]
     std::array<bool, 6> rotated;  // in the same order
     double base;
+
+    /// How many heads projection i has.
+    Index heads_of(std::size_t i) const { return i == 0 ? heads : kv_heads; }
+    /// Which of them query head h reads.
+    Index head_in(std::size_t i, Index h) const { return i == 0 ? h : h / (heads / kv_heads); }
 };
 
 /// The six projections of the input, rotated where they are to be; empty where the layer has none.
@@ -61,7 +69,7 @@ std::array<Rows<T>, 6> project(const Layer<T>& layer, const Rows<T>& x) {
         if (layer.in[i].rows() == 0) continue;
         projected[i] = product(x, layer.in[i]);
         for (Index t = 0; t < x.rows() && layer.rotated[i]; ++t) {
-            for (Index h = 0; h < layer.heads; ++h) {
+            for (Index h = 0; h < layer.heads_of(i); ++h) {
                 rotate(projected[i], t, h * layer.d_head, layer.d_head, t, layer.base);
             }
         }
@@ -69,17 +77,17 @@ std::array<Rows<T>, 6> project(const Layer<T>& layer, const Rows<T>& x) {
     return projected;
 }
 
-/// One head of the projections. Standard attention is that of lookahead projections which are zero.
+/// What query head h reads of the projections. Standard attention is that of lookahead projections which are zero.
 template <class T>
 Head<T> head_of(const Layer<T>& layer, const std::array<Rows<T>, 6>& projected, Index h) {
     const auto part = [&](std::size_t i) {
         return projected[i].cols() == 0 ? Rows<T>(projected[0].rows(), layer.d_head)
-                                        : columns(projected[i], h * layer.d_head, layer.d_head);
+                                        : columns(projected[i], layer.head_in(i, h) * layer.d_head, layer.d_head);
     };
     return {.qc = part(0), .kc = part(1), .vc = part(2), .qu = part(3), .ku = part(4), .vu = part(5)};
 }
 
-/// The heads' outputs side by side.
+/// The query heads' outputs side by side.
 template <class T>
 Rows<T> attend(const Layer<T>& layer, const std::array<Rows<T>, 6>& projected, const Settings& settings) {
     Rows<T> attended(projected[0].rows(), layer.heads * layer.d_head);

@@ -2,9 +2,10 @@
 #pragma once
 
 #include <array>
+#include <string>
 #include <vector>
 
-#include <castle/multi_head.hpp>
+#include <castle/layer.hpp>
 
 #include "support/generators.hpp"
 #include "support/layer_oracle.hpp"
@@ -37,11 +38,29 @@ inline std::vector<castle::Rotary> rotaries_of_one_projection() {
     return all;
 }
 
+/// Grouped queries: four query heads on two key-value heads and on one.
+inline std::vector<castle::LayerConfig> grouped_configs(Index d_model, Index d_head) {
+    return {{.d_model = d_model, .heads = 4, .kv_heads = 2, .d_head = d_head, .seed = 21},
+            {.d_model = d_model, .heads = 4, .kv_heads = 1, .d_head = d_head, .seed = 22}};
+}
+
+/// As many key-value heads as heads, unless the configuration says how many.
+inline Index kv_heads_of(const castle::LayerConfig& config) {
+    return config.kv_heads == 0 ? config.heads : config.kv_heads;
+}
+
+/// For a SCOPED_TRACE.
+inline std::string words_of(const castle::LayerConfig& config, const castle::Options& options) {
+    return describe("d_model ", config.d_model, ", heads ", config.heads, " on ", kv_heads_of(config), ", d_head ",
+                    config.d_head, ", ", config.rotary ? "rotary, " : "", "window ", options.lookahead_window);
+}
+
 template <class S, class T>
-oracle::Layer<S> oracle_layer(const castle::MultiHeadWeights<T>& w, const castle::MultiHeadConfig& config) {
+oracle::Layer<S> oracle_layer(const castle::LayerWeights<T>& w, const castle::LayerConfig& config) {
     const castle::Rotary rotary = config.rotary.value_or(castle::Rotary{});
     const bool on = config.rotary.has_value();
     oracle::Layer<S> layer{.heads = config.heads,
+                           .kv_heads = kv_heads_of(config),
                            .d_head = config.d_head,
                            .in = {},
                            .out = oracle_rows<S>(w.w_out),

@@ -15,7 +15,7 @@
 #include "support/scalars.hpp"
 #include "support/tolerances.hpp"
 
-// The caches as containers, and the causal one as a form of attention.
+// The cache as a container, and that of standard attention as a form of it.
 namespace {
 
 using castle::Index;
@@ -32,8 +32,7 @@ TYPED_TEST(Cache, SaysItsSizeShapeAndOptions) {
     const Head<T> head = random_head<T>(random, {.length = 200, .d = 3, .dv = 5});
     castle::UqKvCache<T> cache({.d = 3, .dv = 5}, {.scale = 0.25, .lookahead_window = 9});
     EXPECT_EQ(cache.size(), 0);
-    EXPECT_EQ(cache.shape().d, 3);
-    EXPECT_EQ(cache.shape().dv, 5);
+    EXPECT_TRUE(cache.shape() == (castle::Shape{.d = 3, .dv = 5, .heads = 1, .kv_heads = 1}));
     EXPECT_EQ(cache.options().scale, 0.25);
     EXPECT_EQ(cache.options().lookahead_window, 9);
     EXPECT_EQ(cache.lookahead_keys().rows(), 0);
@@ -116,35 +115,68 @@ TYPED_TEST(Cache, SaysItsBytes) {
     using T = TypeParam;
     castle::UqKvCache<T> castle({.d = 16, .dv = 16});
     castle::UqKvCache<T> windowed({.d = 16, .dv = 16}, {.lookahead_window = 64});
-    castle::KvCache<T> causal({.d = 16, .dv = 16});
+    castle::UqKvCache<T> causal({.d = 16, .dv = 16}, {.lookahead_window = 0});
     const Index tokens = 64 * 100;
     const Index empty = castle.bytes().owned;
     castle.reserve(tokens);
     windowed.reserve(tokens);
     causal.reserve(tokens);
-    // K^C and V^C; U and Q^U beside them, with the gates of the open block, which are 32 numbers a token, and U twice
+    // K^C and V^C; U and Q^U beside them, with the gates of the open block, which are 32 elements a token, and U twice
     // more as it was before the last two blocks. With a window all but U, K^C and V^C is of the last tokens only.
-    const Index number = Index(sizeof(T));
-    EXPECT_GE(causal.bytes().owned, tokens * 2 * 16 * number);
-    EXPECT_LT(causal.bytes().owned, tokens * 2 * 16 * number * 11 / 10);
-    EXPECT_GE(castle.bytes().owned, tokens * 6 * 16 * number);
-    EXPECT_LT(castle.bytes().owned - empty, tokens * (6 * 16 + 32) * number * 11 / 10);
+    const Index element = Index(sizeof(T));
+    EXPECT_GE(causal.bytes().owned, tokens * 2 * 16 * element);
+    EXPECT_LT(causal.bytes().owned, tokens * 2 * 16 * element * 11 / 10);
+    EXPECT_GE(castle.bytes().owned, tokens * 6 * 16 * element);
+    EXPECT_LT(castle.bytes().owned - empty, tokens * (6 * 16 + 32) * element * 11 / 10);
     castle::UqKvCache<T> without_rollback({.d = 16, .dv = 16}, {}, 0);
     without_rollback.reserve(tokens);
-    EXPECT_GE(without_rollback.bytes().owned, tokens * 4 * 16 * number);
-    EXPECT_LT(without_rollback.bytes().owned - empty, tokens * (4 * 16 + 32) * number * 11 / 10);
-    EXPECT_GE(windowed.bytes().owned, tokens * 3 * 16 * number);
-    EXPECT_LT(windowed.bytes().owned, tokens * 3 * 16 * number * 11 / 10) << "something beyond the window";
+    EXPECT_GE(without_rollback.bytes().owned, tokens * 4 * 16 * element);
+    EXPECT_LT(without_rollback.bytes().owned - empty, tokens * (4 * 16 + 32) * element * 11 / 10);
+    EXPECT_GE(windowed.bytes().owned, tokens * 3 * 16 * element);
+    EXPECT_LT(windowed.bytes().owned, tokens * 3 * 16 * element * 11 / 10) << "something beyond the window";
     const Index full = castle.bytes().owned;
     castle.clear();
     EXPECT_EQ(castle.bytes().owned, full);
+}
+
+TYPED_TEST(Cache, SaysTheBytesThatItWouldHold) {
+    using T = TypeParam;
+    std::vector<castle::Shape> shapes = grouped_shapes(9, 5);
+    shapes.push_back({.d = 9, .dv = 5});
+    for (const castle::Shape& shape : shapes) {
+        for (const Index window : {Index(0), Index(100), castle::unlimited}) {
+            for (const Index rollback : {Index(0), castle::default_rollback}) {
+                SCOPED_TRACE(describe(words_of(shape), ", window ", window, ", rollback ", rollback));
+                castle::UqKvCache<T> cache(shape, {.lookahead_window = window}, rollback);
+                for (const Index tokens : {0, 1, 64, 65, 700, 30, 1500}) {
+                    const Index expected = cache.bytes_for(tokens);
+                    EXPECT_EQ(cache.bytes_for(tokens), expected) << "asking changes nothing";
+                    cache.reserve(tokens);
+                    EXPECT_EQ(cache.bytes().total(), expected) << tokens << " tokens";
+                }
+            }
+        }
+    }
+}
+
+// Keys, values and all that belongs to them exist once a group.
+TYPED_TEST(Cache, OfGroupedQueriesHoldsWhatItsKeyValueHeadsNeed) {
+    using T = TypeParam;
+    for (const Index window : {Index(0), Index(128), castle::unlimited}) {
+        const castle::Options options{.lookahead_window = window};
+        const Index all = castle::UqKvCache<T>({.d = 64, .dv = 64, .heads = 8, .kv_heads = 8}, options).bytes_for(8192);
+        const Index two = castle::UqKvCache<T>({.d = 64, .dv = 64, .heads = 8, .kv_heads = 2}, options).bytes_for(8192);
+        const Index lone = castle::UqKvCache<T>({.d = 64, .dv = 64}, options).bytes_for(8192);
+        EXPECT_LE(double(two), 0.27 * double(all)) << "window " << window;
+        EXPECT_LE(double(two), 2.1 * double(lone)) << "window " << window;
+    }
 }
 
 // 8 heads of CASTLE have as many parameters as 14 of standard attention.
 TYPED_TEST(Cache, WithAWindowIsSmallerThanThatOfStandardAttentionAtEqualParameters) {
     using T = TypeParam;
     castle::UqKvCache<T> windowed({.d = 64, .dv = 64}, {.lookahead_window = 128});
-    castle::KvCache<T> causal({.d = 64, .dv = 64});
+    castle::UqKvCache<T> causal({.d = 64, .dv = 64}, {.lookahead_window = 0});
     windowed.reserve(16384);
     causal.reserve(16384);
     const double ratio = 8.0 * double(windowed.bytes().owned) / (14.0 * double(causal.bytes().owned));
@@ -155,9 +187,8 @@ TYPED_TEST(Cache, WithAWindowIsSmallerThanThatOfStandardAttentionAtEqualParamete
 TYPED_TEST(Cache, MovesWithItsTokensAndDoesNotCopy) {
     using T = TypeParam;
     static_assert(!std::is_copy_constructible_v<castle::UqKvCache<T>>);
-    static_assert(!std::is_copy_assignable_v<castle::KvCache<T>>);
-    static_assert(std::is_move_assignable_v<castle::KvCache<T>>);
-    static_assert(!std::is_move_assignable_v<castle::HeadCache<T>>, "a cache of one kind becomes one of the other");
+    static_assert(!std::is_copy_assignable_v<castle::UqKvCache<T>>);
+    static_assert(std::is_move_assignable_v<castle::UqKvCache<T>>);
     Random random(4);
     const Head<T> head = random_head<T>(random, {.length = 100, .d = 5, .dv = 4});
     const Outcome<T> expected = run_at_once(head.input());
@@ -208,12 +239,12 @@ TYPED_TEST(Cache, OfStandardAttentionSaysItsSizeAndForgets) {
     Random random(7);
     const Head<T> head = random_head<T>(random, {.length = 90, .d = 5, .dv = 4});
     const Matrix<T> expected = castle::causal_attention(head.qc, head.kc, head.vc, {.scale = 0.4});
-    castle::KvCache<T> cache(shape_of(head), {.scale = 0.4});
+    castle::UqKvCache<T> cache(shape_of(head), {.scale = 0.4, .lookahead_window = 0});
     for (int again = 0; again < 2; ++again) {
         Matrix<T> out(90, 4);
-        out.topRows(50) = castle::extend(cache, head.first_tokens(50).causal);
+        out.topRows(50) = castle::extend(cache, head.causal_input().tokens(0, 50));
         EXPECT_EQ(cache.size(), 50);
-        for (Index t = 50; t < 90; ++t) out.row(t) = castle::extend(cache, head.input().tokens(t, 1).causal);
+        for (Index t = 50; t < 90; ++t) out.row(t) = castle::extend(cache, head.causal_input().tokens(t, 1));
         EXPECT_EQ(cache.size(), 90);
         EXPECT_TRUE(same_bits(out, expected));
         cache.clear();

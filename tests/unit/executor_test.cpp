@@ -82,6 +82,56 @@ TEST(Executor, IsAskedByTheBlockedForms) {
     EXPECT_GT(asked, 0);
 }
 
+// In place of that of the options.
+TEST(Executor, MayBeGivenWithACall) {
+    Random random(4);
+    const Head<float> head = random_head<float>(random, {.length = 1100, .d = 4, .dv = 3});
+    Matrix<float> d_out(1100, 3), out(1100, 3);
+    fill_normal(random, d_out);
+    Index of_options = 0, of_call = 0;
+    const auto counting = [](Index& asked) {
+        return castle::Executor([&asked](Index n, castle::Task task) {
+            ++asked;
+            for (Index i = 0; i < n; ++i) task(i);
+        });
+    };
+    // Calls run(executor) with one of its own and with none.
+    const auto expect_asked = [&](const auto& run) {
+        of_options = of_call = 0;
+        run(counting(of_call));
+        EXPECT_EQ(of_options, 0);
+        EXPECT_GT(of_call, 0);
+        of_call = 0;
+        run(castle::Executor());
+        EXPECT_GT(of_options, 0);
+        EXPECT_EQ(of_call, 0);
+    };
+    const castle::Options options{.executor = counting(of_options)};
+    castle::UqKvCache<float> cache(shape_of(head), options);
+    expect_asked([&](const castle::Executor& executor) { castle::extend(cache, head.input(), out, executor); });
+    castle::Workspace<float> workspace(shape_of(head), options);
+    castle::Gradient<float> gradient(head.qc.rows(), shape_of(head));
+    expect_asked([&](const castle::Executor& executor) { castle::forward(workspace, head.input(), out, executor); });
+    expect_asked([&](const castle::Executor& executor) {
+        castle::forward(workspace, head.input(), out, reversed_executor());
+        castle::backward(workspace, head.input(), d_out, gradient.view(), executor);
+    });
+
+    const castle::Layer<float> layer({.d_model = 3, .heads = 2, .d_head = 2}, options);
+    castle::LayerCache<float> layer_cache = layer.make_cache();
+    castle::LayerWorkspace<float> layer_workspace = layer.make_workspace();
+    castle::LayerWeights<float> d_weights = layer.zero_gradient();
+    expect_asked([&](const castle::Executor& executor) { layer.extend(layer_cache, d_out, out, executor); });
+    expect_asked([&](const castle::Executor& executor) { layer.forward(layer_workspace, d_out, out, executor); });
+    expect_asked([&](const castle::Executor& executor) {
+        layer.forward(layer_workspace, d_out, out, reversed_executor());
+        layer.backward(layer_workspace, d_out, d_out, out, d_weights, executor);
+    });
+    const std::vector<castle::LayerCache<float>*> batch = {&layer_cache};
+    const std::vector<Index> counts = {1100};
+    expect_asked([&](const castle::Executor& executor) { layer.extend(batch, counts, d_out, out, executor); });
+}
+
 // Half of the work would be done, and nobody could tell which half.
 TEST(ExecutorDeathTest, ThatThrowsEndsTheProgram) {
     Random random(3);

@@ -68,19 +68,21 @@ void expect_cache_moves(const Input& input, Cache cache, Cache expected, Cache o
 TYPED_TEST(Move, ACacheGoesOn) {
     using T = TypeParam;
     Random random(4100);
-    const castle::HeadShape shape{.d = 5, .dv = 4};
-    const Head<T> head = random_head<T>(random, {.length = 200, .d = 5, .dv = 4});
-    for (const Index window : {Index(0), Index(20), castle::unlimited}) {
-        const castle::Options options{.lookahead_window = window, .executor = [](Index n, castle::Task task) {
-                                          for (Index i = 0; i < n; ++i) task(i);
-                                      }};
-        const auto make = [&] { return castle::UqKvCache<T>(shape, options); };
-        const auto input = [&](Index first, Index count) { return head.input().tokens(first, count); };
+    for (const castle::Shape& shape : {castle::Shape{.d = 5, .dv = 4}, {.d = 5, .dv = 4, .heads = 4, .kv_heads = 2}}) {
+        const Head<T> head = random_heads<T>(random, 200, shape);
+        for (const Index window : {Index(0), Index(20), castle::unlimited}) {
+            const castle::Options options{.lookahead_window = window, .executor = [](Index n, castle::Task task) {
+                                              for (Index i = 0; i < n; ++i) task(i);
+                                          }};
+            const auto make = [&] { return castle::UqKvCache<T>(shape, options); };
+            const auto input = [&](Index first, Index count) { return head.input().tokens(first, count); };
+            expect_cache_moves<T>(input, make(), make(), castle::UqKvCache<T>({.d = 1, .dv = 1}));
+        }
+        // Of standard attention, without lookahead inputs; in place of one that is not.
+        const auto make = [&] { return castle::UqKvCache<T>(shape, {.scale = 0.3, .lookahead_window = 0}); };
+        const auto input = [&](Index first, Index count) { return head.causal_input().tokens(first, count); };
         expect_cache_moves<T>(input, make(), make(), castle::UqKvCache<T>({.d = 1, .dv = 1}));
     }
-    const auto make = [&] { return castle::KvCache<T>(shape, {.scale = 0.3}); };
-    const auto input = [&](Index first, Index count) { return head.input().tokens(first, count).causal; };
-    expect_cache_moves<T>(input, make(), make(), castle::KvCache<T>({.d = 1, .dv = 1}));
 }
 
 // Forks keep what they share.
@@ -100,27 +102,27 @@ TYPED_TEST(Move, AForkAndItsOriginGoOn) {
     }
 }
 
-template <class T, class Workspace, class Input>
-void expect_workspace_moves(const Input& input, const Matrix<T>& d_out, Workspace workspace, Workspace expected,
-                            Workspace other) {
-    expect_moves(std::move(workspace), std::move(other), [&](Workspace& moved) {
+template <class T>
+void expect_workspace_moves(const castle::Input<T>& input, castle::Workspace<T> workspace,
+                            castle::Workspace<T> expected) {
+    using Workspace = castle::Workspace<T>;
+    const castle::Shape shape = workspace.shape();
+    const Index length = input.causal.q.rows();
+    Random random(4125);
+    Matrix<T> d_out(length, shape.heads * shape.dv);
+    fill_normal(random, d_out);
+    expect_moves(std::move(workspace), Workspace({.d = 1, .dv = 1}), [&](Workspace& moved) {
         Matrix<T> out(d_out.rows(), d_out.cols()), expected_out(d_out.rows(), d_out.cols());
         castle::forward(moved, input, out);
         castle::forward(expected, input, expected_out);
         EXPECT_TRUE(same_bits(out, expected_out));
         move_to_itself(moved);
-        EXPECT_EQ(moved.size(), d_out.rows());
+        EXPECT_EQ(moved.size(), length);
         EXPECT_EQ(moved.bytes(), expected.bytes());
-        const auto gradient = castle::backward(moved, input, d_out);
-        const auto expected_gradient = castle::backward(expected, input, d_out);
-        if constexpr (std::is_same_v<Workspace, castle::Workspace<T>>) {
-            for (std::size_t i = 0; i < 6; ++i) {
-                EXPECT_TRUE(same_bits(*all_of(gradient)[i], *all_of(expected_gradient)[i]));
-            }
-        } else {
-            EXPECT_TRUE(same_bits(gradient.q, expected_gradient.q));
-            EXPECT_TRUE(same_bits(gradient.k, expected_gradient.k));
-            EXPECT_TRUE(same_bits(gradient.v, expected_gradient.v));
+        const castle::Gradient<T> gradient = castle::backward(moved, input, d_out);
+        const castle::Gradient<T> expected_gradient = castle::backward(expected, input, d_out);
+        for (std::size_t i = 0; i < 6; ++i) {
+            EXPECT_TRUE(same_bits(*all_of(gradient)[i], *all_of(expected_gradient)[i]));
         }
     });
 }
@@ -128,44 +130,42 @@ void expect_workspace_moves(const Input& input, const Matrix<T>& d_out, Workspac
 TYPED_TEST(Move, AWorkspaceGoesOn) {
     using T = TypeParam;
     Random random(4120);
-    const Head<T> head = random_head<T>(random, {.length = 90, .d = 5, .dv = 4});
-    Matrix<T> d_out(90, 4);
-    fill_normal(random, d_out);
-    const auto make = [&] { return castle::Workspace<T>(shape_of(head), {.lookahead_window = 40}); };
-    expect_workspace_moves(head.input(), d_out, make(), make(), castle::Workspace<T>({.d = 1, .dv = 1}));
-    const auto make_causal = [&] { return castle::CausalWorkspace<T>(shape_of(head)); };
-    expect_workspace_moves(head.input().causal, d_out, make_causal(), make_causal(),
-                           castle::CausalWorkspace<T>({.d = 1, .dv = 1}));
+    for (const castle::Shape& shape : {castle::Shape{.d = 5, .dv = 4}, {.d = 5, .dv = 4, .heads = 4, .kv_heads = 2}}) {
+        const Head<T> head = random_heads<T>(random, 90, shape);
+        const auto make = [&](Index window) { return castle::Workspace<T>(shape, {.lookahead_window = window}); };
+        expect_workspace_moves(head.input(), make(40), make(40));
+        expect_workspace_moves(head.causal_input(), make(0), make(0));
+    }
 }
 
-template <class T, class Layer>
-void expect_layer_moves(std::uint64_t seed) {
+template <class T>
+void expect_layer_moves(std::uint64_t seed, Index window) {
+    using Layer = castle::Layer<T>;
     Random random(seed);
     Index asked = 0;
     const castle::Executor counting = [&](Index n, castle::Task task) {
         ++asked;
         for (Index i = 0; i < n; ++i) task(i);
     };
-    const castle::MultiHeadConfig config{.d_model = 20, .heads = 3, .d_head = 6, .rotary = castle::Rotary{}};
-    const Layer expected(config);
-    Layer layer(config, {.executor = counting});
+    const castle::LayerConfig config{.d_model = 20, .heads = 3, .d_head = 6, .rotary = castle::Rotary{}};
+    const castle::LayerConfig small{.d_model = 2, .heads = 1, .d_head = 2};
+    const Layer expected(config, {.lookahead_window = window});
+    Layer layer(config, {.lookahead_window = window, .executor = counting});
     Matrix<T> x(80, 20), d_y(80, 20);
     fill_normal(random, x);
     fill_normal(random, d_y);
-    castle::MultiHeadWorkspace<T> expected_workspace = expected.make_workspace();
-    castle::MultiHeadCache<T> expected_cache = expected.make_cache();
+    castle::LayerWorkspace<T> expected_workspace = expected.make_workspace();
     const Matrix<T> y = expected.forward(x);
 
     // The parts of a layer that has not moved.
-    expect_moves(layer.make_cache(), Layer({.d_model = 2, .heads = 1, .d_head = 2}).make_cache(),
-                 [&](castle::MultiHeadCache<T>& cache) {
-                     const Index before = cache.size();
-                     const Matrix<T> rows = layer.extend(cache, x.middleRows(before, 35));
-                     EXPECT_TRUE(same_bits(rows, Matrix<T>(y.middleRows(before, 35))));
-                     EXPECT_TRUE(same_bits(layer.extend(cache, x.row(before + 35)), Matrix<T>(y.row(before + 35))));
-                     EXPECT_EQ(cache.heads(), 3);
-                 });
-    const auto expect_trains = [&](const Layer& which, castle::MultiHeadWorkspace<T>& workspace) {
+    expect_moves(layer.make_cache(), Layer(small).make_cache(), [&](castle::LayerCache<T>& cache) {
+        const Index before = cache.size();
+        const Matrix<T> rows = layer.extend(cache, x.middleRows(before, 35));
+        EXPECT_TRUE(same_bits(rows, Matrix<T>(y.middleRows(before, 35))));
+        EXPECT_TRUE(same_bits(layer.extend(cache, x.row(before + 35)), Matrix<T>(y.row(before + 35))));
+        EXPECT_EQ(cache.lookahead_keys(2).rows(), before + 36);
+    });
+    const auto expect_trains = [&](const Layer& which, castle::LayerWorkspace<T>& workspace) {
         Matrix<T> out(80, 20);
         which.forward(workspace, x, out);
         EXPECT_TRUE(same_bits(out, y));
@@ -178,13 +178,13 @@ void expect_layer_moves(std::uint64_t seed) {
         EXPECT_TRUE(same_bits(gradient.weights.causal.q, expected_gradient.weights.causal.q));
         EXPECT_TRUE(same_bits(gradient.weights.w_out, expected_gradient.weights.w_out));
     };
-    expect_moves(layer.make_workspace(), Layer({.d_model = 2, .heads = 1, .d_head = 2}).make_workspace(),
-                 [&](castle::MultiHeadWorkspace<T>& workspace) { expect_trains(layer, workspace); });
+    expect_moves(layer.make_workspace(), Layer(small).make_workspace(),
+                 [&](castle::LayerWorkspace<T>& workspace) { expect_trains(layer, workspace); });
 
     // And the layer, whose caches and workspaces stay its own.
-    castle::MultiHeadCache<T> cache = layer.make_cache();
-    castle::MultiHeadWorkspace<T> workspace = layer.make_workspace();
-    expect_moves(std::move(layer), Layer({.d_model = 2, .heads = 1, .d_head = 2}), [&](Layer& moved) {
+    castle::LayerCache<T> cache = layer.make_cache();
+    castle::LayerWorkspace<T> workspace = layer.make_workspace();
+    expect_moves(std::move(layer), Layer(small), [&](Layer& moved) {
         asked = 0;
         EXPECT_TRUE(same_bits(moved.forward(x), y));
         EXPECT_GT(asked, 0) << "the executor is gone";
@@ -197,11 +197,10 @@ void expect_layer_moves(std::uint64_t seed) {
 
 TYPED_TEST(Move, ALayerItsCachesAndWorkspacesGoOn) {
     using T = TypeParam;
-    expect_layer_moves<T, castle::MultiHeadCastle<T>>(4130);
-    expect_layer_moves<T, castle::MultiHeadCausal<T>>(4131);
+    expect_layer_moves<T>(4130, castle::unlimited);
+    expect_layer_moves<T>(4131, 0);
 }
 
-// A layer or a workspace of one kind becomes none of the other, as caches do not.
 TYPED_TEST(Move, ARotaryTableGoesOn) {
     using T = TypeParam;
     Random random(4140);
@@ -214,14 +213,6 @@ TYPED_TEST(Move, ARotaryTableGoesOn) {
         moved.rotate(y, 2);
         EXPECT_TRUE(same_bits(y, expected));
     });
-}
-
-TYPED_TEST(Move, KindsStayApart) {
-    using T = TypeParam;
-    static_assert(!std::is_move_assignable_v<castle::HeadCache<T>>);
-    static_assert(!std::is_move_assignable_v<castle::HeadWorkspace<T>>);
-    static_assert(!std::is_move_assignable_v<castle::MultiHeadLayer<T>>);
-    static_assert(!std::is_assignable_v<castle::UqKvCache<T>&, castle::KvCache<T>>);
 }
 
 }  // namespace

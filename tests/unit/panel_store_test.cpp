@@ -17,8 +17,8 @@ using castle::Index;
 using castle::detail::AlignedBuffer;
 using castle::detail::PanelStore;
 
-bool is_zero(const double* panel, Index numbers) {
-    return std::all_of(panel, panel + numbers, [](double x) { return x == 0; });
+bool is_zero(const double* panel, Index elements) {
+    return std::all_of(panel, panel + elements, [](double x) { return x == 0; });
 }
 
 TEST(AlignedBuffer, StandsOnACacheLineAndIsZeroWhateverItsSize) {
@@ -31,21 +31,21 @@ TEST(AlignedBuffer, StandsOnACacheLineAndIsZeroWhateverItsSize) {
 }
 
 TEST(PanelStore, KeepsPanelsWhereTheyAreWhenItGrows) {
-    constexpr Index numbers = 24;
-    PanelStore<double> store(numbers);
+    constexpr Index elements = 24;
+    PanelStore<double> store(elements);
     std::vector<double*> before;
     for (const Index panels : {1, 2, 7, 7, 3, 40}) {
         const Index expected = std::max(panels, store.size());
         store.add(store.missing(panels));
         ASSERT_EQ(store.size(), expected);
-        EXPECT_EQ(store.numbers(), expected * numbers);
+        EXPECT_EQ(store.elements(), expected * elements);
         for (Index p = 0; p < Index(before.size()); ++p) {
             EXPECT_EQ(store[p], before[std::size_t(p)]);
-            EXPECT_EQ(store[p][numbers - 1], double(p));
+            EXPECT_EQ(store[p][elements - 1], double(p));
         }
         for (Index p = Index(before.size()); p < store.size(); ++p) {
-            EXPECT_TRUE(is_zero(store[p], numbers));
-            store[p][numbers - 1] = double(p);
+            EXPECT_TRUE(is_zero(store[p], elements));
+            store[p][elements - 1] = double(p);
             before.push_back(store[p]);
         }
     }
@@ -84,13 +84,13 @@ TEST(PanelStore, TakesPanelsOfItsSlabsAgainThatNobodyHolds) {
 }
 
 TEST(PanelStore, GivesAPanelToOneThreadAtATime) {
-    constexpr Index numbers = 64;
-    PanelStore<double> store(numbers);
+    constexpr Index elements = 64;
+    PanelStore<double> store(elements);
     store.add(store.missing(2));
     double* const free = store[1];
     std::vector<PanelStore<double>> forks;
     for (int i = 0; i < 4; ++i) forks.push_back(store.share(1));
-    store = PanelStore<double>(numbers);
+    store = PanelStore<double>(elements);
     std::atomic<int> taken = 0, wrong = 0;
     std::vector<std::thread> threads;
     for (auto& fork : forks) {
@@ -99,9 +99,9 @@ TEST(PanelStore, GivesAPanelToOneThreadAtATime) {
                 const auto panels = fork.missing(2);
                 double* const panel = panels.front().data();
                 taken += panel == free ? 1 : 0;
-                if (!is_zero(panel, numbers)) ++wrong;
-                std::fill_n(panel, numbers, own);
-                if (std::count(panel, panel + numbers, own) != numbers) ++wrong;
+                if (!is_zero(panel, elements)) ++wrong;
+                std::fill_n(panel, elements, own);
+                if (std::count(panel, panel + elements, own) != elements) ++wrong;
             }
         });
     }

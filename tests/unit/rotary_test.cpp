@@ -263,9 +263,10 @@ TEST(RopeErrors, OfATableNameWhatIsWrong) {
         return words;
     };
     constexpr Index most = Index(1) << 40;
-    EXPECT_EQ(rotating(6, Index(0)), "castle::RotaryTable: x is [3, 6] but must be [3, 8] for a table of d = 8");
+    EXPECT_EQ(rotating(6, Index(0)),
+              "castle::RotaryTable: x is [3, 6] but must be [3, 8] for 3 tokens (the rows of x) and a table of d 8");
     EXPECT_EQ(rotating(6, std::vector<Index>{1, 2, 3}),
-              "castle::RotaryTable: x is [3, 6] but must be [3, 8] for a table of d = 8");
+              "castle::RotaryTable: x is [3, 6] but must be [3, 8] for 3 tokens (the rows of x) and a table of d 8");
     EXPECT_EQ(rotating(8, Index(-1)), "castle::RotaryTable: first_position is -1 but must be at least 0");
     EXPECT_EQ(rotating(8, most - 1),
               "castle::RotaryTable: first_position is 1099511627775 and x has 3 rows but no position may exceed "

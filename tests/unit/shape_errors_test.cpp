@@ -24,7 +24,7 @@ using namespace support;
 using Scalar = float;
 
 using View = castle::ConstMatrixView<Scalar>;
-using Input = castle::HeadInput<Scalar>;
+using Input = castle::Input<Scalar>;
 
 // Expects that `call` throws one sentence that says all of `parts`.
 template <class Call>
@@ -46,15 +46,17 @@ std::array<View*, 6> views(Input& in) {
 }
 
 constexpr Sizes sizes{.length = 4, .d = 3, .dv = 5};
-constexpr castle::HeadShape shape{.d = 3, .dv = 5};
+constexpr castle::Shape shape{.d = 3, .dv = 5};
 
 std::string shape_text(Index rows, Index cols) { return describe("[", rows, ", ", cols, "]"); }
 
-// Everything that takes a head and gives a matrix; `cache` is whether a cache says what the sizes must be.
+// Everything that takes an input and gives a matrix; `shaped` is whether a shape, or a cache, says what the sizes must
+// be. Where they say so, `object` is what has the options, in place of the call.
 struct Form {
     std::string name;
-    bool cache;
+    bool shaped;
     std::function<void(const Input&, castle::MatrixView<Scalar>, const castle::Options&)> run;
+    std::string object = {};
 };
 
 const std::vector<Form> forms = {
@@ -71,11 +73,26 @@ const std::vector<Form> forms = {
     {"dense", false, [](const Input& in, auto, const castle::Options& o) { return castle::dense::scores(in, o); }},
     {"dense", false, [](const Input& in, auto, const castle::Options& o) { return castle::dense::weights(in, o); }},
     {"dense", false, [](const Input& in, auto, const castle::Options& o) { return castle::dense::output(in, o); }},
+    {"parallel", true,
+     [](const Input& in, auto out, const castle::Options& o) { castle::parallel(shape, in, out, o); }},
+    {"recurrent", true,
+     [](const Input& in, auto out, const castle::Options& o) { castle::recurrent(shape, in, out, o); }},
+    {"dense", true,
+     [](const Input& in, auto, const castle::Options& o) { return castle::dense::output(shape, in, o); }},
     {"extend", true,
      [](const Input& in, auto out, const castle::Options& o) {
          castle::UqKvCache<Scalar> cache(shape, o);
          castle::extend(cache, in, out);
-     }},
+     },
+     "UqKvCache"},
+    {"extend", true,
+     [](const Input& in, auto out, const castle::Options& o) {
+         castle::UqKvCache<Scalar> cache(shape, o);
+         const std::vector<castle::UqKvCache<Scalar>*> caches = {&cache};
+         const std::vector<Index> counts = {in.causal.q.rows()};
+         castle::extend(caches, counts, in, out);
+     },
+     "UqKvCache"},
 };
 
 bool writes(const Form& form) { return form.name == "parallel" || form.name == "recurrent" || form.name == "extend"; }
@@ -97,7 +114,7 @@ struct Output {
 
 // What a sentence says of input i where it is `is` and must be `must`.
 std::string misfit(std::size_t i, const std::string& is, const std::string& must) {
-    return std::string("head.") + input_names[i] + " is " + is + " but must be " + must;
+    return std::string("input.") + input_names[i] + " is " + is + " but must be " + must;
 }
 
 // `check(form, i, in, wrong)` with input i of the head replaced by wrong, a larger or smaller one from `cut`.
@@ -146,10 +163,10 @@ TEST(ShapeErrors, NameTheInputWithAWrongNumberOfColumnsAndBothShapes) {
             Output out;
             const std::string is = shape_text(wrong.rows(), wrong.cols());
             std::string sentence = misfit(i, is, shape_text(4, i == causal_v ? 5 : 3));
-            // Without a cache causal.q says what d is and causal.v what dv is: the next input, or the output, does not
+            // Without a shape causal.q says what d is and causal.v what dv is: the next input, or the output, does not
             // fit it.
-            if (!form.cache && i == causal_q) sentence = misfit(causal_k, shape_text(4, 3), is);
-            if (!form.cache && i == causal_v) {
+            if (!form.shaped && i == causal_q) sentence = misfit(causal_k, shape_text(4, 3), is);
+            if (!form.shaped && i == causal_v) {
                 if (!writes(form)) return;
                 sentence = "out is " + shape_text(4, 5) + " but must be " + is;
             }
@@ -163,12 +180,40 @@ TEST(ShapeErrors, NameTheInputThatIsMissing) {
                          Output out;
                          const Index rows = i == causal_q ? 0 : 4;
                          std::string sentence = misfit(i, shape_text(0, 0), shape_text(rows, i == causal_v ? 5 : 3));
-                         if (!form.cache && i == causal_q)
+                         if (!form.shaped && i == causal_q)
                              sentence = "causal.q is [0, 0] but must have at least one column";
-                         if (!form.cache && i == causal_v)
+                         if (!form.shaped && i == causal_v)
                              sentence = "causal.v is [0, 0] but must have at least one column";
                          expect_sentence([&] { form.run(in, out.memory, {}); }, {"castle::" + form.name, sentence});
                      });
+}
+
+// Standard attention reads no lookahead inputs: either none is there or all.
+TEST(ShapeErrors, NameTheLookaheadInputThatIsMissing) {
+    Random random(8);
+    const Head<Scalar> head = random_head<Scalar>(random, sizes);
+    for (const Form& form : forms) {
+        SCOPED_TRACE(form.name);
+        const castle::Options options{.lookahead_window = 0};
+        Matrix<Scalar> memory(sizes.length, sizes.dv);
+        EXPECT_NO_THROW(form.run(head.causal_input(), memory, options));
+        EXPECT_NO_THROW(form.run(head.input(), memory, options));
+        for (const std::size_t i : {3U, 4U, 5U}) {
+            Output out;
+            Input one_missing = head.input();
+            *views(one_missing)[i] = {};
+            expect_sentence([&] { form.run(one_missing, out.memory, options); },
+                            {"castle::" + form.name, misfit(i, shape_text(0, 0), shape_text(4, 3))});
+            Input one_there = head.causal_input();
+            *views(one_there)[i] = *views(one_missing)[i == 3 ? 4 : 3];
+            const std::size_t first_missing = i == 3 ? 4 : 3;
+            expect_sentence([&] { form.run(one_there, out.memory, options); },
+                            {"castle::" + form.name, misfit(first_missing, shape_text(0, 0), shape_text(4, 3))});
+        }
+        Output out;
+        expect_sentence([&] { form.run(head.causal_input(), out.memory, {.lookahead_window = 1}); },
+                        {"castle::" + form.name, misfit(3, shape_text(0, 0), shape_text(4, 3))});
+    }
 }
 
 TEST(ShapeErrors, NameTheOutputAndBothShapes) {
@@ -198,11 +243,11 @@ TEST(ShapeErrors, NameAStrideThatIsTooSmallAndAViewOfNothing) {
             Output out;
             view = View(view.data(), 4, cols, cols - 1);
             expect_sentence([&] { form.run(in, out.memory, {}); },
-                            {"castle::" + form.name, std::string("head.") + input_names[i],
+                            {"castle::" + form.name, std::string("input.") + input_names[i],
                              describe("only ", cols - 1, " elements apart"), describe("at least ", cols)});
             view = View(nullptr, 4, cols);
             expect_sentence([&] { form.run(in, out.memory, {}); },
-                            {"castle::" + form.name, std::string("head.") + input_names[i], "points nowhere"});
+                            {"castle::" + form.name, std::string("input.") + input_names[i], "points nowhere"});
         }
     }
 }
@@ -221,7 +266,7 @@ TEST(OptionErrors, NameTheOptionAndItsValueInEveryForm) {
     const Head<Scalar> head = random_head<Scalar>(random, sizes);
     for (const Form& form : forms) {
         SCOPED_TRACE(form.name);
-        const std::string where = form.cache ? "castle::UqKvCache" : "castle::" + form.name;
+        const std::string where = "castle::" + (form.object.empty() ? form.name : form.object);
         Output out;
         expect_sentence([&] { form.run(head.input(), out.memory, {.lookahead_window = -1}); },
                         {where, "options.lookahead_window is -1", "at least 0"});
@@ -233,20 +278,22 @@ TEST(OptionErrors, NameTheOptionAndItsValueInEveryForm) {
 }
 
 TEST(OptionErrors, OfCachesNameTheSize) {
-    using castle::KvCache;
     using castle::UqKvCache;
     expect_sentence([] { UqKvCache<Scalar>({.d = 0, .dv = 1}); }, {"castle::UqKvCache", "d is 0", "at least 1"});
     expect_sentence([] { UqKvCache<Scalar>({.d = 1, .dv = -2}); }, {"castle::UqKvCache", "dv is -2", "at least 1"});
     expect_sentence([] { UqKvCache<Scalar>({.d = Index(1) << 40, .dv = 1}); },
                     {"castle::UqKvCache", "d is 1099511627776"});
-    expect_sentence([] { KvCache<Scalar>({.d = 1, .dv = 0}); }, {"castle::KvCache", "dv is 0", "at least 1"});
-    expect_sentence([] { KvCache<Scalar>({.d = 1, .dv = 1}, {.scale = std::nan("")}); },
-                    {"castle::KvCache", "options.scale is", "finite"});
+    expect_sentence([] { UqKvCache<Scalar>({.d = 1, .dv = 0}, {.lookahead_window = 0}); },
+                    {"castle::UqKvCache", "dv is 0", "at least 1"});
+    expect_sentence([] { UqKvCache<Scalar>({.d = 1, .dv = 1}, {.scale = std::nan(""), .lookahead_window = 0}); },
+                    {"castle::UqKvCache", "options.scale is", "finite"});
     UqKvCache<Scalar> cache(shape);
     expect_sentence([&] { cache.reserve(-1); }, {"castle::", "reserve", "tokens is -1", "at least 0"});
     expect_sentence([&] { cache.reserve(castle::unlimited); },
                     {"castle::", "reserve", describe("tokens is ", castle::unlimited)});
     EXPECT_EQ(cache.capacity(), 0);
+    expect_sentence([&] { return cache.bytes_for(-1); }, {"castle::", "bytes_for", "tokens is -1", "at least 0"});
+    expect_sentence([&] { return cache.lookahead_keys(1); }, {"castle::", "lookahead_keys", "kv_head is 1"});
 }
 
 TEST(ShapeErrors, OfCausalAttentionNameTheArgumentAndBothShapes) {
@@ -260,19 +307,22 @@ TEST(ShapeErrors, OfCausalAttentionNameTheArgumentAndBothShapes) {
     expect_sentence([&] { return castle::causal_attention(q, k, v.middle_rows(0, 2)); },
                     {"castle::causal_attention: v is " + shape_text(2, 5), "must be " + shape_text(4, 5)});
     Output out(4, 4);
-    expect_sentence([&] { castle::causal_attention<Scalar>(head.input().causal, out.memory); },
-                    {"castle::causal_attention: out is " + shape_text(4, 4), "must be " + shape_text(4, 5)});
+    const castle::Options standard{.lookahead_window = 0};
+    expect_sentence([&] { castle::parallel(head.causal_input(), out.memory, standard); },
+                    {"castle::parallel: out is " + shape_text(4, 4), "must be " + shape_text(4, 5)});
 
-    castle::KvCache<Scalar> cache(shape);
-    expect_sentence([&] { castle::extend(cache, {.q = q.middle_cols(0, 2), .k = k, .v = v}); },
-                    {"castle::extend: q is " + shape_text(4, 2), "must be " + shape_text(4, 3), "d 3, dv 5"});
-    expect_sentence([&] { castle::extend(cache, {.q = q, .k = k, .v = v.middle_cols(0, 1)}); },
-                    {"castle::extend: v is " + shape_text(4, 1), "must be " + shape_text(4, 5), "d 3, dv 5"});
+    castle::UqKvCache<Scalar> cache(shape, standard);
+    expect_sentence(
+        [&] { castle::extend(cache, {.causal = {.q = q.middle_cols(0, 2), .k = k, .v = v}}); },
+        {"castle::extend: input.causal.q is " + shape_text(4, 2), "must be " + shape_text(4, 3), "d 3, dv 5"});
+    expect_sentence(
+        [&] { castle::extend(cache, {.causal = {.q = q, .k = k, .v = v.middle_cols(0, 1)}}); },
+        {"castle::extend: input.causal.v is " + shape_text(4, 1), "must be " + shape_text(4, 5), "d 3, dv 5"});
     EXPECT_EQ(cache.size(), 0);
 }
 
 // A count of rows below 0 must not take tokens away again.
-TEST(ShapeErrors, RefuseANegativeNumberOfTokens) {
+TEST(ShapeErrors, RejectANegativeNumberOfTokens) {
     Random random(7);
     const Head<Scalar> head = random_head<Scalar>(random, sizes);
     castle::UqKvCache<Scalar> cache(shape);
@@ -282,12 +332,15 @@ TEST(ShapeErrors, RefuseANegativeNumberOfTokens) {
     Output out;
     const castle::MatrixView<Scalar> negative(out.memory.data(), -2, 5, 5);
     expect_sentence([&] { castle::extend(cache, in, negative); },
-                    {"castle::extend: head.causal.q is [-2, 3]", "negative"});
+                    {"castle::extend: input.causal.q is [-2, 3]", "negative"});
     // Also where the output would be allocated.
-    expect_sentence([&] { castle::extend(cache, in); }, {"castle::extend: head.causal.q is [-2, 3]", "negative"});
-    expect_sentence([&] { return castle::parallel(in); }, {"castle::parallel: head.causal.q is [-2, 3]", "negative"});
-    expect_sentence([&] { return castle::recurrent(in); }, {"castle::recurrent: head.causal.q is [-2, 3]", "negative"});
-    expect_sentence([&] { return castle::causal_attention(in.causal); },
+    expect_sentence([&] { castle::extend(cache, in); }, {"castle::extend: input.causal.q is [-2, 3]", "negative"});
+    expect_sentence([&] { return castle::parallel(in); }, {"castle::parallel: input.causal.q is [-2, 3]", "negative"});
+    expect_sentence([&] { return castle::recurrent(in); },
+                    {"castle::recurrent: input.causal.q is [-2, 3]", "negative"});
+    expect_sentence([&] { return castle::parallel(shape, in); },
+                    {"castle::parallel: input.causal.q is [-2, 3]", "negative"});
+    expect_sentence([&] { return castle::causal_attention(in.causal.q, in.causal.k, in.causal.v); },
                     {"castle::causal_attention: q is [-2, 3]", "negative"});
     EXPECT_EQ(cache.size(), 4);
 }

@@ -115,7 +115,7 @@ TYPED_TEST(Stack, OfAThreadIsEnoughForAHead) {
             const castle::Options options{.lookahead_window = window};
             castle::UqKvCache<T> cache(shape_of(head), options);
             castle::Workspace<T> workspace(shape_of(head), options);
-            castle::HeadGradient<T> gradient;
+            castle::Gradient<T> gradient;
             this->expect_enough("forward, " + what, [&] {
                 castle::extend(cache, head.first_tokens(150), castle::MatrixView<T>(out).middle_rows(0, 150));
                 for (Index t = 150; t < 200; ++t) {
@@ -131,28 +131,62 @@ TYPED_TEST(Stack, OfAThreadIsEnoughForAHead) {
     }
 }
 
+TYPED_TEST(Stack, OfAThreadIsEnoughForHeadsSideBySide) {
+    using T = TypeParam;
+    Random random(4205);
+    for (const Index d : {64, 128}) {
+        const castle::Shape shape{.d = d, .dv = d, .heads = 4, .kv_heads = 2};
+        const Head<T> heads = random_heads<T>(random, 200, shape);
+        Matrix<T> d_out(200, 4 * d), out(200, 4 * d);
+        fill_normal(random, d_out);
+        const std::vector<Index> counts = {140, 0, 60};
+        for (const Index window : {Index(0), Index(100), castle::unlimited}) {
+            const std::string what = describe("d ", d, ", window ", window);
+            const castle::Options options{.lookahead_window = window};
+            std::vector<castle::UqKvCache<T>> caches;
+            std::vector<castle::UqKvCache<T>*> batch;
+            for (int i = 0; i < 3; ++i) caches.emplace_back(shape, options);
+            for (auto& cache : caches) batch.push_back(&cache);
+            castle::Workspace<T> workspace(shape, options);
+            castle::Gradient<T> gradient;
+            this->expect_enough("forward, " + what, [&] {
+                castle::extend(batch, counts, heads.input(), out);
+                castle::extend(caches[1], heads.first_tokens(1), castle::MatrixView<T>(out).middle_rows(0, 1));
+            });
+            this->expect_enough("backward, " + what, [&] {
+                castle::forward(workspace, counts, heads.input(), out);
+                gradient = castle::backward(workspace, heads.input(), d_out);
+            });
+        }
+    }
+}
+
 TYPED_TEST(Stack, OfAThreadIsEnoughForALayer) {
     using T = TypeParam;
     Random random(4210);
     for (const Index d_head : {64, 128}) {
         const std::string what = describe("d_head ", d_head);
-        const castle::MultiHeadCastle<T> layer(
-            {.d_model = 200, .heads = 2, .d_head = d_head, .rotary = castle::Rotary{}});
+        const castle::Layer<T> layer(
+            {.d_model = 200, .heads = 4, .kv_heads = 2, .d_head = d_head, .rotary = castle::Rotary{}});
         Matrix<T> x(150, 200), y(150, 200);
         fill_normal(random, x);
-        std::vector<castle::MultiHeadCache<T>> caches;
-        std::vector<castle::MultiHeadCache<T>*> batch;
+        std::vector<castle::LayerCache<T>> caches;
+        std::vector<castle::LayerCache<T>*> batch;
         for (int i = 0; i < 3; ++i) caches.push_back(layer.make_cache());
         for (auto& cache : caches) batch.push_back(&cache);
-        castle::MultiHeadWorkspace<T> workspace = layer.make_workspace();
-        castle::MultiHeadGradient<T> gradient;
+        const std::vector<Index> one_each = {1, 1, 1}, ragged = {0, 140, 10};
+        castle::LayerWorkspace<T> workspace = layer.make_workspace();
+        castle::LayerGradient<T> gradient;
         this->expect_enough("forward, " + what, [&] {
             layer.extend(caches[0], x, y);
-            layer.extend(batch, x.topRows(3), y.topRows(3));
+            layer.extend(batch, one_each, x.topRows(3), y.topRows(3));
+            layer.extend(batch, ragged, x, y);
         });
         this->expect_enough("backward, " + what, [&] {
             layer.forward(workspace, x, y);
             gradient = layer.backward(workspace, x, y);
+            layer.forward(workspace, ragged, x, y);
+            gradient = layer.backward(workspace, ragged, x, y);
         });
     }
 }

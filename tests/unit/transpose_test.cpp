@@ -32,8 +32,8 @@ TYPED_TEST(Transpose, WritesItsColumnsAndNothingElse) {
                 const Index row = random.integer(0, from.rows() - count);
                 const T untouched = sentinel<T>();
                 Matrix<T> to = Matrix<T>::Constant(d, stride, untouched);
-                castle::detail::transpose<T>(castle::ConstMatrixView<T>(from), row, count, T(3), to.data() + column,
-                                             stride);
+                castle::detail::transpose<T>(from.data() + row * wide.cols(), wide.cols(), count, d, T(3),
+                                             to.data() + column, stride);
                 for (Index k = 0; k < d; ++k) {
                     for (Index i = 0; i < stride; ++i) {
                         const bool inside = i >= column && i < column + count;

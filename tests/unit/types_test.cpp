@@ -188,7 +188,7 @@ constexpr bool writable = std::is_convertible_v<From, MatrixView<float>>;
 
 static_assert(readable<Matrix<float>&> && readable<const Matrix<float>&> && writable<Matrix<float>&>);
 static_assert(!writable<const Matrix<float>&>, "const memory");
-static_assert(!readable<Matrix<float>> && !writable<Matrix<float>>, "a temporary that owns its numbers");
+static_assert(!readable<Matrix<float>> && !writable<Matrix<float>>, "a temporary that owns its elements");
 static_assert(!readable<Eigen::MatrixXf&> && !readable<const Eigen::MatrixXf&> && !readable<Eigen::MatrixXf>,
               "column-major");
 static_assert(!writable<Eigen::MatrixXf&> && !std::is_constructible_v<MatrixView<float>, Eigen::MatrixXf&>,
@@ -196,7 +196,7 @@ static_assert(!writable<Eigen::MatrixXf&> && !std::is_constructible_v<MatrixView
 static_assert(!readable<Eigen::VectorXf&>, "a column");
 static_assert(!readable<Matrix<double>&>, "another scalar");
 static_assert(!readable<decltype(std::declval<Matrix<float>&>() * 2.0f)>, "an expression");
-static_assert(!readable<decltype(std::declval<Matrix<float>&>().col(0))>, "numbers that are not neighbours");
+static_assert(!readable<decltype(std::declval<Matrix<float>&>().col(0))>, "elements that are not neighbours");
 static_assert(!readable<decltype(std::declval<Matrix<float>&>().transpose())>, "column-major");
 static_assert(!readable<Eigen::Map<Matrix<float>, 0, Eigen::Stride<Eigen::Dynamic, Eigen::Dynamic>>&>, "inner stride");
 static_assert(!readable<Eigen::Ref<const Matrix<float>>>, "may own a copy that dies");
@@ -205,10 +205,10 @@ static_assert(readable<MatrixView<float>> && !std::is_convertible_v<ConstMatrixV
 static_assert(writable<decltype(std::declval<Matrix<float>&>().middleCols(0, 1))>);
 static_assert(!writable<decltype(std::declval<const Matrix<float>&>().middleCols(0, 1))>, "const memory");
 
-TEST(HeadInput, CutsTokensOfAllSixInputs) {
+TEST(Input, CutsTokensOfAllSixInputs) {
     support::Random random(1);
     const support::Head<float> head = support::random_head<float>(random, {.length = 9, .d = 3, .dv = 2});
-    const castle::HeadInput<float> cut = head.input().tokens(4, 3);
+    const castle::Input<float> cut = head.input().tokens(4, 3);
     expect_view(cut.causal.q, head.qc.row(4).data(), 3, 3, 3);
     expect_view(cut.causal.k, head.kc.row(4).data(), 3, 3, 3);
     expect_view(cut.causal.v, head.vc.row(4).data(), 3, 2, 2);
@@ -218,7 +218,7 @@ TEST(HeadInput, CutsTokensOfAllSixInputs) {
     expect_view(head.input().tokens(9, 0).causal.v, head.vc.data() + 18, 0, 2, 2);
 }
 
-TEST(HeadInput, RejectsTokensThatAreNotThere) {
+TEST(Input, RejectsTokensThatAreNotThere) {
     support::Random random(2);
     const support::Head<float> head = support::random_head<float>(random, {.length = 6, .d = 3, .dv = 2});
     for (const Range& r : outside_of_6) {
@@ -228,11 +228,11 @@ TEST(HeadInput, RejectsTokensThatAreNotThere) {
     }
 }
 
-TEST(HeadInput, NamesTheViewThatDoesNotHaveTheTokens) {
+TEST(Input, NamesTheViewThatDoesNotHaveTheTokens) {
     support::Random random(3);
     const support::Head<float> head = support::random_head<float>(random, {.length = 9, .d = 3, .dv = 2});
     const auto expect_named = [&](const std::string& name, auto member) {
-        castle::HeadInput<float> input = head.input();
+        castle::Input<float> input = head.input();
         ConstMatrixView<float>& view = member(input);
         view = view.middle_rows(0, 6);
         EXPECT_EQ(rejected([&] { return input.tokens(4, 3); }),
@@ -256,20 +256,89 @@ TEST(HeadInput, NamesTheViewThatDoesNotHaveTheTokens) {
         "lookahead.v", [](auto& x) -> auto& { return x.lookahead.v; });
 }
 
-TEST(HeadInput, WithoutLookaheadIsCutByItsCausalPart) {
+TEST(Input, WithoutLookaheadIsCutByItsCausalPart) {
     support::Random random(4);
     const support::Head<float> head = support::random_head<float>(random, {.length = 9, .d = 3, .dv = 2});
     const Matrix<float> none(0, 3);
-    castle::HeadInput<float> input{.causal = head.input().causal, .lookahead = {.q = none, .k = none, .v = none}};
-    const castle::HeadInput<float> cut = input.tokens(4, 3);
+    castle::Input<float> input{.causal = head.input().causal, .lookahead = {.q = none, .k = none, .v = none}};
+    const castle::Input<float> cut = input.tokens(4, 3);
     expect_view(cut.causal.v, head.vc.row(4).data(), 3, 2, 2);
     for (const ConstMatrixView<float>& view : {cut.lookahead.q, cut.lookahead.k, cut.lookahead.v}) {
         expect_view(view, none.data(), 0, 3, 3);
     }
+    EXPECT_FALSE(input.has_lookahead());
+    EXPECT_TRUE(head.input().has_lookahead());
     input.lookahead = {};
+    EXPECT_FALSE(input.has_lookahead());
     expect_view(input.tokens(4, 3).causal.q, head.qc.row(4).data(), 3, 3, 3);
     EXPECT_EQ(rejected([&] { return input.tokens(4, 6); }),
               "castle::tokens: first is 4 and count is 6 but causal.q has 9 rows");
+}
+
+TEST(Input, OfAHeadIsItsQueriesAndItsKeyValueHead) {
+    support::Random random(5);
+    const castle::Shape shape{.d = 3, .dv = 2, .heads = 6, .kv_heads = 2};
+    const support::Head<float> heads = support::random_heads<float>(random, 9, shape);
+    for (Index h = 0; h < 6; ++h) {
+        SCOPED_TRACE(h);
+        const Index kv_head = h / 3;
+        const castle::Input<float> lone = heads.input().head(shape, h);
+        expect_view(lone.causal.q, heads.qc.data() + 3 * h, 9, 3, 18);
+        expect_view(lone.causal.k, heads.kc.data() + 3 * kv_head, 9, 3, 6);
+        expect_view(lone.causal.v, heads.vc.data() + 2 * kv_head, 9, 2, 4);
+        expect_view(lone.lookahead.q, heads.qu.data() + 3 * kv_head, 9, 3, 6);
+        expect_view(lone.lookahead.k, heads.ku.data() + 3 * kv_head, 9, 3, 6);
+        expect_view(lone.lookahead.v, heads.vu.data() + 3 * kv_head, 9, 3, 6);
+        expect_view(heads.causal_input().head(shape, h).causal.q, heads.qc.data() + 3 * h, 9, 3, 18);
+        EXPECT_FALSE(heads.causal_input().head(shape, h).has_lookahead());
+    }
+}
+
+TEST(Input, RejectsAHeadThatIsNotThere) {
+    support::Random random(6);
+    const castle::Shape shape{.d = 3, .dv = 2, .heads = 6, .kv_heads = 2};
+    const support::Head<float> heads = support::random_heads<float>(random, 9, shape);
+    for (const Index h : {Index(-1), Index(6), largest, smallest}) {
+        EXPECT_EQ(rejected([&] { return heads.input().head(shape, h); }),
+                  "castle::Input::head: h is " + std::to_string(h) + " but the shape has 6 heads on 2 key-value heads");
+    }
+    // Of views that do not have the columns.
+    castle::Input<float> narrow = heads.input();
+    narrow.causal.k = narrow.causal.k.middle_cols(0, 3);
+    EXPECT_EQ(narrow.head(shape, 2).causal.k.cols(), 3);
+    EXPECT_EQ(rejected([&] { return narrow.head(shape, 3); }),
+              "castle::middle_cols: first is 3 and count is 3 but the view has 3 columns");
+    for (const castle::Shape& none : {castle::Shape{.d = 3, .dv = 2, .heads = 6, .kv_heads = 0},
+                                      {.d = 3, .dv = 2, .heads = 6, .kv_heads = 4},
+                                      {.d = 3, .dv = 2, .heads = 0, .kv_heads = 1}}) {
+        EXPECT_NE(rejected([&] { return heads.input().head(none, 0); }), "did not throw");
+    }
+}
+
+TEST(Shape, IsOfALoneHeadUnlessItSaysOtherwise) {
+    EXPECT_TRUE((castle::Shape{.d = 3, .dv = 2} == castle::Shape{.d = 3, .dv = 2, .heads = 1, .kv_heads = 1}));
+    EXPECT_FALSE((castle::Shape{.d = 3, .dv = 2} == castle::Shape{.d = 3, .dv = 2, .heads = 2}));
+}
+
+TEST(Gradient, HasTheShapesOfTheInput) {
+    castle::Gradient<float> g(9, {.d = 3, .dv = 2, .heads = 6, .kv_heads = 2});
+    const castle::GradientView<float> view = g.view();
+    const auto expect_shape = [](const Matrix<float>& m, const MatrixView<float>& of, Index cols) {
+        EXPECT_EQ(m.rows(), 9);
+        EXPECT_EQ(m.cols(), cols);
+        expect_view(of, m.data(), 9, cols, cols);
+    };
+    expect_shape(g.causal.q, view.causal.q, 18);
+    expect_shape(g.causal.k, view.causal.k, 6);
+    expect_shape(g.causal.v, view.causal.v, 4);
+    expect_shape(g.lookahead.q, view.lookahead.q, 6);
+    expect_shape(g.lookahead.k, view.lookahead.k, 6);
+    expect_shape(g.lookahead.v, view.lookahead.v, 6);
+
+    castle::Gradient<float> causal(9, {.d = 3, .dv = 2}, /*has_lookahead=*/false);
+    EXPECT_EQ(causal.causal.q.cols(), 3);
+    EXPECT_EQ(causal.lookahead.q.size(), 0);
+    expect_view(causal.view().lookahead.v, causal.lookahead.v.data(), 0, 0, 0);
 }
 
 }  // namespace

@@ -2,18 +2,28 @@
 # A model of each kind is trained, evaluated, and writes.
 include("${CMAKE_CURRENT_LIST_DIR}/small.cmake")
 
-set(castle-swl_options --window 8)
-foreach(attention IN ITEMS castle castle-swl causal)
-    set(model "${own}/${attention}")
-    set(log "${own}/${attention}.csv")
-    expect_answer("${attention} attention" "step    40 of 40   loss [0-2]\\.[0-9]+   perplexity .* tokens/s   0:00 left"
+set(castle_options --attention castle)
+set(castle_says "castle attention, 1 layers, d_model 16, 4 heads of 4, 12336 parameters")
+set(castle-swl_options --attention castle-swl --window 8)
+set(castle-swl_says "castle-swl attention with a window of 8, 1 layers, d_model 16, 4 heads of 4, 12336 parameters")
+set(causal_options --attention causal)
+set(causal_says "causal attention, 1 layers, d_model 16, 7 heads of 4, 12336 parameters")
+set(grouped_options --attention castle --kv_heads 2)
+set(grouped_says "castle attention, 1 layers, d_model 16, 4 heads of 4 with 2 key-value heads, 11696 parameters")
+set(grouped_causal_options --attention causal --kv_heads 2)
+set(grouped_causal_says "causal attention, 1 layers, d_model 16, 6 heads of 4 with 3 key-value heads, 11696 parameters")
+foreach(kind IN ITEMS castle castle-swl causal grouped grouped_causal)
+    set(model "${own}/${kind}")
+    set(log "${own}/${kind}.csv")
+    expect_answer("${${kind}_says}" "step    40 of 40   loss [0-2]\\.[0-9]+   perplexity .* tokens/s   0:00 left"
                   "validation [0-2]\\.[0-9]+"
-                  ARGUMENTS train --text "${text_file}" --checkpoint "${model}" --attention ${attention} ${small}
-                            ${${attention}_options} --steps 40 --warm_up 5 --learning_rate 0.02 --log "${log}")
+                  ARGUMENTS train --text "${text_file}" --checkpoint "${model}" ${small} ${${kind}_options}
+                            --steps 40 --warm_up 5 --learning_rate 0.02 --log "${log}")
     if(NOT out MATCHES "validation ([0-9]+\\.[0-9]+), [0-9.]+\nthe model is in")
         message(FATAL_ERROR "nothing was said of the validation at the end:\n${out}")
     endif()
-    expect_answer("validation loss ${CMAKE_MATCH_1}, perplexity" ARGUMENTS evaluate --text "${text_file}" --checkpoint "${model}")
+    expect_answer("${${kind}_says}" "validation loss ${CMAKE_MATCH_1}, perplexity"
+                  ARGUMENTS evaluate --text "${text_file}" --checkpoint "${model}")
     file(STRINGS "${log}" lines)
     list(LENGTH lines count)
     if(NOT count EQUAL 3)
@@ -40,4 +50,4 @@ foreach(attention IN ITEMS castle castle-swl causal)
     endif()
 endforeach()
 expect_answer("train.*evaluate.*generate" ARGUMENTS --help)
-expect_answer("--attention" ARGUMENTS train --help)
+expect_answer("--attention" "--kv_heads N" "as many as heads" ARGUMENTS train --help)

@@ -12,10 +12,10 @@ set(text_file "${own}/text")
 file(WRITE "${text_file}" "${text}")
 set(small --layers 1 --d_model 16 --heads 4 --d_head 4 --context 24 --batch 4)
 
-# refuse_and_keep(<regex> <file> <arguments>...): a refusal that leaves the file as it was.
-function(refuse_and_keep regex file)
+# reject_and_keep(<regex> <file> <arguments>...): a rejection that leaves the file as it was.
+function(reject_and_keep regex file)
     file(SHA256 "${file}" before)
-    expect_refusal("${regex}" ${ARGN})
+    expect_rejection("${regex}" ${ARGN})
     file(SHA256 "${file}" after)
     if(NOT before STREQUAL after)
         message(FATAL_ERROR "${ARGN} changed ${file}")

@@ -18,20 +18,25 @@
 // The heart of the backward pass: one block of tokens I against one panel of keys K, blocks coming in descending order.
 //
 // U is what the panel's lookahead keys were before the block, dU what later blocks left behind; G[t, s] are the gates
-// and T = tril(scale Q^C_I V^U_I^T), as in the sweep.
+// and, of a query head, T = tril(scale Q^C_I V^U_I^T), as in the sweep.
 //
-//     S^U = scale Q^C_I U^T + T G         S = scale Q^C_I K^C_K^T - SiLU(S^U)
+//     forward, of each query head                      backward
+//     S^U = scale Q^C_I U^T + T G                      dS^U = -dS * SiLU'(S^U)
+//     S = scale Q^C_I K^C_K^T - SiLU(S^U)              dS = P * (dO_I V^C_K^T - delta)
 //     P = exp(min(S - largest, 0) - log_sum)
-//     dS = P * (dO_I V^C_K^T - delta)     dS^U = -dS * SiLU'(S^U)
-//     dG = V^U_I dU^T + T^T dS^U          dA = dG * G * (1 - G)
+//     forward, once for all of them
+//     G = sigmoid(A), A = scale K^U_I Q^U_K^T          dA = dG * G * (1 - G)
+//     U += G^T V^U_I                                   dG = V^U_I dU^T + sum over query heads of T^T dS^U
 //
-// Added to keys, over blocks:    dV^C += P^T dO_I   dK^C += dS^T scale Q^C_I   dQ^U += dA^T scale K^U_I
-//                                dU += dS^U^T scale Q^C_I
-// Added to tokens, over panels:  dQ^C += dS K^C + dS^U U   dV^U += G dU   dK^U += dA Q^U   dT += dS^U G^T
+// Added to keys, over blocks:    of each query head  dV^C += P^T dO_I   dK^C += dS^T scale Q^C_I
+//                                                    dU += dS^U^T scale Q^C_I
+//                                once                dQ^U += dA^T scale K^U_I
+// Added to tokens, over panels:  of each query head  dQ^C += dS K^C + dS^U U   dT += dS^U G^T
+//                                once                dV^U += G dU   dK^U += dA Q^U
 // What goes through tril(dT), and the scale of dQ^C and dK^U, come when the panels are summed up.
 //
-// Fourteen products of block, panel and d. The sums over tokens multiply with packets along keys; those over keys
-// multiply with packets along tokens, and for them P's relatives are transposed.
+// Fourteen products of block, panel and d, eight of them for each query head. The sums over tokens multiply with
+// packets along keys; those over keys multiply with packets along tokens, and for them P's relatives are transposed.
 namespace castle {
 inline namespace CASTLE_ABI {
 namespace detail {
@@ -44,85 +49,96 @@ class PanelGradient {
   public:
     // `sums` are the gradients of the block's operands so far, in the operands' places; `lookahead` is the input's.
     PanelGradient(HeadState<T>& state, GradientState<T>& gradients, const BlockRows<T>& rows,
-                  const BlockCotangents<T>& cotangents, const BlockOperands<T>& sums, const Qkv<T>& lookahead, Index p)
+                  const BlockOperands<T>& sums, const Qkv<ConstMatrixView<T>>& lookahead, Index p)
         : state_(state),
           gradients_(gradients),
           rows_(rows),
-          cotangents_(cotangents),
           sums_(sums),
           lookahead_(lookahead),
           panel_scores_(state, rows, p),
           p_(p) {}
 
-    void run() {
+    // cotangents(h) gives those of query head h.
+    template <class Cotangents>
+    void run(const Cotangents& cotangents) {
         // A partial block leaves columns of transposed_ unwritten.
         if (rows_.count() < block_size) std::fill_n(transposed_, panel_size * block_size, T(0));
         const Index first = p_ * panel_size;
         const Absorbed whole = tokens().by_keys(first, panel_size);
         if (first + panel_size <= rows_.origin && whole != Absorbed::some) {
-            run_cell<panel_size>(0, whole);
+            run_cell<panel_size>(0, whole, cotangents);
             return;
         }
         for (Index c = 0; c < panel_size && first + c < rows_.end; c += block_size) {
-            run_cell<block_size>(c, tokens().by_keys(first + c, block_size));
+            run_cell<block_size>(c, tokens().by_keys(first + c, block_size), cotangents);
         }
     }
 
   private:
     // The keys of the panel from column c on, Cols of them. Only cells of one block of keys have positions that are
     // masked.
-    template <Index Cols>
-    void run_cell(Index c, Absorbed absorbed) {
+    template <Index Cols, class Cotangents>
+    void run_cell(Index c, Absorbed absorbed, const Cotangents& cotangents) {
         column_ = c;
         key_ = p_ * panel_size + c;
         absorbed_ = absorbed;
         diagonal_ = key_ >= rows_.origin;
+        if (diagonal_ || absorbed_ == Absorbed::some) set_ranges();
+        const ColumnRange* absorbing = absorbed_ == Absorbed::some ? absorbing_ : nullptr;
+        const ColumnRange* taken = absorbed_ == Absorbed::some ? taken_ : nullptr;
+        const BlockOperands<T>& block = rows_.operands;
+        const Index d = state_.d();
         if (absorbed_ != Absorbed::none) {
             panel_scores_.template compute_gates<Cols>(column_, gates_);
             if (rows_.finishes()) unfold<Cols>();
-        }
-        if (state_.has_lookahead()) {
-            panel_scores_.template compute_lookahead_scores<Cols>(column_, absorbed_, gates_, d_lookahead_scores_);
-        }
-        panel_scores_.template compute_causal_scores<Cols>(column_, scores_);
-        multiply_with<Cols>(Operand<T>{cotangents_.d_out, 1, block_size}, state_.shape().dv, gradients_.values(p_),
-                            d_scores_);
-        panel_scores_.with_lookahead_term(
-            [this](const auto& term) { this->template differentiate_scores<Cols>(term); });
-
-        const bool some = absorbed_ == Absorbed::some;
-        if (diagonal_ || some) set_ranges();
-        const ColumnRange* visible = diagonal_ ? visible_ : nullptr;
-        const ColumnRange* seeing = diagonal_ ? seeing_ : nullptr;
-        const ColumnRange* absorbing = some ? absorbing_ : nullptr;
-        const ColumnRange* taken = some ? taken_ : nullptr;
-        const BlockOperands<T>& block = rows_.operands;
-        const Index d = state_.shape().d;
-        add_to_keys<Cols>(state_.shape().dv, cotangents_.d_out, scores_, gradients_.d_values(p_), visible);
-        if (state_.has_causal_scores()) {
-            add_to_keys<Cols>(d, block.causal_queries(), d_scores_, gradients_.d_causal_keys(p_), visible);
-            transpose_cell<Cols>(d_scores_);
-            add_to_tokens<Cols>(d, state_.causal_keys(p_), sums_.causal_queries(), seeing);
-        }
-        if (!state_.has_lookahead()) return;
-
-        // Keys that came with the block have U = 0 before it, and its gradient is not needed.
-        if (!diagonal_) {
-            transpose_cell<Cols>(d_lookahead_scores_);
-            add_to_tokens<Cols>(d, state_.lookahead_keys(p_), sums_.causal_queries(), nullptr);
-        }
-        if (absorbed_ != Absorbed::none) {
-            differentiate_gates<Cols>();
+            // Query heads add to dU below, so what needs it as it is comes first.
+            multiply_with<Cols>(Operand<T>{block.lookahead_values(), 1, block_size}, d, gradients_.d_lookahead_keys(p_),
+                                d_gates_);
             transpose_cell<Cols>(gates_);
             add_to_tokens<Cols>(d, gradients_.d_lookahead_keys(p_), sums_.lookahead_values(), taken);
-            add_to_triangle<Cols>(taken);
-            add_to_keys<Cols>(d, block.lookahead_keys(), d_gates(), gradients_.d_lookahead_queries(p_), absorbing);
-            transpose_cell<Cols>(d_gates());
+        }
+        for (Index h = 0; h < state_.group(); ++h) run_head<Cols>(h, cotangents(h), taken);
+        if (absorbed_ != Absorbed::none) {
+            differentiate_gates<Cols>();
+            add_to_keys<Cols>(d, block.lookahead_keys(), d_gates_, gradients_.d_lookahead_queries(p_), absorbing);
+            transpose_cell<Cols>(d_gates_);
             add_to_tokens<Cols>(d, state_.lookahead_queries(p_), sums_.lookahead_keys(), taken);
         }
-        if (!diagonal_) {
-            add_to_keys<Cols>(d, block.causal_queries(), d_lookahead_scores_, gradients_.d_lookahead_keys(p_), nullptr);
+    }
+
+    // What depends on the cell's weights of query head h. The transposed gates are there for head 0.
+    template <Index Cols>
+    void run_head(Index h, const BlockCotangents<T>& cotangents, const ColumnRange* taken) {
+        const QueryRows<T> rows = QueryRows<T>::of_head(rows_, h);
+        const T* queries = rows_.operands.causal_queries(h);
+        const Index d = state_.d();
+        if (state_.has_lookahead()) {
+            panel_scores_.template compute_lookahead_scores<Cols>(rows, column_, absorbed_, gates_,
+                                                                  d_lookahead_scores_);
         }
+        panel_scores_.template compute_causal_scores<Cols>(rows, column_, scores_);
+        multiply_with<Cols>(Operand<T>{cotangents.d_out, 1, block_size}, state_.dv(), gradients_.values(p_), d_scores_);
+        panel_scores_.with_lookahead_term(
+            [&](const auto& term) { this->template differentiate_scores<Cols>(cotangents, term); });
+
+        if (absorbed_ != Absorbed::none) {
+            if (h > 0) transpose_cell<Cols>(gates_);
+            add_to_triangle<Cols>(h, taken);
+            add_to_gates<Cols>(h);
+        }
+        const ColumnRange* visible = diagonal_ ? visible_ : nullptr;
+        const ColumnRange* seeing = diagonal_ ? seeing_ : nullptr;
+        add_to_keys<Cols>(state_.dv(), cotangents.d_out, scores_, gradients_.d_values(p_), visible);
+        if (state_.has_causal_scores()) {
+            add_to_keys<Cols>(d, queries, d_scores_, gradients_.d_causal_keys(p_), visible);
+            transpose_cell<Cols>(d_scores_);
+            add_to_tokens<Cols>(d, state_.causal_keys(p_), sums_.causal_queries(h), seeing);
+        }
+        // Keys that came with the block have U = 0 before it, and its gradient is not needed.
+        if (!state_.has_lookahead() || diagonal_) return;
+        transpose_cell<Cols>(d_lookahead_scores_);
+        add_to_tokens<Cols>(d, state_.lookahead_keys(p_), sums_.causal_queries(h), nullptr);
+        add_to_keys<Cols>(d, queries, d_lookahead_scores_, gradients_.d_lookahead_keys(p_), nullptr);
     }
 
     const AbsorbedTokens& tokens() const { return panel_scores_.tokens(); }
@@ -189,8 +205,7 @@ class PanelGradient {
     // transposed_[Cols][block] = y^T
     template <Index Cols>
     void transpose_cell(const T* y) {
-        transpose(ConstMatrixView<T>(y, rows_.count(), Cols, panel_size), 0, rows_.count(), T(1), transposed_,
-                  block_size);
+        transpose(y, panel_size, rows_.count(), Cols, T(1), transposed_, block_size);
     }
 
     static void clear_outside(T* row, ColumnRange range, Index count) {
@@ -203,12 +218,12 @@ class PanelGradient {
     void unfold() {
         T* u = state_.lookahead_keys(p_) + column_;
         if (diagonal_) {  // the keys came with the block
-            for (Index k = 0; k < state_.shape().d; ++k) std::fill_n(u + k * panel_size, Cols, T(0));
+            for (Index k = 0; k < state_.d(); ++k) std::fill_n(u + k * panel_size, Cols, T(0));
             return;
         }
         RestoredKeys<T, Cols> restored(state_, lookahead_, p_, column_, {.gates = d_scores_, .keys = transposed_});
         const auto before = restored.size();
-        fold_tokens<Cols, Fold::subtract>(tokens(), absorbed_, p_, column_, state_.shape().d,
+        fold_tokens<Cols, Fold::subtract>(tokens(), absorbed_, p_, column_, state_.d(),
                                           Operand<T>{rows_.operands.lookahead_values(), block_size, 1}, gates_,
                                           block_size, u);
         restored.run(rows_.origin, before, gradients_);
@@ -220,14 +235,14 @@ class PanelGradient {
     // Scores may differ from those of the forward pass, since U is recovered by subtraction. A large one may then
     // exceed the largest of its row; its weight must not exceed 1 for that.
     template <Index Cols, class Term>
-    void differentiate_scores(const Term& lookahead_term) {
+    void differentiate_scores(const BlockCotangents<T>& cotangents, const Term& lookahead_term) {
         for (Index i = 0; i < rows_.count(); ++i) {
             T* weight = scores_ + i * panel_size;
             T* d_score = d_scores_ + i * panel_size;
             T* d_lookahead = d_lookahead_scores_ + i * panel_size;
-            const Packet largest = S::set(cotangents_.log_sum_exp.largest[i]);
-            const Packet log_sum = S::set(cotangents_.log_sum_exp.log_sum[i]);
-            const Packet delta = S::set(cotangents_.delta[i]);
+            const Packet largest = S::set(cotangents.log_sum_exp.largest[i]);
+            const Packet log_sum = S::set(cotangents.log_sum_exp.log_sum[i]);
+            const Packet delta = S::set(cotangents.delta[i]);
             for_packets<T, Cols>([&](Index c) CASTLE_INLINE_LAMBDA {
                 const auto term = lookahead_term(S::load(d_lookahead + c));
                 const Packet score = term.subtracted_from(S::load(weight + c));
@@ -244,29 +259,32 @@ class PanelGradient {
         }
     }
 
-    // dA in d_gates(), 0 where s does not absorb t.
+    // dG += T^T dS^U of query head h.
     template <Index Cols>
-    void differentiate_gates() {
-        const BlockOperands<T>& block = rows_.operands;
+    void add_to_gates(Index h) {
         for_row_tiles(rows_.count(), [&](auto height, Index j) {
             // Row i of the cell has to do with the tokens up to i.
-            const auto triangle = Operand<T>{block.triangle() + j * block_size, 1, block_size}.rows_from(j);
+            const auto triangle = Operand<T>{rows_.operands.triangle(h) + j * block_size, 1, block_size}.rows_from(j);
             constexpr Index rest = constant<decltype(height)> - 1;
             for_column_tiles<T, Cols>([&](auto packets, Index c) {
                 TileOf<T, decltype(height), decltype(packets)> tile;
                 const T* from = d_lookahead_scores_ + j * panel_size + c;
-                tile.set_zero();
-                tile.multiply_add(Operand<T>{block.lookahead_values(), 1, block_size}.rows_from(j),
-                                  gradients_.d_lookahead_keys(p_) + column_ + c, panel_size, state_.shape().d);
+                T* to = d_gates_ + j * panel_size + c;
+                tile.load(to, panel_size);
                 tile.multiply_add_leading_triangle(triangle, from, panel_size);
                 tile.multiply_add(triangle.cols_from(rest), from + rest * panel_size, panel_size,
                                   rows_.count() - j - rest);
-                tile.store(d_gates() + j * panel_size + c, panel_size);
+                tile.store(to, panel_size);
             });
         });
+    }
+
+    // dA in place of dG, 0 where s does not absorb t.
+    template <Index Cols>
+    void differentiate_gates() {
         for (Index j = 0; j < rows_.count(); ++j) {
             const T* gate = gates_ + j * panel_size;
-            T* d_gate = d_gates() + j * panel_size;
+            T* d_gate = d_gates_ + j * panel_size;
             for_packets<T, Cols>([&](Index c) CASTLE_INLINE_LAMBDA {
                 const Packet g = S::load(gate + c);
                 S::store(d_gate + c, S::mul(S::load(d_gate + c), S::mul(g, S::sub(S::set(1), g))));
@@ -275,17 +293,14 @@ class PanelGradient {
         }
     }
 
-    // P is not needed any more once dG is.
-    T* d_gates() { return scores_; }
-
-    // dT += dS^U G^T, of which the triangle is used, for the gates that were transposed last.
+    // dT += dS^U G^T of query head h, of which the triangle is used, for the gates that were transposed last.
     template <Index Cols>
-    void add_to_triangle(const ColumnRange* taken) const {
+    void add_to_triangle(Index h, const ColumnRange* taken) const {
         for_row_tiles(rows_.count(), [&](auto height, Index i) {
             for_column_tiles<T, block_size>([&](auto packets, Index j) {
                 if (j > i + height - 1) return;
                 TileOf<T, decltype(height), decltype(packets)> tile;
-                T* to = sums_.triangle() + i * block_size + j;
+                T* to = sums_.triangle(h) + i * block_size + j;
                 tile.load(to, block_size);
                 const auto d_scores = Operand<T>{d_lookahead_scores_, panel_size, 1}.rows_from(i);
                 if (Cols == block_size && taken != nullptr) {
@@ -302,9 +317,8 @@ class PanelGradient {
     HeadState<T>& state_;
     GradientState<T>& gradients_;
     const BlockRows<T>& rows_;
-    const BlockCotangents<T>& cotangents_;
     BlockOperands<T> sums_;
-    const Qkv<T>& lookahead_;
+    const Qkv<ConstMatrixView<T>>& lookahead_;
     PanelScores<T> panel_scores_;
     Index p_;
     Index column_ = 0;  // of the panel, where the cell begins
@@ -316,6 +330,7 @@ class PanelGradient {
     ColumnRange seeing_[block_size];     // tokens that see a key
     ColumnRange taken_[block_size];      // tokens that a key absorbs
     alignas(64) T gates_[block_size * panel_size];
+    alignas(64) T d_gates_[block_size * panel_size];
     alignas(64) T scores_[block_size * panel_size];
     alignas(64) T d_scores_[block_size * panel_size];
     alignas(64) T d_lookahead_scores_[block_size * panel_size];

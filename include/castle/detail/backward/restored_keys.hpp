@@ -38,7 +38,8 @@ class RestoredKeys {
         T* keys;
     };
 
-    RestoredKeys(HeadState<T>& state, const Qkv<T>& lookahead, Index p, Index column, const Scratch& scratch)
+    RestoredKeys(HeadState<T>& state, const Qkv<ConstMatrixView<T>>& lookahead, Index p, Index column,
+                 const Scratch& scratch)
         : state_(state),
           lookahead_(lookahead),
           p_(p),
@@ -53,7 +54,7 @@ class RestoredKeys {
     };
     Size size() const {
         auto largest = S::zero(), zero_or_nan = S::zero();
-        for (Index k = 0; k < state_.shape().d; ++k) {
+        for (Index k = 0; k < state_.d(); ++k) {
             for_packets<T, Cols>([&](Index c) CASTLE_INLINE_LAMBDA {
                 const auto x = S::load(u_ + k * panel_size + c);
                 largest = S::larger(S::larger(x, S::negate(x)), largest);
@@ -77,7 +78,7 @@ class RestoredKeys {
   private:
     // U before the block at token `origin`; returns the last block that made more of it infinite or NaN, or -1.
     Index sum_up(Index origin) {
-        for (Index k = 0; k < state_.shape().d; ++k) std::fill_n(u_ + k * panel_size, Cols, T(0));
+        for (Index k = 0; k < state_.d(); ++k) std::fill_n(u_ + k * panel_size, Cols, T(0));
         Index bad = 0, last_bad_block = -1;
         const Index first_key = p_ * panel_size + column_;
         for (Index token = round_down(first_key, block_size); token < origin; token += block_size) {
@@ -85,7 +86,7 @@ class RestoredKeys {
             const Absorbed absorbed = tokens.by_keys(first_key, Cols);
             if (absorbed == Absorbed::none) continue;
             compute_gates(token);
-            fold_tokens<Cols>(tokens, absorbed, p_, column_, state_.shape().d,
+            fold_tokens<Cols>(tokens, absorbed, p_, column_, state_.d(),
                               Operand<T>{lookahead_.v.row(token), 1, lookahead_.v.outer_stride()}, scratch_.gates,
                               block_size, u_);
             if (size().is_finite) continue;
@@ -98,7 +99,7 @@ class RestoredKeys {
 
     Index not_finite() const {
         Index count = 0;
-        for (Index k = 0; k < state_.shape().d; ++k) {
+        for (Index k = 0; k < state_.d(); ++k) {
             for (Index c = 0; c < Cols; ++c) count += std::isfinite(u_[k * panel_size + c]) ? 0 : 1;
         }
         return count;
@@ -107,7 +108,7 @@ class RestoredKeys {
     // Of the block at `token`.
     void compute_gates(Index token) {
         std::fill_n(scratch_.gates, block_size * panel_size, T(0));
-        const Index d = state_.shape().d;
+        const Index d = state_.d();
         for (Index k = 0; k < d; k += chunk) {
             const Index n = (std::min)(chunk, d - k);
             for (Index j = 0; j < block_size; ++j) {
@@ -121,7 +122,7 @@ class RestoredKeys {
     }
 
     HeadState<T>& state_;
-    const Qkv<T>& lookahead_;
+    const Qkv<ConstMatrixView<T>>& lookahead_;
     Index p_;
     Index column_;
     Scratch scratch_;

@@ -2,11 +2,14 @@
 #pragma once
 
 #include <algorithm>
+#include <string_view>
 
 #include <castle/detail/base/layout.hpp>
+#include <castle/detail/check/message.hpp>
 #include <castle/detail/forward/panel_sweep.hpp>
 #include <castle/detail/state/aligned_buffer.hpp>
 #include <castle/detail/state/head_state.hpp>
+#include <castle/detail/state/sequence_state.hpp>
 #include <castle/types.hpp>
 
 namespace castle {
@@ -17,7 +20,7 @@ namespace detail {
 template <Scalar T>
 Matrix<T> lookahead_keys(const HeadState<T>& state) {
     const Index size = state.size();
-    const Index d = state.shape().d;
+    const Index d = state.d();
     Matrix<T> u = Matrix<T>::Zero(size, d);
     if (!state.has_lookahead()) return u;
 
@@ -32,6 +35,15 @@ Matrix<T> lookahead_keys(const HeadState<T>& state) {
         u.middleRows(first, rows) = Eigen::Map<const Matrix<T>>(panel.data(), d, panel_size).leftCols(rows).transpose();
     }
     return u;
+}
+
+// Of one key-value head of a sequence, if there is one of this number.
+template <Scalar T>
+Matrix<T> lookahead_keys(std::string_view where, const SequenceState<T>& state, Index kv_head) {
+    if (kv_head < 0 || kv_head >= state.heads()) {
+        fail(where, "kv_head is ", kv_head, " but must be within [0, ", state.heads(), ")");
+    }
+    return lookahead_keys(state.head(kv_head));
 }
 
 }  // namespace detail

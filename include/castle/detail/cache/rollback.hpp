@@ -5,7 +5,7 @@
 #include <castle/detail/forward/panel_sweep.hpp>
 #include <castle/detail/score/absorption.hpp>
 #include <castle/detail/state/head_state.hpp>
-#include <castle/types.hpp>
+#include <castle/detail/state/sequence_state.hpp>
 
 namespace castle {
 inline namespace CASTLE_ABI {
@@ -22,7 +22,7 @@ void make_open_gates(HeadState<T>& state) {
     }
 }
 
-// Takes off the last `tokens` tokens, at most max_rollback() of them, and leaves what there would be without them.
+// Rolls back the last `tokens` tokens, at most max_rollback() of them, and leaves what there would be without them.
 //
 // Tokens of the open block have left nothing but rows that are written anew. A finished block's folding is undone from
 // the history, the last one first; then one that loses only a part of its tokens is open again, and needs its gates. If
@@ -39,6 +39,13 @@ void rollback(HeadState<T>& state, Index tokens) {
         return;
     }
     state.cut(size);
+}
+
+// The same of all heads. Only making what is shared their own can throw, and no token has changed then.
+template <Scalar T>
+void rollback(SequenceState<T>& state, Index tokens) {
+    state.own_for_rollback(state.size() - tokens);
+    for (Index h = 0; h < state.heads(); ++h) rollback(state.head(h), tokens);
 }
 
 }  // namespace detail

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
+#include <span>
 #include <string>
 #include <string_view>
 
@@ -10,33 +12,14 @@
 #include <castle/input.hpp>
 #include <castle/options.hpp>
 
-// Every check of what a caller passes.
+// Every check of what a caller passes. Decoding runs them for every token: they compare plain data, and make words of
+// it only where something fails.
 namespace castle {
 inline namespace CASTLE_ABI {
 namespace detail {
 
-// One argument against the shape that another one, or the cache, asks for. `because` is called only for the sentence
-// of a failure: decoding runs these checks for every token and must not allocate.
-template <class View, class Because>
-void check_shape(std::string_view where, std::string_view group, std::string_view name, const View& m, Index rows,
-                 Index cols, const Because& because) {
-    if (m.rows() != rows || m.cols() != cols) {
-        fail(where, group, name, " is ", as_shape(m), " but must be ", Shape{rows, cols}, " ", because());
-    }
-    if (m.rows() < 0 || m.cols() < 0) fail(where, group, name, " is ", as_shape(m), " but no side may be negative");
-    if (m.rows() > 1 && m.outer_stride() < m.cols()) {
-        fail(where, group, name, " is ", as_shape(m), " but its rows lie only ", m.outer_stride(),
-             " elements apart, which must be at least ", m.cols());
-    }
-    if (m.data() == nullptr && m.rows() != 0 && m.cols() != 0) {
-        fail(where, group, name, " is ", as_shape(m), " but points nowhere");
-    }
-}
-
 inline void check_size(std::string_view where, std::string_view name, Index value, Index least) {
-    if (value < least) {
-        fail(where, name, " is ", value, " but must be at least ", least);
-    }
+    if (value < least) fail(where, name, " is ", value, " but must be at least ", least);
 }
 
 // A number of tokens, or a position, up to here is far from where sizes would overflow.
@@ -47,34 +30,35 @@ inline void check_tokens(std::string_view where, std::string_view name, Index to
     if (tokens > most_tokens) fail(where, name, " is ", tokens, " but must not exceed ", most_tokens);
 }
 
-// How many tokens a cache is to be able to take off.
-inline Index checked_rollback(std::string_view where, Index rollback) {
-    constexpr Index most = Index(1) << 24;
-    check_size(where, "rollback", rollback, 0);
-    if (rollback > most) fail(where, "rollback is ", rollback, " but must not exceed ", most);
-    return rollback;
+// Sizes up to here have products with the layout's constants that stay far from overflow.
+inline constexpr Index most_size = Index(1) << 24;
+
+// Each head has an object of its own, and a saved cache may say that it has many without any data.
+inline constexpr Index most_heads = Index(1) << 12;
+
+inline bool are_sizes(const Shape& s) {
+    return s.d >= 1 && s.dv >= 1 && s.heads >= 1 && s.kv_heads >= 1 && s.d <= most_size && s.dv <= most_size &&
+           s.heads <= most_heads && s.heads % s.kv_heads == 0;
 }
 
-// The way to the mark that check_batch leaves in a cache.
-struct BatchMark {
-    template <class Cache>
-    static Index& of(Cache& cache) {
-        return cache.batch_mark_;
+inline void check_sizes(std::string_view where, const Shape& shape) {
+    if (are_sizes(shape)) return;
+    check_size(where, "d", shape.d, 1);
+    check_size(where, "dv", shape.dv, 1);
+    check_size(where, "heads", shape.heads, 1);
+    check_size(where, "kv_heads", shape.kv_heads, 1);
+    if (shape.d > most_size || shape.dv > most_size) {
+        fail(where, "d is ", shape.d, " and dv is ", shape.dv, " but neither may exceed ", most_size);
     }
-};
+    if (shape.heads > most_heads) fail(where, "heads is ", shape.heads, " but must not exceed ", most_heads);
+    fail(where, "heads is ", shape.heads, " but must be a multiple of kv_heads, which is ", shape.kv_heads);
+}
 
-// A batch has each of its caches once. Each is marked with its place; what an older batch left there is no mistake, as
-// this cache is not at that place before its own in this one. So nothing is compared pair by pair, allocated or undone.
-template <class Caches>
-void check_batch(std::string_view where, const Caches& caches) {
-    for (std::size_t i = 0; i < caches.size(); ++i) {
-        if (caches[i] == nullptr) fail(where, "caches[", Index(i), "] is null");
-        Index& mark = BatchMark::of(*caches[i]);
-        if (mark < Index(i) && caches[std::size_t(mark)] == caches[i]) {
-            fail(where, "caches[", mark, "] and caches[", Index(i), "] are the same cache");
-        }
-        mark = Index(i);
-    }
+// How many tokens a cache is to be able to roll back.
+inline Index checked_rollback(std::string_view where, Index rollback) {
+    check_size(where, "rollback", rollback, 0);
+    if (rollback > most_size) fail(where, "rollback is ", rollback, " but must not exceed ", most_size);
+    return rollback;
 }
 
 inline void check_rollback(Index tokens, Index most) {
@@ -83,11 +67,117 @@ inline void check_rollback(Index tokens, Index most) {
 }
 
 template <Scalar T>
+bool is_scale(double scale) {
+    return std::abs(scale) <= static_cast<double>((std::numeric_limits<T>::max)());
+}
+
+template <Scalar T>
 void check_options(std::string_view where, const Options& options) {
     check_size(where, "options.lookahead_window", options.lookahead_window, 0);
-    if (options.scale && !(std::abs(*options.scale) <= static_cast<double>((std::numeric_limits<T>::max)()))) {
+    if (options.scale && !is_scale<T>(*options.scale)) {
         fail(where, "options.scale is ", *options.scale, " but must be finite, also in the scalar of the matrices");
     }
+}
+
+// What the arguments of one call must have the shapes of.
+struct Call {
+    std::string_view where;    // the call
+    Index rows;                // of all arguments
+    std::string_view rows_of;  // where that number is from
+    std::string_view object;   // what the call works on
+    Shape shape = {};          // of its heads
+    Index d_model = 0;         // of a layer
+
+    // One argument.
+    template <class View>
+    void check(std::string_view group, std::string_view name, const View& m, Index cols) const {
+        check(group, name, m, rows, cols);
+    }
+    template <class View>
+    void check(std::string_view group, std::string_view name, const View& m, Index must_rows, Index cols) const {
+        const bool fits = m.rows() == must_rows && m.cols() == cols && must_rows >= 0;
+        const bool is_apart = m.rows() <= 1 || m.outer_stride() >= m.cols();
+        const bool is_there = m.data() != nullptr || m.rows() == 0 || m.cols() == 0;
+        if (!fits || !is_apart || !is_there) {
+            fail_argument(group, name, extents_of(m), {must_rows, cols}, m.outer_stride(), is_apart);
+        }
+    }
+
+    // Causal and lookahead views: an Input, or where its gradient goes. Without lookahead the three lookahead views may
+    // be empty.
+    template <class Views>
+    void check_all(std::string_view causal, std::string_view lookahead, const Views& x, bool has_lookahead) const {
+        const Index keys = shape.kv_heads * shape.d;
+        check(causal, "q", x.causal.q, shape.heads * shape.d);
+        check(causal, "k", x.causal.k, keys);
+        check(causal, "v", x.causal.v, shape.kv_heads * shape.dv);
+        if (!has_lookahead && x.lookahead.q.rows() == 0 && x.lookahead.k.rows() == 0 && x.lookahead.v.rows() == 0) {
+            return;
+        }
+        check(lookahead, "q", x.lookahead.q, keys);
+        check(lookahead, "k", x.lookahead.k, keys);
+        check(lookahead, "v", x.lookahead.v, keys);
+    }
+    template <Scalar T>
+    void check_input(const Input<T>& input, bool has_lookahead) const {
+        check_all("input.causal.", "input.lookahead.", input, has_lookahead);
+    }
+    template <Scalar T>
+    void check_gradient(const GradientView<T>& gradient, bool has_lookahead) const {
+        check_all("gradient.causal.", "gradient.lookahead.", gradient, has_lookahead);
+    }
+    template <class View>
+    void check_out(std::string_view name, const View& m) const {
+        check("", name, m, shape.heads * shape.dv);
+    }
+
+  private:
+    // Out of line, so that a check costs its comparisons and no more.
+    [[noreturn]] EIGEN_DONT_INLINE void fail_argument(std::string_view group, std::string_view name, Extents is,
+                                                      Extents must, Index stride, bool is_apart) const {
+        if (is.rows != must.rows || is.cols != must.cols) {
+            fail(where, group, name, " is ", is, " but must be ", must, " ", because());
+        }
+        if (is.rows < 0 || is.cols < 0) fail(where, group, name, " is ", is, " but no side may be negative");
+        if (!is_apart) {
+            fail(where, group, name, " is ", is, " but its rows lie only ", stride,
+                 " elements apart, which must be at least ", is.cols);
+        }
+        fail(where, group, name, " is ", is, " but points nowhere");
+    }
+
+    std::string because() const {
+        std::string words = text("for ");
+        if (!rows_of.empty()) append(words, text(rows, " tokens (", rows_of, ") and "));
+        append(words, text(object, " of "));
+        if (d_model > 0) append(words, text("d_model ", d_model));
+        if (d_model > 0 && shape.d > 0) append(words, text(", "));
+        if (shape.d > 0) append(words, text("d ", shape.d));
+        if (shape.dv > 0) append(words, text(", dv ", shape.dv));
+        if (shape.heads > 1) append(words, text(", ", shape.heads, " heads on ", shape.kv_heads, " key-value heads"));
+        return words;
+    }
+};
+
+// The sizes of a head on its own, which says them itself: d through q, dv through v.
+template <Scalar T>
+Shape own_shape(std::string_view where, const Input<T>& input, std::string_view group = "input.causal.") {
+    const auto check_cols = [&](std::string_view name, ConstMatrixView<T> m) {
+        if (m.cols() < 1) fail(where, group, name, " is ", extents_of(m), " but must have at least one column");
+    };
+    check_cols("q", input.causal.q);
+    check_cols("v", input.causal.v);
+    return {.d = input.causal.q.cols(), .dv = input.causal.v.cols()};
+}
+
+// A call on a whole sequence.
+template <Scalar T>
+Call call_of_whole(std::string_view where, const Shape& shape, const Input<T>& input) {
+    return {.where = where,
+            .rows = input.causal.q.rows(),
+            .rows_of = "the rows of input.causal.q",
+            .object = "heads",
+            .shape = shape};
 }
 
 // The rows of a backward pass's input against the tokens of the forward pass that its workspace holds.
@@ -102,79 +192,43 @@ inline void check_forward_pass(std::string_view where, std::string_view name, In
     }
 }
 
-// Sizes whose products with the layout's constants stay far from overflow.
-inline void check_head_shape(std::string_view where, HeadShape shape) {
-    constexpr Index most = Index(1) << 24;
-    check_size(where, "d", shape.d, 1);
-    check_size(where, "dv", shape.dv, 1);
-    if (shape.d > most || shape.dv > most) {
-        fail(where, "d is ", shape.d, " and dv is ", shape.dv, " but neither may exceed ", most);
+// The tokens of several sequences in one call: one count for each of them, and as many rows in all.
+inline void check_counts(std::string_view where, std::span<const Index> counts, std::string_view rows_of, Index rows) {
+    Index left = rows;
+    for (std::size_t i = 0; i < counts.size(); ++i) {
+        if (counts[i] < 0) fail(where, "counts[", Index(i), "] is ", counts[i], " but must be at least 0");
+        if (counts[i] > left) {
+            fail(where, "the counts up to counts[", Index(i), "] = ", counts[i], " come to more than the ", rows,
+                 " rows of ", rows_of);
+        }
+        left -= counts[i];
     }
+    if (left != 0) fail(where, "the counts come to ", rows - left, " but ", rows_of, " has ", rows, " rows");
 }
 
-// The options of an object that is made for heads of `shape`, if both fit.
-template <Scalar T>
-Options checked_options(std::string_view where, HeadShape shape, Options options) {
-    check_head_shape(where, shape);
-    check_options<T>(where, options);
-    return options;
-}
+// The way to the mark that check_batch leaves in a cache.
+struct BatchMark {
+    template <class Cache>
+    static Index& of(Cache& cache) {
+        return cache.batch_mark_;
+    }
+};
 
-// A Qkv, or the views that its gradient goes to.
-template <class Views, class Because>
-void check_qkv(std::string_view where, std::string_view group, const Views& x, Index rows, HeadShape shape,
-               const Because& because) {
-    check_shape(where, group, "q", x.q, rows, shape.d, because);
-    check_shape(where, group, "k", x.k, rows, shape.d, because);
-    check_shape(where, group, "v", x.v, rows, shape.dv, because);
-}
-
-template <Scalar T, class Because>
-void check_head(std::string_view where, const HeadInput<T>& head, Index rows, HeadShape shape, const Because& because) {
-    check_qkv(where, "head.causal.", head.causal, rows, shape, because);
-    check_qkv(where, "head.lookahead.", head.lookahead, rows, {.d = shape.d, .dv = shape.d}, because);
-}
-
-// A head on its own says its sizes itself: L and d through q, dv through v.
-template <Scalar T>
-HeadShape own_shape(std::string_view where, std::string_view group, const Qkv<T>& causal) {
-    const auto check_cols = [&](std::string_view name, ConstMatrixView<T> m) {
-        if (m.cols() < 1) fail(where, group, name, " is ", as_shape(m), " but must have at least one column");
-    };
-    check_cols("q", causal.q);
-    check_cols("v", causal.v);
-    const HeadShape shape{.d = causal.q.cols(), .dv = causal.v.cols()};
-    check_head_shape(where, shape);
-    return shape;
-}
-
-// What the shapes of a head on its own are held against.
-template <Scalar T>
-auto because_of(const HeadInput<T>& head) {
-    return [&] {
-        return text("to go with head.causal.q ", as_shape(head.causal.q), " and head.causal.v ",
-                    as_shape(head.causal.v));
-    };
-}
-template <Scalar T>
-auto because_of(const Qkv<T>& head) {
-    return [&] { return text("to go with q ", as_shape(head.q), " and v ", as_shape(head.v)); };
-}
-
-template <Scalar T>
-HeadShape checked_shape(std::string_view where, const HeadInput<T>& head, const Options& options) {
-    check_options<T>(where, options);
-    const HeadShape shape = own_shape(where, "head.causal.", head.causal);
-    check_head(where, head, head.causal.q.rows(), shape, because_of(head));
-    return shape;
-}
-
-template <Scalar T>
-HeadShape checked_shape(std::string_view where, const Qkv<T>& head, const Options& options) {
-    check_options<T>(where, options);
-    const HeadShape shape = own_shape(where, "", head);
-    check_qkv(where, "", head, head.q.rows(), shape, because_of(head));
-    return shape;
+// A batch has each of its caches once. Each is marked with its place; what an older batch left there is no mistake, as
+// this cache is not at that place before its own in this one. So nothing is compared pair by pair, allocated or undone.
+template <class Caches>
+void check_batch(std::string_view where, const Caches& caches, std::span<const Index> counts) {
+    if (caches.size() != counts.size()) {
+        fail(where, "caches has ", Index(caches.size()), " elements but counts has ", Index(counts.size()));
+    }
+    for (std::size_t i = 0; i < caches.size(); ++i) {
+        if (caches[i] == nullptr) fail(where, "caches[", Index(i), "] is null");
+        Index& mark = BatchMark::of(*caches[i]);
+        if (mark < Index(i) && caches[std::size_t(mark)] == caches[i]) {
+            fail(where, "caches[", mark, "] and caches[", Index(i), "] are the same cache");
+        }
+        mark = Index(i);
+    }
 }
 
 }  // namespace detail

@@ -13,14 +13,14 @@ namespace castle {
 inline namespace CASTLE_ABI {
 namespace detail {
 
-// A shape within a sentence.
-struct Shape {
+// The shape of a matrix, within a sentence.
+struct Extents {
     Eigen::Index rows;
     Eigen::Index cols;
 };
 
 template <class View>
-Shape as_shape(const View& m) {
+Extents extents_of(const View& m) {
     return {m.rows(), m.cols()};
 }
 
@@ -31,7 +31,7 @@ inline void append(std::string& sentence, double part) {
     std::snprintf(digits, sizeof digits, "%g", part);
     sentence.append(digits);
 }
-inline void append(std::string& sentence, Shape part) {
+inline void append(std::string& sentence, Extents part) {
     sentence.append("[");
     append(sentence, part.rows);
     sentence.append(", ");

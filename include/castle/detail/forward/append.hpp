@@ -3,213 +3,280 @@
 
 #include <algorithm>
 
-#include <castle/detail/forward/group.hpp>
+#include <castle/detail/base/layout.hpp>
+#include <castle/detail/forward/group_scratch.hpp>
 #include <castle/detail/forward/group_steps.hpp>
+#include <castle/detail/forward/pieces.hpp>
 #include <castle/detail/state/aligned_buffer.hpp>
-#include <castle/detail/state/head_state.hpp>
+#include <castle/detail/state/sequence_state.hpp>
 #include <castle/executor.hpp>
 #include <castle/input.hpp>
 
-// What is behind every form: new tokens onto the states of some heads.
+// What is behind every form: new tokens onto the states of some sequences.
 namespace castle {
 inline namespace CASTLE_ABI {
 namespace detail {
 
-// Numbers the work of some heads consecutively: head h has count(h) pieces. Each state notes the number of its first
-// piece, until the next numbering.
-template <class State>
-class Pieces {
+// Rows that lie one after the other in the call and in the step's input.
+struct RowRun {
+    Index call_row;
+    Index row;
+    Index count;
+    Index position;  // of the first of them, where they belong to one sequence
+};
+
+// The tokens that one call appends to some sequences: counts[i] rows onto sequence i, the rows of one sequence after
+// those of the other. All ways of appending tokens are this one.
+//
+// Work goes in steps. A step takes one group of tokens of each of some neighbouring sequences, so that short ones run
+// together; a long one takes a step for every group. The constructor makes room in the states and for scratch, and is
+// the only part that throws; no token has changed then, though some states may have more capacity.
+//
+// sequence(i) gives SequenceState&, all of one shape, and count(i) its number of tokens.
+template <Scalar T, class SequenceOf, class CountOf>
+class AppendTransaction {
   public:
-    template <class Count>
-    Pieces(Index heads, const State& state, const Count& count) : heads_(heads), state_(state), of_each_(count(0)) {
-        for (Index h = 0; h < heads; ++h) {
-            const Index own = count(h);
-            if (own != of_each_) of_each_ = 0;
-            state(h).set_first_piece(total_);
-            total_ += own;
+    // With `together` sequences share their steps without threads too, for the sake of what else is done with a step's
+    // rows. Scratch is taken from `memory`, which grows where it is too small. With one token for each sequence none is
+    // needed.
+    AppendTransaction(Index sequences, const SequenceOf& sequence, const CountOf& count, bool together,
+                      AlignedBuffer<T>& memory, const Executor& executor)
+        : sequences_(sequences),
+          sequence_(sequence),
+          executor_(executor),
+          // Otherwise one sequence after the other: many do not fit the processor's caches, and would be fetched anew
+          // for every step.
+          rows_together_(executor || together ? 4 * group_size : 1) {
+        Index row = 0;
+        for (Index i = 0; i < sequences; ++i) {
+            SequenceState<T>& one = sequence(i);
+            const Index tokens = count(i);
+            one.work() = {.before = one.size(), .after = one.size() + tokens, .call_row = row};
+            if (tokens > 0) one.make_room(one.work().after);
+            row += tokens;
         }
+        Index scratch = 0;
+        for_batches([&](Index first, Index end) { scratch = (std::max)(scratch, place_scratch(first, end, nullptr)); });
+        if (scratch > memory.size()) memory = AlignedBuffer<T>(scratch);
+        memory_ = memory.data();
     }
 
-    // run_piece(h, i) for the i-th piece of head h, for all of them.
+    // Whether no sequence gets more than one token.
+    bool is_one_each() const {
+        for (Index i = 0; i < sequences_; ++i) {
+            if (tokens(i) > 1) return false;
+        }
+        return true;
+    }
+
+    // The most rows that one step has.
+    Index most_rows() const {
+        Index most = 0;
+        for_batches([&](Index first, Index end) {
+            Index rows = 0;
+            for (Index i = first; i < end; ++i) rows += (std::min)(tokens(i), group_size);
+            most = (std::max)(most, rows);
+        });
+        return most;
+    }
+
+    // Calls run_step(step) for every step, in order, and counts the new tokens in. Rows of the step's input and output
+    // are numbered as in the call or, if `packed`, from 0 in each step.
+    class Step;
     template <class F>
-    void run(const Executor& executor, const F& run_piece) const {
-        detail::run(executor, total_, [&](Index piece) {
-            const Index h = of_each_ > 0 ? piece / of_each_ : head_of(piece);
-            run_piece(h, piece - state_(h).first_piece());
+    void for_steps(bool packed, const F& run_step) {
+        for_batches([&](Index first, Index end) {
+            place_scratch(first, end, memory_);
+            for (Index i = first; i < end; ++i) sequence_(i).start(work(i).after);
+            bool any = true;
+            for (bool begins = true; any; begins = false) {
+                any = false;
+                Index row = 0;
+                for (Index i = first; i < end; ++i) {
+                    auto& w = work(i);
+                    const Index from = begins ? w.before : w.group.end;
+                    w.group = Group::next(from, w.after, packed ? row : w.call_row + from - w.before);
+                    row += w.group.rows();
+                    any = any || w.group.rows() > 0;
+                }
+                if (any) run_step(Step(*this, first, end));
+            }
+            for (Index i = first; i < end; ++i) sequence_(i).finish(work(i).after);
         });
     }
 
+    class Step {
+      public:
+        // Calls f for runs of rows that lie side by side, with their place in the call and in the step.
+        template <class F>
+        void for_runs(const F& f) const {
+            RowRun run{};
+            for_sequences([&](const RowRun& next) {
+                if (run.count > 0 && run.call_row + run.count == next.call_row && run.row + run.count == next.row) {
+                    run.count += next.count;
+                    return;
+                }
+                if (run.count > 0) f(run);
+                run = next;
+            });
+            if (run.count > 0) f(run);
+        }
+        // The same for each sequence.
+        template <class F>
+        void for_sequences(const F& f) const {
+            for (Index i = first_; i < end_; ++i) {
+                const auto& w = append_.work(i);
+                const Index rows = w.group.rows();
+                if (rows == 0) continue;
+                f(RowRun{.call_row = w.call_row + w.group.first - w.before,
+                         .row = w.group.row,
+                         .count = rows,
+                         .position = w.group.first});
+            }
+        }
+        Index rows() const {
+            Index rows = 0;
+            for (Index i = first_; i < end_; ++i) rows += append_.work(i).group.rows();
+            return rows;
+        }
+
+        // The attention of the step's rows, of all heads.
+        void attend(const Input<T>& input, const OutputRows<T>& output) const {
+            append_.attend(first_, end_, rows(), input, output);
+        }
+
+      private:
+        friend AppendTransaction;
+
+        Step(AppendTransaction& append, Index first, Index end) : append_(append), first_(first), end_(end) {}
+
+        AppendTransaction& append_;
+        Index first_;
+        Index end_;
+    };
+
   private:
-    // The last head that begins at this piece or before it. One without pieces begins where the next one does.
-    Index head_of(Index piece) const {
-        Index head = 0, end = heads_;
-        while (end - head > 1) {
-            const Index middle = head + (end - head) / 2;
-            (state_(middle).first_piece() <= piece ? head : end) = middle;
-        }
-        return head;
-    }
+    auto& work(Index i) const { return sequence_(i).work(); }
+    Index tokens(Index i) const { return work(i).after - work(i).before; }
+    const AttentionKind& kind() const { return sequence_(0).kind(); }
 
-    Index heads_;
-    const State& state_;
-    Index of_each_;  // if all heads have as many, or 0
-    Index total_ = 0;
-};
-
-// Takes a group of every head through its steps; group(h) is head h's, and all groups have equal numbers of rows and
-// blocks. Steps that are done once a row run on `light`.
-template <Scalar T, class State, class Scratch, class GroupOf, class Input, class Output>
-void run_groups(Index heads, const State& state, const Scratch& scratch, const GroupOf& group, const Input& input,
-                const Output& output, const Executor& executor, const Executor& light) {
-    const Index blocks = group(0).blocks();
-    const bool has_gates = group(0).is_part_of_block();
-    const auto pack = [&](Index h, Index b) { pack_block(state(h), scratch(h), group(h), b, input(h)); };
-    const auto make_gates = [&](Index h, Index span) { sweep_gates<T>(state(h), scratch(h), group(h), span); };
-    const auto sweep = [&](Index h, Index span) { sweep_span<T>(state(h), scratch(h), group(h), span); };
-    const auto merge = [&](Index h, Index b) {
-        merge_spans(state(h), scratch(h), group(h), b, output(h));
-        if (b == blocks - 1) keep_open_block(state(h), scratch(h), group(h));
-    };
-    // One head after the other finds its memory in the processor's caches from step to step.
-    const auto run_head = [&](Index h) {
-        const Index spans = group(h).spans();
-        for (Index b = 0; b < blocks; ++b) pack(h, b);
-        for (Index span = 0; has_gates && state(h).has_lookahead() && span < spans; ++span) make_gates(h, span);
-        for (Index span = 0; span < spans; ++span) sweep(h, span);
-        for (Index b = 0; b < blocks; ++b) merge(h, b);
-    };
-    if (!executor) {
-        for (Index h = 0; h < heads; ++h) run_head(h);
-        return;
-    }
-    // A head with one block and one span runs all steps as one piece.
-    const auto is_whole = [&](Index h) { return blocks == 1 && group(h).spans() == 1; };
-    Index whole = 0;
-    for (Index h = 0; h < heads; ++h) whole += is_whole(h) ? 1 : 0;
-    Pieces(heads, state, [&](Index) { return blocks; }).run(whole > 0 ? executor : light, [&](Index h, Index b) {
-        if (is_whole(h)) {
-            run_head(h);
-        } else {
-            pack(h, b);
-        }
-    });
-    if (whole == heads) return;
-    const auto divided = [&](Index h, Index pieces) { return is_whole(h) ? 0 : pieces; };
-    Pieces(heads, state, [&](Index h) {
-        return has_gates && state(h).has_lookahead() ? divided(h, group(h).spans()) : 0;
-    }).run(executor, make_gates);
-    Pieces(heads, state, [&](Index h) { return divided(h, group(h).spans()); }).run(executor, sweep);
-    Pieces(heads, state, [&](Index h) { return divided(h, blocks); }).run(light, merge);
-}
-
-// Scratch for putting `rows` tokens onto `tokens`. For one token the state has its own.
-template <Scalar T>
-Index extension_numbers(const HeadState<T>& state, Index tokens, Index rows) {
-    return rows > 1 ? GroupScratch<T>::numbers(state, (std::min)(rows, group_size), tokens + rows) : 0;
-}
-
-// One extension of `heads` states of equal size and shape by `rows` tokens each. state(h) gives head h's HeadState&,
-// and scratch(h) memory of the numbers above.
-//
-// The constructor makes room in the states and is the only part that throws; no token has changed then, though some
-// states may have more capacity. After it the groups are to be run one by one, in order.
-template <Scalar T, class State, class Scratch>
-class Extension {
-  public:
-    Extension(Index heads, Index rows, const State& state, const Scratch& scratch, const Executor& executor)
-        : heads_(heads),
-          state_(state),
-          scratch_(scratch),
-          executor_(executor),
-          before_(state(0).size()),
-          after_(before_ + rows) {
-        for (Index h = 0; h < heads; ++h) {
-            state(h).make_room(after_);
-        }
-    }
-
-    // Calls run_group(group) for every group, then counts the new tokens in.
+    // Calls f(first, end) for the sequences that go through their steps together.
     template <class F>
-    void for_groups(const F& run_group) {
-        for (Index h = 0; h < heads_; ++h) state_(h).start(after_);
-        Index first = before_;
-        while (first < after_) {
-            const Index end = (std::min)(after_, round_down(first, block_size) + group_size);
-            run_group(Group{.first = first, .end = end, .call_row = first - before_});
+    void for_batches(const F& f) const {
+        for (Index first = 0; first < sequences_;) {
+            Index end = first, rows = 0;
+            for (; end < sequences_; ++end) {
+                const Index more = (std::min)(tokens(end), group_size);
+                if (rows > 0 && rows + more > rows_together_) break;
+                rows += more;
+            }
+            f(first, end);
             first = end;
         }
-        for (Index h = 0; h < heads_; ++h) state_(h).finish(after_);
     }
 
-    // input(h) and output(h) give head h's HeadInput and OutputRows; the group's rows begin at group.call_row in both.
-    template <class Input, class Output>
-    void run(const Group& group, const Input& input, const Output& output) {
-        run_groups<T>(
-            heads_, state_, [&](Index h) { return this->scratch(h); }, [&](Index) -> auto& { return group; }, input,
-            output, executor_, executor_for_rows(executor_, group.rows()));
+    // Gives each sequence its part of `memory` and returns how much all of them need. Without threads heads run one
+    // after the other, and all in the same part, which the processor's caches hold.
+    Index place_scratch(Index first, Index end, T* memory) const {
+        Index used = 0;
+        for (Index i = first; i < end; ++i) {
+            auto& w = work(i);
+            w.scratch = nullptr;
+            if (tokens(i) <= 1) continue;
+            const Index need = (executor_ ? kind().shape.kv_heads : 1) * head_scratch(i);
+            if (memory != nullptr) w.scratch = executor_ ? memory + used : memory;
+            used = executor_ ? used + need : (std::max)(used, need);
+        }
+        return used;
+    }
+    Index head_scratch(Index i) const {
+        return GroupScratch<T>::elements(sequence_(i).head(0), (std::min)(tokens(i), group_size), work(i).after);
     }
 
-  private:
-    GroupScratch<T> scratch(Index h) {
-        const Index rows = after_ - before_;
-        return {state_(h), rows > 1 ? scratch_(h) : nullptr, (std::min)(rows, group_size)};
+    GroupScratch<T> scratch(Index i, Index h) const {
+        SequenceState<T>& one = sequence_(i);
+        const auto& w = one.work();
+        T* memory = w.scratch != nullptr && executor_ ? w.scratch + h * head_scratch(i) : w.scratch;
+        return {one.head(h), w.group, memory, memory != nullptr ? nullptr : one.step_scratch(h)};
     }
 
-    Index heads_;
-    const State& state_;
-    const Scratch& scratch_;
+    void attend(Index first, Index end, Index rows, const Input<T>& input, const OutputRows<T>& output) const {
+        const Shape& shape = kind().shape;
+        const auto head = [&](Index i, Index h) -> HeadState<T>& { return sequence_(i).head(h); };
+        const auto pack = [&](Index i, Index h, Index b) {
+            pack_block(head(i, h), scratch(i, h), b, input_of_group(shape, input, h));
+        };
+        const auto make_gates = [&](Index i, Index h, Index span) { sweep_gates(head(i, h), scratch(i, h), span); };
+        const auto sweep = [&](Index i, Index h, Index span) { sweep_span(head(i, h), scratch(i, h), span); };
+        const auto merge = [&](Index i, Index h, Index b) {
+            const Index group = kind().group();
+            const OutputRows<T> own{.out = {output.out.data() + h * group * shape.dv, output.out.rows(),
+                                            group * shape.dv, output.out.outer_stride()},
+                                    .log_sum_exp = output.log_sum_exp.from(h * group * output.log_sum_exp_stride),
+                                    .log_sum_exp_stride = output.log_sum_exp_stride};
+            merge_spans(head(i, h), scratch(i, h), b, own);
+            if (b == work(i).group.blocks() - 1) keep_open_block(head(i, h), scratch(i, h));
+        };
+        const auto has_gates = [&](Index i) {
+            return work(i).group.is_part_of_block() && sequence_(i).kind().has_lookahead();
+        };
+        // One head after the other finds its memory in the processor's caches from step to step.
+        const auto run_head = [&](Index i, Index h) {
+            const Group& group = work(i).group;
+            for (Index b = 0; b < group.blocks(); ++b) pack(i, h, b);
+            for (Index span = 0; has_gates(i) && span < group.spans(); ++span) make_gates(i, h, span);
+            for (Index span = 0; span < group.spans(); ++span) sweep(i, h, span);
+            for (Index b = 0; b < group.blocks(); ++b) merge(i, h, b);
+        };
+        if (!executor_) {
+            for (Index i = first; i < end; ++i) {
+                if (work(i).group.rows() == 0) continue;
+                for (Index h = 0; h < shape.kv_heads; ++h) run_head(i, h);
+            }
+            return;
+        }
+        // A head with one block and one span runs all steps as one piece.
+        const auto is_whole = [&](Index i) { return work(i).group.blocks() == 1 && work(i).group.spans() == 1; };
+        Index whole = 0, active = 0;
+        for (Index i = first; i < end; ++i) {
+            whole += is_whole(i) ? 1 : 0;
+            active += work(i).group.rows() > 0 ? 1 : 0;
+        }
+        const auto pieces = [&](const auto& count) { return Pieces(first, end, shape.kv_heads, sequence_, count); };
+        const auto divided = [&](Index i, Index n) { return is_whole(i) ? 0 : n; };
+        const Executor& light = executor_for_rows(executor_, rows);
+        pieces([&](Index i) {
+            return work(i).group.blocks();
+        }).run(whole > 0 ? executor_ : light, [&](Index i, Index h, Index b) {
+            if (is_whole(i)) {
+                run_head(i, h);
+            } else {
+                pack(i, h, b);
+            }
+        });
+        if (whole == active) return;
+        pieces([&](Index i) {
+            return has_gates(i) ? divided(i, work(i).group.spans()) : 0;
+        }).run(executor_, make_gates);
+        pieces([&](Index i) { return divided(i, work(i).group.spans()); }).run(executor_, sweep);
+        pieces([&](Index i) { return divided(i, work(i).group.blocks()); }).run(light, merge);
+    }
+
+    Index sequences_;
+    const SequenceOf& sequence_;
     const Executor& executor_;
-    Index before_;
-    Index after_;
+    Index rows_together_;  // that sequences begin a step with: enough for all threads, few enough for little scratch
+    T* memory_ = nullptr;
 };
 
-// Puts one token onto each of some states, which may have different sizes: that in row(i) of input(i) onto state i,
-// with its output to the same row of output(i). Only making room throws; no token has changed then.
-template <Scalar T, class State, class Row, class Input, class Output>
-void extend_by_one_each(Index states, const State& state, const Row& row, const Input& input, const Output& output,
-                        const Executor& executor) {
-    for (Index i = 0; i < states; ++i) state(i).make_room(state(i).size() + 1);
-    // The states [first, first + count).
-    const auto run = [&](Index first, Index count) {
-        const auto nth = [&](Index i) -> auto& { return state(first + i); };
-        const auto group = [&](Index i) {
-            return Group{.first = nth(i).size(), .end = nth(i).size() + 1, .call_row = row(first + i)};
-        };
-        for (Index i = 0; i < count; ++i) nth(i).start(nth(i).size() + 1);
-        run_groups<T>(
-            count, nth, [&](Index i) { return GroupScratch<T>(nth(i), nullptr, 1); }, group,
-            [&](Index i) -> decltype(auto) { return input(first + i); },
-            [&](Index i) -> decltype(auto) { return output(first + i); }, executor, executor_for_rows(executor, count));
-        for (Index i = 0; i < count; ++i) nth(i).finish(nth(i).size() + 1);
-    };
-    if (executor) {
-        run(0, states);
-        return;
-    }
-    // One state after the other: many do not fit the processor's caches, and would be fetched for every step.
-    for (Index i = 0; i < states; ++i) run(i, 1);
-}
-
-// Extends one state by the tokens of `input`, whose shapes have been checked, in scratch of extension_numbers.
-template <Scalar T>
-void extend_head(HeadState<T>& state, const HeadInput<T>& input, const OutputRows<T>& output, T* memory,
-                 const Executor& executor) {
-    const Index rows = input.causal.q.rows();
-    if (rows == 0) return;
-    const auto only = [&](Index) -> HeadState<T>& { return state; };
-    const auto scratch = [&](Index) { return memory; };
-    Extension<T, decltype(only), decltype(scratch)> extension(1, rows, only, scratch, executor);
-    extension.for_groups([&](const Group& group) {
-        extension.run(
-            group, [&](Index) -> auto& { return input; }, [&](Index) -> auto& { return output; });
-    });
-}
-
-// The same in scratch of its own, which one token needs none of.
-template <Scalar T>
-void extend_head(HeadState<T>& state, const HeadInput<T>& input, MatrixView<T> out, const Executor& executor) {
-    AlignedBuffer<T> memory(extension_numbers(state, state.size(), out.rows()));
-    extend_head(state, input, {.out = out}, memory.data(), executor);
+// Appends the tokens of `input` to the sequences, with the outputs to `out`; shapes have been checked.
+template <Scalar T, class SequenceOf, class CountOf>
+void append(Index sequences, const SequenceOf& sequence, const CountOf& count, const Input<T>& input,
+            const OutputRows<T>& output, AlignedBuffer<T>& memory, const Executor& executor) {
+    if (input.causal.q.rows() == 0) return;
+    AppendTransaction<T, SequenceOf, CountOf> transaction(sequences, sequence, count, /*together=*/false, memory,
+                                                          executor);
+    transaction.for_steps(/*packed=*/false, [&](const auto& step) { step.attend(input, output); });
 }
 
 }  // namespace detail

@@ -5,57 +5,80 @@
 #include <cmath>
 #include <limits>
 
-#include <castle/detail/forward/group.hpp>
+#include <castle/detail/forward/group_scratch.hpp>
 #include <castle/detail/forward/panel_sweep.hpp>
 #include <castle/detail/simd/packet_math.hpp>
 #include <castle/detail/simd/tile.hpp>
 #include <castle/detail/simd/transpose.hpp>
 #include <castle/input.hpp>
 
-// The steps that a group of tokens goes through, for one head.
+// The steps that a group of tokens goes through, for one key-value head and the query heads on it.
 namespace castle {
 inline namespace CASTLE_ABI {
 namespace detail {
 
-// Copies the rows of the group's block b to where the kernels read them, and makes the block's triangle.
+// What one key-value head reads: its own columns, and the queries of its group side by side.
 template <Scalar T>
-void pack_block(HeadState<T>& state, const GroupScratch<T>& scratch, const Group& group, Index b,
-                const HeadInput<T>& input) {
-    const Index d = state.shape().d;
-    const BlockRows<T> rows = scratch.block(group, b);
-    const Index call_row = group.call_row + rows.first - group.first;
+Input<T> input_of_group(const Shape& shape, const Input<T>& input, Index kv_head) {
+    const Index d = shape.d, group = shape.heads / shape.kv_heads;
+    const auto cut = [&](const ConstMatrixView<T>& m, Index cols) {
+        return ConstMatrixView<T>(m.data() + kv_head * cols, m.rows(), cols, m.outer_stride());
+    };
+    Input<T> own{.causal = {.q = cut(input.causal.q, group * d),
+                            .k = cut(input.causal.k, d),
+                            .v = cut(input.causal.v, shape.dv)}};
+    if (input.has_lookahead()) {
+        own.lookahead = {
+            .q = cut(input.lookahead.q, d), .k = cut(input.lookahead.k, d), .v = cut(input.lookahead.v, d)};
+    }
+    return own;
+}
+
+// Copies the rows of the group's block b to where the kernels read them, and makes the block's triangles.
+template <Scalar T>
+void pack_block(HeadState<T>& state, const GroupScratch<T>& scratch, Index b, const Input<T>& input) {
+    const Index d = state.d();
+    const BlockRows<T> rows = scratch.block(b);
+    const Index row = scratch.group().row + rows.first - scratch.group().first;
     const Index skip = rows.first - rows.origin;
     const Index p = rows.first / panel_size;
     const Index column = rows.first % panel_size;
+    const auto pack = [&](const ConstMatrixView<T>& from, Index first_col, T scale, T* to, Index stride) {
+        transpose(from.row(row) + first_col, from.outer_stride(), rows.count(), d, scale, to, stride);
+    };
 
-    transpose(input.causal.k, call_row, rows.count(), T(1), state.causal_keys(p) + column, panel_size);
+    pack(input.causal.k, 0, T(1), state.causal_keys(p) + column, panel_size);
     for (Index i = 0; i < rows.count(); ++i) {
-        std::copy_n(input.causal.v.row(call_row + i), state.shape().dv,
-                    state.values(p) + (column + i) * state.dv_padded());
+        std::copy_n(input.causal.v.row(row + i), state.dv(), state.values(p) + (column + i) * state.dv_padded());
     }
     const BlockOperands<T>& block = rows.operands;
-    transpose(input.causal.q, call_row, rows.count(), state.scale(), block.causal_queries() + skip, block_size);
+    for (Index h = 0; h < state.group(); ++h) {
+        pack(input.causal.q, h * d, state.scale(), block.causal_queries(h) + skip, block_size);
+    }
     if (!state.has_lookahead()) return;
 
     // U of a panel begins at zero with the panel's first token.
     if (rows.first % panel_size == 0) std::fill_n(state.lookahead_keys(p), d * panel_size, T(0));
-    transpose(input.lookahead.q, call_row, rows.count(), T(1), state.lookahead_queries(p) + column, panel_size);
-    transpose(input.lookahead.k, call_row, rows.count(), state.scale(), block.lookahead_keys() + skip, block_size);
-    transpose(input.lookahead.v, call_row, rows.count(), T(1), block.lookahead_values() + skip, block_size);
-    multiply<block_size>(rows.count(), d, Operand<T>{block.causal_queries() + skip, 1, block_size},
-                         block.lookahead_values(), block_size, block.triangle() + skip * block_size, block_size);
+    pack(input.lookahead.q, 0, T(1), state.lookahead_queries(p) + column, panel_size);
+    pack(input.lookahead.k, 0, state.scale(), block.lookahead_keys() + skip, block_size);
+    pack(input.lookahead.v, 0, T(1), block.lookahead_values() + skip, block_size);
+    for (Index h = 0; h < state.group(); ++h) {
+        multiply<block_size>(rows.count(), d, Operand<T>{block.causal_queries(h) + skip, 1, block_size},
+                             block.lookahead_values(), block_size, block.triangle(h) + skip * block_size, block_size);
+    }
     const Index index = rows.origin / block_size;
     if (rows.finishes() && state.history().keeps(index)) state.history().keep_operands(index, block);
 }
 
-// Calls f(panel, rows) for the panels of a span and the group's blocks that see them. All blocks take one panel before
-// the next: a panel is large, and then has to come from far away only once.
+// Calls f(panel, rows) for the panels of a span and the group's blocks that see them. Panel-outer: each panel is
+// fetched once per group.
 template <Scalar T, class F>
-void for_panels(const GroupScratch<T>& scratch, const Group& group, Index span, const F& f) {
+void for_panels(const GroupScratch<T>& scratch, Index span, const F& f) {
+    const Group& group = scratch.group();
     const Index end = (std::min)((span + 1) * span_panels, ceil_div(group.end, panel_size));
     for (Index p = span * span_panels; p < end; ++p) {
         for (Index b = 0; b < group.blocks(); ++b) {
-            const BlockRows<T> rows = scratch.block(group, b);
+            const BlockRows<T> rows = scratch.block(b);
             if (p * panel_size < rows.end) f(p, rows);
         }
     }
@@ -64,71 +87,79 @@ void for_panels(const GroupScratch<T>& scratch, const Group& group, Index span, 
 // Ahead of sweep_span, for a group that is part of a block: its gates against one span of keys. Rows are few then, and
 // reading memory is the limit, which goes fastest in one long stream after the other: Q^U first, then all the rest.
 template <Scalar T>
-void sweep_gates(HeadState<T>& state, const GroupScratch<T>& scratch, const Group& group, Index span) {
-    for_panels(scratch, group, span,
-               [&](Index p, const BlockRows<T>& rows) { PanelSweep<T>(state, rows, p).make_gates(); });
+void sweep_gates(HeadState<T>& state, const GroupScratch<T>& scratch, Index span) {
+    for_panels(scratch, span, [&](Index p, const BlockRows<T>& rows) { PanelSweep<T>(state, rows, p).make_gates(); });
 }
 
 // All blocks of the group against one span of keys. Spans share nothing, so they may run at the same time.
 template <Scalar T>
-void sweep_span(HeadState<T>& state, const GroupScratch<T>& scratch, const Group& group, Index span) {
+void sweep_span(HeadState<T>& state, const GroupScratch<T>& scratch, Index span) {
+    const Group& group = scratch.group();
     const SoftmaxRows<T> softmax = scratch.softmax(span);
-    softmax.clear(group.rows());
+    softmax.clear(group.rows() * state.group());
     const bool has_gates = group.is_part_of_block();
-    for_panels(scratch, group, span, [&](Index p, const BlockRows<T>& rows) {
-        PanelSweep<T>(state, rows, p).run(has_gates, softmax, rows.first - group.first);
+    for_panels(scratch, span, [&](Index p, const BlockRows<T>& rows) {
+        PanelSweep<T>(state, rows, p).run(has_gates, softmax, rows.first - group.first, group.rows());
     });
 }
 
-// Where the rows of a call go: row i's output, and what became of its sum where that is asked for.
+// Where the rows of a step go: those of a key-value head's query heads, side by side, and what became of their sums
+// where that is asked for, one query head after the other.
 template <Scalar T>
 struct OutputRows {
     MatrixView<T> out;
     LogSumExp<T> log_sum_exp = {};
+    Index log_sum_exp_stride = 0;  // from one query head to the next
 };
 
 // out = softmax V^C for the rows of the group's block b, from the spans' parts, in the order of the spans.
 template <Scalar T>
-void merge_spans(const HeadState<T>& state, const GroupScratch<T>& scratch, const Group& group, Index b,
-                 const OutputRows<T>& output) {
+void merge_spans(const HeadState<T>& state, const GroupScratch<T>& scratch, Index b, const OutputRows<T>& output) {
     using S = Simd<T>;
     const Index dv = state.dv_padded();
-    const BlockRows<T> rows = scratch.block(group, b);
-    for (Index row = rows.first - group.first; row < rows.end - group.first; ++row) {
+    const Group& group = scratch.group();
+    const BlockRows<T> rows = scratch.block(b);
+    const auto merge = [&](Index row, Index h) {
         const Index spans = (group.first + row) / span_size + 1;
-        T largest = scratch.softmax(0).largest()[row];
-        for (Index s = 1; s < spans; ++s) largest = (std::max)(largest, scratch.softmax(s).largest()[row]);
+        const Index softmax_row = h * group.rows() + row;
+        T largest = scratch.softmax(0).largest()[softmax_row];
+        for (Index s = 1; s < spans; ++s) largest = (std::max)(largest, scratch.softmax(s).largest()[softmax_row]);
         if (largest == -std::numeric_limits<T>::infinity()) largest = T(0);
 
-        T* merged = scratch.softmax(0).out(row);
+        T* merged = scratch.softmax(0).out(softmax_row);
         auto sum = S::zero();
         for (Index s = 0; s < spans; ++s) {
             const SoftmaxRows<T> part = scratch.softmax(s);
-            const auto factor = exp_nonpositive<T>(S::set(part.largest()[row] - largest));
-            sum = S::fma(factor, S::load(part.sum(row)), sum);
+            const auto factor = exp_nonpositive<T>(S::set(part.largest()[softmax_row] - largest));
+            sum = S::fma(factor, S::load(part.sum(softmax_row)), sum);
             for (Index c = 0; c < dv; c += S::width) {
-                const auto x = S::load(part.out(row) + c);
+                const auto x = S::load(part.out(softmax_row) + c);
                 S::store(merged + c, s == 0 ? S::mul(factor, x) : S::fma(factor, x, S::load(merged + c)));
             }
         }
         const T total = S::sum(sum);
         for (Index c = 0; c < dv; c += S::width) S::store(merged + c, S::div(S::load(merged + c), S::set(total)));
-        std::copy_n(merged, state.shape().dv, output.out.row(group.call_row + row));
+        const Index to = group.row + row;
+        std::copy_n(merged, state.dv(), output.out.row(to) + h * state.dv());
         if (output.log_sum_exp) {
-            output.log_sum_exp.largest[group.call_row + row] = largest;
-            output.log_sum_exp.log_sum[group.call_row + row] = std::log(total);
+            const LogSumExp<T> own = output.log_sum_exp.from(h * output.log_sum_exp_stride + to);
+            *own.largest = largest;
+            *own.log_sum = std::log(total);
         }
+    };
+    for (Index h = 0; h < state.group(); ++h) {
+        for (Index row = rows.first - group.first; row < rows.end - group.first; ++row) merge(row, h);
     }
 }
 
 // After the group: its last block becomes the open one. Its gates are in the state already, and only its lookahead
 // keys and values, which lie side by side, are still needed.
 template <Scalar T>
-void keep_open_block(HeadState<T>& state, const GroupScratch<T>& scratch, const Group& group) {
-    const BlockRows<T> last = scratch.block(group, group.blocks() - 1);
+void keep_open_block(HeadState<T>& state, const GroupScratch<T>& scratch) {
+    const Group& group = scratch.group();
+    const BlockRows<T> last = scratch.block(group.blocks() - 1);
     if (state.has_lookahead() && group.blocks() > 1 && !last.finishes()) {
-        std::copy_n(last.operands.lookahead_keys(), 2 * state.shape().d * block_size,
-                    state.open_block().lookahead_keys());
+        std::copy_n(last.operands.lookahead_keys(), 2 * state.d() * block_size, state.open_block().lookahead_keys());
     }
 }
 

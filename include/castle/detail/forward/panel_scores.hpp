@@ -11,8 +11,8 @@
 #include <castle/detail/state/block_operands.hpp>
 #include <castle/detail/state/head_state.hpp>
 
-// What the forward and the backward pass share: gates and scores of the rows of one block against keys of one
-// panel. What is masked is left out by the same code in both.
+// What the forward and the backward pass share: gates and scores of the rows of one block against keys of one panel.
+// What is masked is left out by the same code in both.
 namespace castle {
 inline namespace CASTLE_ABI {
 namespace detail {
@@ -31,8 +31,41 @@ struct BlockRows {
     bool is_split() const { return first > origin || !finishes(); }
 };
 
+// Rows of scores: the new tokens of one query head or, where there is but one new token, that token of several query
+// heads, so that a panel is read once for all of them.
+template <Scalar T>
+struct QueryRows {
+    Operand<T> queries;   // scale Q^C, [count][d]
+    Operand<T> triangle;  // scale Q^C V^U^T, [count][block]
+    Index count;
+    Index first;  // token of the block that row 0 is
+    Index step;   // tokens from one row to the next: 1 or 0
+
+    // Tokens of the block up to that of row i.
+    Index tokens(Index i) const { return first + step * i + 1; }
+
+    static QueryRows of_head(const BlockRows<T>& rows, Index h) {
+        const Index skip = rows.first - rows.origin;
+        return {.queries = Operand<T>{rows.operands.causal_queries(h), 1, block_size}.rows_from(skip),
+                .triangle = Operand<T>{rows.operands.triangle(h), block_size, 1}.rows_from(skip),
+                .count = rows.count(),
+                .first = skip,
+                .step = 1};
+    }
+    // Of heads [h, h + count), of which the block has one row each.
+    static QueryRows of_heads(const BlockRows<T>& rows, Index h, Index count) {
+        const Index skip = rows.first - rows.origin;
+        const BlockOperands<T>& operands = rows.operands;
+        return {.queries = {operands.causal_queries(h) + skip, operands.query_stride(), block_size},
+                .triangle = {operands.triangle(h) + skip * block_size, operands.triangle_stride(), 1},
+                .count = count,
+                .first = skip,
+                .step = 0};
+    }
+};
+
 // A range of keys is the `Cols` columns of the panel from `column` on. Matrices are [rows][panel_size]; each row uses
-// its first Cols elements. Row i is token rows.first + i; in gates, row j is token rows.origin + j.
+// its first Cols elements. In gates, row j is token rows.origin + j.
 template <Scalar T>
 class PanelScores {
   public:
@@ -47,24 +80,25 @@ class PanelScores {
     void compute_gates(Index column, T* gates) const {
         const auto keys = Operand<T>{rows_.operands.lookahead_keys(), 1, block_size}.rows_from(skip());
         gates += skip() * panel_size;
-        multiply<Cols>(rows_.count(), state_.shape().d, keys, state_.lookahead_queries(p_) + column, panel_size, gates,
+        multiply<Cols>(rows_.count(), state_.d(), keys, state_.lookahead_queries(p_) + column, panel_size, gates,
                        panel_size);
         open_gates<Cols>(rows_.count(), gates);
     }
 
     // s^U[t, s] = scale q^C_t . U_s + sum_{j <= t} triangle[t, j] gates[j, s], over the tokens j that s absorbs.
     template <Index Cols>
-    void compute_lookahead_scores(Index column, Absorbed absorbed, const T* gates, T* scores) const {
+    void compute_lookahead_scores(const QueryRows<T>& rows, Index column, Absorbed absorbed, const T* gates,
+                                  T* scores) const {
         const T* keys = state_.lookahead_keys(p_) + column;
-        for_row_tiles(rows_.count(), [&](auto height, Index i) {
+        for_row_tiles(rows.count, [&](auto height, Index i) {
             for_column_tiles<T, Cols>([&](auto packets, Index c) {
                 TileOf<T, decltype(height), decltype(packets)> tile;
                 tile.set_zero();
-                tile.multiply_add(queries(i), keys + c, panel_size, state_.shape().d);
+                tile.multiply_add(rows.queries.rows_from(i), keys + c, panel_size, state_.d());
                 if (absorbed == Absorbed::all) {
-                    add_open_block(tile, i, gates + c);
+                    add_open_block(tile, rows, i, gates + c);
                 } else if constexpr (Cols == block_size) {  // a whole panel is of one kind
-                    if (absorbed == Absorbed::some) add_open_block_within(tile, i, column + c, gates + c);
+                    if (absorbed == Absorbed::some) add_open_block_within(tile, rows, i, column + c, gates + c);
                 }
                 tile.store(scores + i * panel_size + c, panel_size);
             });
@@ -73,12 +107,12 @@ class PanelScores {
 
     // s^C, or 0 where scores have no causal part.
     template <Index Cols>
-    void compute_causal_scores(Index column, T* scores) const {
+    void compute_causal_scores(const QueryRows<T>& rows, Index column, T* scores) const {
         if (state_.has_causal_scores()) {
-            multiply<Cols>(rows_.count(), state_.shape().d, queries(0), state_.causal_keys(p_) + column, panel_size,
-                           scores, panel_size);
+            multiply<Cols>(rows.count, state_.d(), rows.queries, state_.causal_keys(p_) + column, panel_size, scores,
+                           panel_size);
         } else {
-            for (Index i = 0; i < rows_.count(); ++i) std::fill_n(scores + i * panel_size, Cols, T(0));
+            for (Index i = 0; i < rows.count; ++i) std::fill_n(scores + i * panel_size, Cols, T(0));
         }
     }
 
@@ -98,29 +132,27 @@ class PanelScores {
   private:
     Index skip() const { return rows_.first - rows_.origin; }
 
-    // scale Q^C and the triangle of the new rows from the i-th on.
-    Operand<T> queries(Index i) const {
-        return Operand<T>{rows_.operands.causal_queries(), 1, block_size}.rows_from(skip() + i);
-    }
-    Operand<T> triangle(Index i) const {
-        return Operand<T>{rows_.operands.triangle(), block_size, 1}.rows_from(skip() + i);
-    }
-
     // The part of s^U that the block's own tokens have, for the tile of rows from i, with the gates from its columns
     // on, every one of which takes the block's tokens up to that of row i.
     template <int R, int V>
-    EIGEN_ALWAYS_INLINE void add_open_block(Tile<T, R, V>& tile, Index i, const T* gates) const {
-        const Index common = skip() + i + 1;
-        tile.multiply_add(triangle(i), gates, panel_size, common);
-        tile.multiply_add_triangle(triangle(i).cols_from(common), gates + common * panel_size, panel_size, block_size);
+    EIGEN_ALWAYS_INLINE void add_open_block(Tile<T, R, V>& tile, const QueryRows<T>& rows, Index i,
+                                            const T* gates) const {
+        const Index common = rows.tokens(i);
+        const Operand<T> triangle = rows.triangle.rows_from(i);
+        tile.multiply_add(triangle, gates, panel_size, common);
+        if (rows.step == 0) return;
+        tile.multiply_add_triangle(triangle.cols_from(common), gates + common * panel_size, panel_size, block_size);
     }
     // The same for columns from c of the panel, where only some keys absorb only some tokens.
     template <int R, int V>
-    EIGEN_ALWAYS_INLINE void add_open_block_within(Tile<T, R, V>& tile, Index i, Index c, const T* gates) const {
-        const Index common = skip() + i + 1;
+    EIGEN_ALWAYS_INLINE void add_open_block_within(Tile<T, R, V>& tile, const QueryRows<T>& rows, Index i, Index c,
+                                                   const T* gates) const {
+        const Index common = rows.tokens(i);
+        const Operand<T> triangle = rows.triangle.rows_from(i);
         const auto columns = [&](Index j) { return tokens_.columns(j, p_); };
-        tile.multiply_add_within(triangle(i), gates, panel_size, common, c, columns);
-        tile.multiply_add_triangle_within(triangle(i).cols_from(common), gates + common * panel_size, panel_size, c,
+        tile.multiply_add_within(triangle, gates, panel_size, common, c, columns);
+        if (rows.step == 0) return;
+        tile.multiply_add_triangle_within(triangle.cols_from(common), gates + common * panel_size, panel_size, c,
                                           [&](Index j) { return columns(common + j); });
     }
 

@@ -13,7 +13,7 @@
 #include <castle/detail/simd/tile.hpp>
 #include <castle/detail/state/head_state.hpp>
 
-// The heart of the library: the new rows of one block against one panel of keys.
+// The heart of the library: the new rows of one block, of all query heads of a group, against one panel of keys.
 namespace castle {
 inline namespace CASTLE_ABI {
 namespace detail {
@@ -23,7 +23,7 @@ template <Scalar T>
 void fold_block(const HeadState<T>& state, const AbsorbedTokens& tokens, Index count, BlockOperands<T> block,
                 const T* gates, Index p, T* u) {
     tokens.for_column_ranges(p, panel_size, [&](auto columns, Index first, Absorbed absorbed) {
-        fold_tokens<constant<decltype(columns)>>(tokens, absorbed, p, first, state.shape().d,
+        fold_tokens<constant<decltype(columns)>>(tokens, absorbed, p, first, state.d(),
                                                  Operand<T>{block.lookahead_values(), block_size, 1}, gates + first,
                                                  count, u + first);
     });
@@ -49,18 +49,23 @@ class PanelSweep {
         if (absorbed_) compute_gates();
     }
 
-    // Takes the panel into the rows' softmax, whose row `softmax_row` is token rows.first, and folds the block into the
-    // panel's lookahead keys if this call finishes it. A softmax has to meet its panels in ascending order, and a panel
-    // its blocks; otherwise calls may come in any order, or at once. The gates may have been made before, in the state.
-    void run(bool has_gates, SoftmaxRows<T> softmax, Index softmax_row) {
+    // Takes the panel into the rows' softmax and folds the block into the panel's lookahead keys if this call finishes
+    // it. Token rows.first of query head h is row `softmax_row + h head_stride` of the softmax. A softmax has to meet
+    // its panels in ascending order, and a panel its blocks; otherwise calls may come in any order, or at once. The
+    // gates may have been made before, in the state.
+    void run(bool has_gates, SoftmaxRows<T> softmax, Index softmax_row, Index head_stride) {
         if (!has_gates) make_gates();
-        if (state_.has_lookahead()) compute_lookahead_scores();
-        if (columns_ == panel_size) {
-            compute_weights<panel_size>(softmax, softmax_row);
+        const Index heads = state_.group();
+        if (rows_.count() > 1 || heads == 1) {
+            for (Index h = 0; h < heads; ++h) {
+                attend(QueryRows<T>::of_head(rows_, h), {softmax, softmax_row + h * head_stride, 1});
+            }
         } else {
-            compute_weights<block_size>(softmax, softmax_row);
+            for (Index h = 0; h < heads; h += block_size) {
+                attend(QueryRows<T>::of_heads(rows_, h, (std::min)(block_size, heads - h)),
+                       {softmax, softmax_row + h * head_stride, head_stride});
+            }
         }
-        accumulate_values(softmax, softmax_row);
         if (absorbed_ && rows_.finishes()) {
             const Index block = rows_.origin / block_size;
             if (state_.history().keeps(block)) state_.history().keep_panel(block, p_, state_.lookahead_keys(p_));
@@ -79,23 +84,44 @@ class PanelSweep {
         });
     }
 
-    void compute_lookahead_scores() {
+    // Where the softmax of some rows is.
+    struct Softmax {
+        SoftmaxRows<T> rows;
+        Index first;
+        Index step;
+
+        Index row(Index i) const { return first + i * step; }
+    };
+
+    void attend(const QueryRows<T>& rows, const Softmax& softmax) {
+        if (state_.has_lookahead()) compute_lookahead_scores(rows);
+        if (columns_ == panel_size) {
+            compute_weights<panel_size>(rows, softmax);
+        } else {
+            compute_weights<block_size>(rows, softmax);
+        }
+        accumulate_values(rows, softmax);
+    }
+
+    void compute_lookahead_scores(const QueryRows<T>& rows) {
         tokens().for_column_ranges(p_, columns_, [&](auto columns, Index first, Absorbed absorbed) {
             panel_scores_.template compute_lookahead_scores<constant<decltype(columns)>>(
-                first, absorbed, gates_ + first, lookahead_scores_ + first);
+                rows, first, absorbed, gates_ + first, lookahead_scores_ + first);
         });
     }
 
-    // Keys of the panel that the i-th new row sees.
-    Index visible(Index i) const { return (std::min)(rows_.first + i - first_key_ + 1, panel_size); }
+    // Keys of the panel that row i sees.
+    Index visible(const QueryRows<T>& rows, Index i) const {
+        return (std::min)(rows_.origin + rows.tokens(i) - first_key_, panel_size);
+    }
 
     // scores_ = s^C - SiLU(s^U), as far as they are asked for. Of the panel only the first Cols keys are seen.
     template <Index Cols>
-    void compute_scores() {
-        panel_scores_.template compute_causal_scores<Cols>(0, scores_);
+    void compute_scores(const QueryRows<T>& rows) {
+        panel_scores_.template compute_causal_scores<Cols>(rows, 0, scores_);
         if (!state_.has_lookahead()) return;
         panel_scores_.with_lookahead_term([&](const auto& term) {
-            for (Index i = 0; i < rows_.count(); ++i) {
+            for (Index i = 0; i < rows.count; ++i) {
                 T* score = scores_ + i * panel_size;
                 const T* lookahead = lookahead_scores_ + i * panel_size;
                 for_packets<T, Cols>([&](Index c) CASTLE_INLINE_LAMBDA {
@@ -108,14 +134,14 @@ class PanelSweep {
     // Scores above the diagonal are excluded; then weights = exp(score - largest) in place of the scores, and what the
     // rows have so far is to be multiplied with rescale_.
     template <Index Cols>
-    void compute_weights(SoftmaxRows<T> softmax, Index softmax_row) {
+    void compute_weights(const QueryRows<T>& rows, const Softmax& softmax) {
         constexpr T minus_infinity = -std::numeric_limits<T>::infinity();
-        compute_scores<Cols>();
+        compute_scores<Cols>(rows);
         T base[block_size];
-        for (Index i = 0; i < rows_.count(); ++i) {
+        for (Index i = 0; i < rows.count; ++i) {
             T* score = scores_ + i * panel_size;
-            std::fill(score + (std::min)(visible(i), Cols), score + Cols, minus_infinity);
-            T& row_largest = softmax.largest()[softmax_row + i];
+            std::fill(score + (std::min)(visible(rows, i), Cols), score + Cols, minus_infinity);
+            T& row_largest = softmax.rows.largest()[softmax.row(i)];
             Packet largest = S::set(row_largest);
             for_packets<T, Cols>([&](Index c)
                                      CASTLE_INLINE_LAMBDA { largest = S::larger(S::load(score + c), largest); });
@@ -125,12 +151,12 @@ class PanelSweep {
             base[i] = row_largest == minus_infinity ? T(0) : row_largest;
             rescale_[i] -= base[i];
         }
-        for (Index i = 0; i < rows_.count(); i += S::width) {
+        for (Index i = 0; i < rows.count; i += S::width) {
             S::store(rescale_ + i, exp_nonpositive<T>(S::load(rescale_ + i)));
         }
-        for (Index i = 0; i < rows_.count(); ++i) {
+        for (Index i = 0; i < rows.count; ++i) {
             T* weight = scores_ + i * panel_size;
-            T* row_sum = softmax.sum(softmax_row + i);
+            T* row_sum = softmax.rows.sum(softmax.row(i));
             Packet sum = S::mul(S::load(row_sum), S::set(rescale_[i]));
             for_packets<T, Cols>([&](Index c) CASTLE_INLINE_LAMBDA {
                 const auto w = exp_nonpositive_parts<T>(S::sub(S::load(weight + c), S::set(base[i])));
@@ -142,19 +168,21 @@ class PanelSweep {
     }
 
     // out = rescale out + weights V^C
-    void accumulate_values(SoftmaxRows<T> softmax, Index softmax_row) {
+    void accumulate_values(const QueryRows<T>& rows, const Softmax& softmax) {
         const Index dv = state_.dv_padded();
         const T* values = state_.values(p_);
-        for_row_tiles(rows_.count(), [&](auto height, Index i) {
+        const Index stride = softmax.step * dv;
+        for_row_tiles(rows.count, [&](auto height, Index i) {
             const auto weights = Operand<T>{scores_, panel_size, 1}.rows_from(i);
-            const Index common = visible(i);
-            T* out = softmax.out(softmax_row + i);
+            const Index common = visible(rows, i);
+            const Index more = rows.step * (columns_ - common);
+            T* out = softmax.rows.out(softmax.row(i));
             for_column_tiles<T, widest_tile<T, constant<decltype(height)>>>(dv, [&](auto packets, Index c) {
                 TileOf<T, decltype(height), decltype(packets)> tile;
-                tile.load_scaled(out + c, dv, rescale_ + i);
+                tile.load_scaled(out + c, stride, rescale_ + i);
                 tile.multiply_add(weights, values + c, dv, common);
-                tile.multiply_add_triangle(weights.cols_from(common), values + common * dv + c, dv, columns_ - common);
-                tile.store(out + c, dv);
+                tile.multiply_add_triangle(weights.cols_from(common), values + common * dv + c, dv, more);
+                tile.store(out + c, stride);
             });
         });
     }

@@ -26,10 +26,15 @@ class PackedMatrix {
     Index cols() const { return cols_; }
     Index panels() const { return ceil_div(cols_, panel_size); }
 
-    // Columns [first_col, first_col + m.cols()) become m, which has all rows.
+    // Columns from first_col on become m, which has all rows, or m^T.
     void set_cols(Index first_col, ConstMatrixView<T> m) {
         for (Index k = 0; k < rows_; ++k) {
             for (Index j = 0; j < m.cols(); ++j) *at(k, first_col + j) = m.row(k)[j];
+        }
+    }
+    void set_cols_transposed(Index first_col, ConstMatrixView<T> m) {
+        for (Index j = 0; j < m.rows(); ++j) {
+            for (Index k = 0; k < rows_; ++k) *at(k, first_col + j) = m.row(j)[k];
         }
     }
     Matrix<T> cols_at(Index first_col, Index count) const {
@@ -75,8 +80,7 @@ class PackedMatrix {
             const Index rows = (std::min)(chunk, x.rows() - first);
             for (Index k = 0; k < cols_; k += transposed_cols) {
                 const Index n = (std::min)(transposed_cols, cols_ - k);
-                transpose(ConstMatrixView<T>(at(first_row, k), count, n, panel_size), 0, count, T(1), piece,
-                          panel_size);
+                transpose(at(first_row, k), panel_size, count, n, T(1), piece, panel_size);
                 for_row_tiles(rows, [&](auto height, Index row) {
                     const Index i = first + row;
                     const Index ahead = (std::min)(i + 2 * height, x.rows());

@@ -4,8 +4,8 @@
 #include <cmath>
 #include <random>
 
-#include <castle/multi_head_config.hpp>
-#include <castle/multi_head_weights.hpp>
+#include <castle/input.hpp>
+#include <castle/layer_weights.hpp>
 #include <castle/types.hpp>
 
 namespace castle {
@@ -27,21 +27,22 @@ Matrix<T> random_matrix(Index rows, Index cols, std::mt19937_64& bits) {
     return m;
 }
 
+// Of a layer whose config is complete.
 template <Scalar T>
-MultiHeadWeights<T> random_weights(const MultiHeadConfig& config, Index projections) {
+LayerWeights<T> random_weights(const LayerConfig& config, bool has_lookahead) {
     std::mt19937_64 bits(config.seed);
-    const Index width = config.heads * config.d_head;
-    const auto qkv = [&] {
-        ProjectionWeights<T> w;
-        w.q = random_matrix<T>(config.d_model, width, bits);
-        w.k = random_matrix<T>(config.d_model, width, bits);
-        w.v = random_matrix<T>(config.d_model, width, bits);
+    const Index queries = config.heads * config.d_head, keys = config.kv_heads * config.d_head;
+    const auto qkv = [&](Index q_cols) {
+        Qkv<Matrix<T>> w;
+        w.q = random_matrix<T>(config.d_model, q_cols, bits);
+        w.k = random_matrix<T>(config.d_model, keys, bits);
+        w.v = random_matrix<T>(config.d_model, keys, bits);
         return w;
     };
-    MultiHeadWeights<T> weights;
-    weights.causal = qkv();
-    if (projections == 6) weights.lookahead = qkv();
-    weights.w_out = random_matrix<T>(width, config.d_model, bits);
+    LayerWeights<T> weights;
+    weights.causal = qkv(queries);
+    if (has_lookahead) weights.lookahead = qkv(keys);
+    weights.w_out = random_matrix<T>(queries, config.d_model, bits);
     return weights;
 }
 

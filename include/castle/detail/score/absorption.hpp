@@ -6,7 +6,6 @@
 
 #include <castle/detail/base/layout.hpp>
 #include <castle/detail/simd/tile.hpp>
-#include <castle/types.hpp>
 
 // Which keys absorb which tokens: key s absorbs token t where s < t <= s + window.
 namespace castle {

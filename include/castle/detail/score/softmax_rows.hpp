@@ -6,8 +6,6 @@
 
 #include <castle/detail/base/layout.hpp>
 #include <castle/detail/simd/simd.hpp>
-#include <castle/detail/state/aligned_buffer.hpp>
-#include <castle/types.hpp>
 
 namespace castle {
 inline namespace CASTLE_ABI {
@@ -34,7 +32,7 @@ class SoftmaxRows {
     static constexpr Index lanes = Simd<T>::width;
 
     // In whole cache lines: those of neighbouring spans are written at the same time.
-    static Index numbers(Index rows, Index dv_padded) {
+    static Index elements(Index rows, Index dv_padded) {
         return round_up(rows * (dv_padded + lanes + 1), cache_line / Index(sizeof(T)));
     }
 

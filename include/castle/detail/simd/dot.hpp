@@ -5,7 +5,6 @@
 
 #include <castle/detail/base/layout.hpp>
 #include <castle/detail/simd/simd.hpp>
-#include <castle/types.hpp>
 
 namespace castle {
 inline namespace CASTLE_ABI {

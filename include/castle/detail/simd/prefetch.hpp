@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <castle/detail/state/aligned_buffer.hpp>
-#include <castle/types.hpp>
+#include <castle/detail/base/layout.hpp>
+#include <castle/detail/simd/scalar.hpp>
 
 namespace castle {
 inline namespace CASTLE_ABI {

@@ -4,7 +4,7 @@
 #include <cmath>
 #include <type_traits>
 
-#include <castle/types.hpp>
+#include <castle/detail/simd/scalar.hpp>
 
 // A packet as a template argument loses an attribute that nothing here depends on; Eigen silences this the same way.
 // The other two are false alarms of gcc 12 about its own AVX-512 intrinsics (gcc bug 105593).
@@ -49,7 +49,7 @@ template <Scalar T>
 struct Simd {
     using Packet = typename Eigen::internal::packet_traits<T>::type;
 
-    // Numbers in a packet.
+    // Elements in a packet.
     static constexpr int width = Eigen::internal::unpacket_traits<Packet>::size;
     // Vector registers of the instruction set, which decides the size of a register tile.
     static constexpr int registers = EIGEN_ARCH_DEFAULT_NUMBER_OF_REGISTERS;

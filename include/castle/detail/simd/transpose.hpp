@@ -3,32 +3,32 @@
 
 #include <castle/detail/base/layout.hpp>
 #include <castle/detail/simd/simd.hpp>
-#include <castle/types.hpp>
 
 namespace castle {
 inline namespace CASTLE_ABI {
 namespace detail {
 
-// to[k, i] = scale from[row + i, k] for i < count: tokens become columns.
+// to[k, i] = scale from[i, k] for i < count and k < d: tokens become columns. Rows of `from` lie from_stride elements
+// apart, those of `to` to_stride.
 template <Scalar T>
-void transpose(ConstMatrixView<T> from, Index row, Index count, T scale, T* to, Index stride) {
+void transpose(const T* from, Index from_stride, Index count, Index d, T scale, T* to, Index to_stride) {
     using S = Simd<T>;
     constexpr Index width = S::width;
-    const Index d = from.cols();
     const Index whole_rows = round_down(count, width);
     const Index whole_cols = round_down(d, width);
     const auto one_by_one = [&](Index i, Index first, Index end) {
-        const T* x = from.row(row + i);
-        for (Index k = first; k < end; ++k) to[k * stride + i] = scale * x[k];
+        const T* x = from + i * from_stride;
+        for (Index k = first; k < end; ++k) to[k * to_stride + i] = scale * x[k];
     };
     for (Index i = 0; i < whole_rows; i += width) {
         for (Index k = 0; k < whole_cols; k += width) {
             typename S::Square square;
             unroll<width>([&](auto j) CASTLE_INLINE_LAMBDA {
-                square.packet[j] = S::mul(S::load(from.row(row + i + j) + k), S::set(scale));
+                square.packet[j] = S::mul(S::load(from + (i + j) * from_stride + k), S::set(scale));
             });
             S::transpose(square);
-            unroll<width>([&](auto j) CASTLE_INLINE_LAMBDA { S::store(to + (k + j) * stride + i, square.packet[j]); });
+            unroll<width>([&](auto j)
+                              CASTLE_INLINE_LAMBDA { S::store(to + (k + j) * to_stride + i, square.packet[j]); });
         }
         for (Index j = 0; j < width; ++j) one_by_one(i + j, whole_cols, d);
     }

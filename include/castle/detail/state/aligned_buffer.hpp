@@ -12,14 +12,12 @@
 #include <sys/mman.h>
 #endif
 
-#include <castle/types.hpp>
+#include <castle/detail/base/layout.hpp>
+#include <castle/detail/simd/scalar.hpp>
 
 namespace castle {
 inline namespace CASTLE_ABI {
 namespace detail {
-
-// In bytes.
-inline constexpr Index cache_line = 64;
 
 // Asks the system for huge pages behind [memory, memory + bytes) where whole ones fit, as a wish that it may ignore.
 inline void prefer_huge_pages([[maybe_unused]] void* memory, [[maybe_unused]] std::size_t bytes) {
@@ -31,7 +29,7 @@ inline void prefer_huge_pages([[maybe_unused]] void* memory, [[maybe_unused]] st
 #endif
 }
 
-// Numbers on cache-line boundaries, zero at first. Owns them; moves, does not copy.
+// Elements on cache-line boundaries, zero at first. Owns them; moves, does not copy.
 //
 // A large buffer stands on huge pages where it can: decoding streams through all of a cache, and with small pages it
 // spends a twentieth of its time on looking up where they are.
@@ -40,7 +38,7 @@ class AlignedBuffer {
   public:
     AlignedBuffer() = default;
 
-    // Of no numbers it allocates nothing.
+    // Of no elements it allocates nothing.
     explicit AlignedBuffer(Index size) : data_(size > 0 ? allocate(size) : nullptr), size_(size) {
         std::fill(data_.get(), data_.get() + size, T(0));
     }

@@ -13,8 +13,8 @@ namespace castle {
 inline namespace CASTLE_ABI {
 namespace detail {
 
-// What it takes to undo the folding of a head's last blocks to the bit, which no subtraction would: U as it was before
-// each of them, and the blocks' own lookahead keys and values. Slots go round, over blocks and over panels.
+// What it takes to undo the folding of a head's last blocks exactly, which no subtraction would: U as it was before
+// each of them, and the blocks' own lookahead keys and values. Ring buffers, over blocks and over panels.
 template <Scalar T>
 class FoldHistory {
   public:
@@ -29,10 +29,10 @@ class FoldHistory {
         typename PanelStore<T>::Panels panels;
         AlignedBuffer<T> operands;
     };
-    // For states of so many panels; as of PanelStore.
+    // For states of so many panels; see PanelStore.
     Room missing(Index panels) {
         return {.panels = panels_.missing(blocks_ > 0 ? (std::min)(panels, most_panels_) : 0),
-                .operands = AlignedBuffer<T>(operands_.size() > 0 ? 0 : blocks_ * operand_numbers())};
+                .operands = AlignedBuffer<T>(operands_.size() > 0 ? 0 : blocks_ * operand_elements())};
     }
     void add(Room room) {
         panels_.add(std::move(room.panels));
@@ -60,7 +60,7 @@ class FoldHistory {
     void set_undoable(Index blocks) { undoable_ = (std::min)(blocks, blocks_); }
 
     void keep_operands(Index block, const BlockOperands<T>& from) {
-        std::copy_n(from.lookahead_keys(), operand_numbers(), operands(block));
+        std::copy_n(from.lookahead_keys(), operand_elements(), operands(block));
     }
     void keep_panel(Index block, Index p, const T* lookahead_keys) {
         std::copy_n(lookahead_keys, d_ * panel_size, panel(block, p));
@@ -70,20 +70,23 @@ class FoldHistory {
         std::copy_n(panel(block, p), d_ * panel_size, lookahead_keys);
     }
     void restore_operands(Index block, const BlockOperands<T>& to) {
-        std::copy_n(operands(block), operand_numbers(), to.lookahead_keys());
+        std::copy_n(operands(block), operand_elements(), to.lookahead_keys());
     }
     void undone() { --undoable_; }
 
     // Lookahead keys and values of a block, [2 d][block_size]; U of panel p before it, [d][panel_size].
-    T* operands(Index block) { return operands_.data() + block % blocks_ * operand_numbers(); }
+    T* operands(Index block) { return operands_.data() + block % blocks_ * operand_elements(); }
     T* panel(Index block, Index p) { return panels_[p % panels_.size()] + block % blocks_ * d_ * panel_size; }
 
-    Index numbers() const { return panels_.numbers() + operands_.size(); }
-    Index shared_numbers() const { return panels_.shared_numbers(); }
+    Index elements() const { return panels_.elements() + operands_.size(); }
+    Index elements_for(Index panels) const {
+        return blocks_ > 0 ? panels_.elements_for((std::min)(panels, most_panels_)) + blocks_ * operand_elements() : 0;
+    }
+    Index shared_elements() const { return panels_.shared_elements(); }
 
   private:
     // Lookahead keys and values lie side by side.
-    Index operand_numbers() const { return 2 * d_ * block_size; }
+    Index operand_elements() const { return 2 * d_ * block_size; }
 
     Index d_;
     Index blocks_;

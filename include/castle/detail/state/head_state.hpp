@@ -7,15 +7,13 @@
 #include <vector>
 
 #include <castle/detail/base/layout.hpp>
+#include <castle/detail/check/attention_kind.hpp>
 #include <castle/detail/score/absorption.hpp>
-#include <castle/detail/score/softmax_rows.hpp>
 #include <castle/detail/simd/simd.hpp>
 #include <castle/detail/state/aligned_buffer.hpp>
 #include <castle/detail/state/block_operands.hpp>
 #include <castle/detail/state/fold_history.hpp>
 #include <castle/detail/state/panel_store.hpp>
-#include <castle/input.hpp>
-#include <castle/options.hpp>
 
 namespace castle {
 inline namespace CASTLE_ABI {
@@ -23,11 +21,12 @@ namespace detail {
 
 // What a head remembers beyond what the tokens that are to come need.
 struct Keeping {
-    Index rollback = 0;        // so many of the last tokens can be taken off again, and often a few more
+    Index rollback = 0;        // so many of the last tokens can be rolled back, and often a few more
     bool every_query = false;  // Q^U of tokens that have left the window behind as well
 };
 
-// What one head remembers. Without lookahead (a window of 0) it is the key-value cache of standard attention.
+// What one key-value head remembers, for all query heads of its group. Without lookahead (a window of 0) it is the
+// key-value cache of standard attention.
 //
 // Keys live in panels, transposed, [d][panel_size]; values as they are, [panel_size][dv_padded]. A panel stays
 // where it is unless it is shared. U has every finished block folded in; of the open block there are the gates,
@@ -35,31 +34,30 @@ struct Keeping {
 template <Scalar T>
 class HeadState {
   public:
-    HeadState(HeadShape shape, const Options& options, Keeping keeping)
-        : shape_(shape),
-          dv_padded_(round_up(shape.dv, Simd<T>::width)),
-          scale_(static_cast<T>(scale_for(options, shape.d))),
-          window_(options.lookahead_window),
-          has_silu_(options.silu),
-          has_causal_scores_(options.causal_keys),
+    HeadState(const AttentionKind& kind, Keeping keeping)
+        : kind_(kind),
+          dv_padded_(round_up(kind.shape.dv, Simd<T>::width)),
           history_blocks_(has_lookahead() ? ceil_div(keeping.rollback, block_size) : 0),
           keeps_every_query_(keeping.every_query),
-          panels_(((has_lookahead() ? 2 : 1) * shape.d + dv_padded_) * panel_size),
-          query_panels_(shape.d * panel_size),
+          panels_(((has_lookahead() ? 2 : 1) * d() + dv_padded_) * panel_size),
+          query_panels_(d() * panel_size),
           gate_tiles_(block_size * panel_size),
-          history_(shape.d, history_blocks_, most_panels(block_size)) {}
+          history_(d(), history_blocks_, most_panels(block_size)) {}
 
     HeadState(HeadState&&) = default;
     HeadState& operator=(HeadState&&) = default;
     ~HeadState() = default;
 
-    HeadShape shape() const { return shape_; }
+    Index d() const { return kind_.shape.d; }
+    Index dv() const { return kind_.shape.dv; }
     Index dv_padded() const { return dv_padded_; }
-    T scale() const { return scale_; }
-    Index window() const { return window_; }
-    bool has_lookahead() const { return window_ > 0; }
-    bool has_silu() const { return has_silu_; }
-    bool has_causal_scores() const { return has_causal_scores_; }
+    Index group() const { return kind_.group(); }
+    T scale() const { return static_cast<T>(kind_.scale); }
+    Index window() const { return kind_.lookahead_window; }
+    bool has_lookahead() const { return kind_.has_lookahead(); }
+    bool has_silu() const { return kind_.silu; }
+    bool has_causal_scores() const { return kind_.causal_keys; }
+    OperandSizes operand_sizes() const { return {.d = d(), .group = group(), .has_lookahead = has_lookahead()}; }
 
     Index size() const { return size_; }
     Index capacity() const { return panels_.size() * panel_size; }
@@ -87,14 +85,14 @@ class HeadState {
         size_ = after;
     }
 
-    // How many tokens can be taken off, to the bit.
+    // How many tokens can be rolled back.
     Index max_rollback() const {
         return has_lookahead() ? size_ % block_size + history_.undoable() * block_size : size_;
     }
 
     // Makes room for `tokens` tokens in all; after it, extending by single tokens up to there allocates nothing, but
     // for what has to be owned. Changes nothing that can be seen if an allocation throws. Before it there is no memory
-    // at all: whoever reads a size from a file can make a state of it without believing it.
+    // at all, so sizes that come from an untrusted file are safe.
     void reserve(Index tokens) {
         const Index panels = ceil_div(tokens, panel_size);
         if (panels <= panels_.size()) return;
@@ -105,15 +103,25 @@ class HeadState {
         auto fresh_tiles = gate_tiles_.missing(gate_tiles);
         auto fresh_history = history_.missing(panels);
         if (has_lookahead()) own_keys_.resize(std::size_t(panels));
-        AlignedBuffer<T> block(open_block_.size() > 0 ? 0 : BlockOperands<T>::numbers(shape_.d, has_lookahead()));
-        AlignedBuffer<T> row(row_scratch_numbers(panels));
+        AlignedBuffer<T> block(open_block_.size() > 0 ? 0 : operand_sizes().elements());
         // Nothing throws from here on.
         panels_.add(std::move(fresh_panels));
         query_panels_.add(std::move(fresh_queries));
         gate_tiles_.add(std::move(fresh_tiles));
         history_.add(std::move(fresh_history));
         if (block.size() > 0) open_block_ = std::move(block);
-        row_scratch_ = std::move(row);
+    }
+
+    // The bytes that there would be after reserving so many tokens, if nothing is shared.
+    Index bytes_for(Index tokens) const {
+        const Index panels = (std::max)(ceil_div(tokens, panel_size), panels_.size());
+        if (panels == 0) return 0;
+        Index elements = panels_.elements_for(panels) + operand_sizes().elements();
+        if (has_lookahead()) {
+            elements += query_panels_.elements_for((std::min)(panels, most_query_panels())) +
+                        gate_tiles_.elements_for((std::min)(panels, most_gate_tiles())) + history_.elements_for(panels);
+        }
+        return elements * Index(sizeof(T));
     }
 
     // As before the first token, with the memory kept. What is not zeroed is written before it is read.
@@ -126,51 +134,51 @@ class HeadState {
     // of them stays behind.
     HeadState fork() const { return HeadState(*this); }
 
-    // Before tokens are put on, from `before` to `after`: what that writes to is shared with nobody any more. Tokens go
-    // to their panels, gates to every panel within the window, and so do U and the history where a block is finished.
-    // Where it throws, no tokens have changed. For a state that has never been forked it is but a look.
+    // Before tokens are appended, from `before` to `after`: what that writes to is shared with nobody any more. Tokens
+    // go to their panels, gates to every panel within the window, and so do U and the history where a block is
+    // finished. Where it throws, no tokens have changed. For a state that has never been forked it is but a look.
     void own(Index before, Index after) {
         const Index first = before / panel_size, end = ceil_div(after, panel_size);
         panels_.own(first, end);
         if (!has_lookahead()) return;
         query_panels_.own(first, end);
-        const Index oldest = oldest_panel(window_, before);
+        const Index oldest = oldest_panel(window(), before);
         gate_tiles_.own(oldest, end);
         if (before / block_size == after / block_size) return;
         history_.own(oldest, end);
         own_keys(oldest, end);
     }
-    // The same before tokens are taken off down to `after`.
+    // The same before tokens are rolled back down to `after`.
     void own_for_rollback(Index after) {
         if (!has_lookahead() || after / block_size == size_ / block_size) return;
-        const Index oldest = oldest_panel(window_, after), end = ceil_div(size_, panel_size);
+        const Index oldest = oldest_panel(window(), after), end = ceil_div(size_, panel_size);
         gate_tiles_.own(oldest, end);
         own_keys(oldest, end);
     }
 
     // Of all memory, and of that which forks hold too; their coming and going on other threads changes only the latter.
     Index bytes() const {
-        Index numbers = panels_.numbers() + query_panels_.numbers() + gate_tiles_.numbers() + open_block_.size() +
-                        row_scratch_.size() + history_.numbers();
-        for (const Panel<T>& keys : own_keys_) numbers += keys ? key_numbers() : 0;
-        return numbers * Index(sizeof(T));
+        Index elements = panels_.elements() + query_panels_.elements() + gate_tiles_.elements() + open_block_.size() +
+                         history_.elements();
+        for (const Panel<T>& keys : own_keys_) elements += keys ? key_elements() : 0;
+        return elements * Index(sizeof(T));
     }
     Index shared_bytes() const {
-        Index numbers = panels_.shared_numbers() + query_panels_.shared_numbers() + gate_tiles_.shared_numbers() +
-                        history_.shared_numbers();
-        for (const Panel<T>& keys : own_keys_) numbers += keys.is_shared() ? key_numbers() : 0;
-        return numbers * Index(sizeof(T));
+        Index elements = panels_.shared_elements() + query_panels_.shared_elements() + gate_tiles_.shared_elements() +
+                         history_.shared_elements();
+        for (const Panel<T>& keys : own_keys_) elements += keys.is_shared() ? key_elements() : 0;
+        return elements * Index(sizeof(T));
     }
 
     // Panel p, [d][panel_size] each; the values [panel_size][dv_padded]. Q^U is a ring buffer: panels that the window
-    // has left behind, also that of what may be taken off again, make room.
+    // has left behind, also that of what may be rolled back, make room.
     T* lookahead_queries(Index p) { return query_panels_[p % query_panels_.size()]; }
     T* lookahead_keys(Index p) {
         const Panel<T>& own = own_keys_[std::size_t(p)];
         return own ? own.data() : panels_[p];
     }
-    T* causal_keys(Index p) { return panels_[p] + (has_lookahead() ? key_numbers() : 0); }
-    T* values(Index p) { return causal_keys(p) + shape_.d * panel_size; }
+    T* causal_keys(Index p) { return panels_[p] + (has_lookahead() ? key_elements() : 0); }
+    T* values(Index p) { return causal_keys(p) + key_elements(); }
     const T* lookahead_keys(Index p) const { return const_cast<HeadState*>(this)->lookahead_keys(p); }
 
     // The gates of the open block's rows against panel p, [block_size][panel_size]. Tiles are a ring buffer: a window
@@ -178,7 +186,7 @@ class HeadState {
     T* gates(Index p) { return gate_tiles_[p % gate_tiles_.size()]; }
     const T* gates(Index p) const { return const_cast<HeadState*>(this)->gates(p); }
 
-    BlockOperands<T> open_block() { return {open_block_.data(), shape_.d}; }
+    BlockOperands<T> open_block() { return {open_block_.data(), operand_sizes()}; }
     BlockOperands<T> open_block() const { return const_cast<HeadState*>(this)->open_block(); }
 
     FoldHistory<T>& history() { return history_; }
@@ -187,30 +195,19 @@ class HeadState {
     // U as it was before the block, which is the last one that was folded.
     void undo_fold(Index block) {
         const Index origin = block * block_size;
-        const AbsorbedTokens tokens(window_, origin, origin + block_size);
-        for (Index p = oldest_panel(window_, origin); p * panel_size < origin + block_size; ++p) {
+        const AbsorbedTokens tokens(window(), origin, origin + block_size);
+        for (Index p = oldest_panel(window(), origin); p * panel_size < origin + block_size; ++p) {
             if (tokens.by_keys(p * panel_size, panel_size) == Absorbed::none) continue;
             history_.restore_panel(block, p, lookahead_keys(p));
         }
         history_.undone();
     }
 
-    // Scratch for extending by one row.
-    T* row_scratch() { return row_scratch_.data(); }
-
-    // While work on several heads is under way: the number of its first piece of this head.
-    Index first_piece() const { return first_piece_; }
-    void set_first_piece(Index piece) { first_piece_ = piece; }
-
   private:
     // A fork.
     HeadState(const HeadState& from)
-        : shape_(from.shape_),
+        : kind_(from.kind_),
           dv_padded_(from.dv_padded_),
-          scale_(from.scale_),
-          window_(from.window_),
-          has_silu_(from.has_silu_),
-          has_causal_scores_(from.has_causal_scores_),
           history_blocks_(from.history_blocks_),
           keeps_every_query_(from.keeps_every_query_),
           size_(from.size_),
@@ -218,7 +215,6 @@ class HeadState {
           query_panels_(from.query_panels_.share(panels_.size())),
           gate_tiles_(from.gate_tiles_.share(panels_.size())),
           open_block_(from.open_block_.copy()),
-          row_scratch_(row_scratch_numbers(panels_.size())),
           history_(from.history_.fork(panels_.size())) {
         own_keys_.reserve(std::size_t(panels_.size()));
         for (Index p = 0; has_lookahead() && p < panels_.size(); ++p) {
@@ -226,7 +222,7 @@ class HeadState {
         }
     }
 
-    Index key_numbers() const { return shape_.d * panel_size; }
+    Index key_elements() const { return d() * panel_size; }
 
     // U of the panels [first, end) is to be written to.
     void own_keys(Index first, Index end) {
@@ -236,10 +232,10 @@ class HeadState {
         };
         Index shared = 0;
         for (Index p = first; p < end; ++p) shared += is_shared(p) ? 1 : 0;
-        auto fresh = PanelStore<T>::make_lone_panels(shared, key_numbers());
+        auto fresh = PanelStore<T>::make_lone_panels(shared, key_elements());
         for (Index p = end; p-- > first && !fresh.empty();) {
             if (!is_shared(p)) continue;
-            std::copy_n(lookahead_keys(p), key_numbers(), fresh.back().data());
+            std::copy_n(lookahead_keys(p), key_elements(), fresh.back().data());
             own_keys_[std::size_t(p)] = std::move(fresh.back());
             fresh.pop_back();
         }
@@ -249,37 +245,27 @@ class HeadState {
     // of `tokens` tokens to the last, which need not begin with a panel.
     Index most_panels(Index tokens) const {
         constexpr Index every_panel = (std::numeric_limits<Index>::max)();
-        if (window_ >= every_panel - tokens - panel_size) return every_panel;
-        return ceil_div(window_ + tokens, panel_size) + 1;
+        if (window() >= every_panel - tokens - panel_size) return every_panel;
+        return ceil_div(window() + tokens, panel_size) + 1;
     }
     // Those of all blocks of one group.
     Index most_gate_tiles() const { return most_panels(group_size); }
-    // Those of a group, or of what is left once all has been taken off that can be.
+    // Those of a group, or of what is left once all has been rolled back that can be.
     Index most_query_panels() const {
         return keeps_every_query_ ? (std::numeric_limits<Index>::max)()
                                   : most_panels((std::max)(group_size, (history_blocks_ + 1) * block_size));
     }
 
-    Index row_scratch_numbers(Index panels) const {
-        return SoftmaxRows<T>::numbers(1, dv_padded_) * ceil_div(panels, span_panels);
-    }
-
-    HeadShape shape_;
+    AttentionKind kind_;
     Index dv_padded_;
-    T scale_;
-    Index window_;
-    bool has_silu_;
-    bool has_causal_scores_;
     Index history_blocks_;
     bool keeps_every_query_;
     Index size_ = 0;
-    Index first_piece_ = 0;
     PanelStore<T> panels_;            // U, K^C, V^C, in the order in which a step of decoding reads them
     std::vector<Panel<T>> own_keys_;  // where there is one, U in place of that in panels_, whose K^C and V^C are shared
     PanelStore<T> query_panels_;      // Q^U
     PanelStore<T> gate_tiles_;
     AlignedBuffer<T> open_block_;
-    AlignedBuffer<T> row_scratch_;
     FoldHistory<T> history_;
 };
 

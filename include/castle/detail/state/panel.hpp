@@ -19,10 +19,10 @@ class Panel {
     // Memory for panels that lie one after the other, and how many hold each of them.
     class Slab {
       public:
-        Slab(Index panels, Index numbers)
+        Slab(Index panels, Index elements)
             : panels_(panels),
-              numbers_(numbers),
-              memory_(panels * numbers),
+              elements_(elements),
+              memory_(panels * elements),
               holders_(new std::atomic<Index>[std::size_t(panels)]) {
             for (Index i = 0; i < panels; ++i) holders_[std::size_t(i)] = 0;
         }
@@ -31,7 +31,7 @@ class Panel {
         friend Panel;
 
         Index panels_;
-        Index numbers_;
+        Index elements_;
         AlignedBuffer<T> memory_;
         std::unique_ptr<std::atomic<Index>[]> holders_;
     };
@@ -40,7 +40,7 @@ class Panel {
     // The i-th of a slab.
     Panel(std::shared_ptr<Slab> slab, Index i)
         : slab_(std::move(slab)),
-          data_(slab_->memory_.data() + i * slab_->numbers_),
+          data_(slab_->memory_.data() + i * slab_->elements_),
           holders_(&slab_->holders_[std::size_t(i)]) {
         holders_->fetch_add(1, std::memory_order_relaxed);
     }
@@ -80,9 +80,9 @@ class Panel {
         if (!holders_[1].compare_exchange_strong(nobody, 1, std::memory_order_acquire, std::memory_order_relaxed))
             return next;
         next.slab_ = slab_;
-        next.data_ = data_ + slab_->numbers_;
+        next.data_ = data_ + slab_->elements_;
         next.holders_ = holders_ + 1;
-        std::fill_n(next.data_, slab_->numbers_, T(0));
+        std::fill_n(next.data_, slab_->elements_, T(0));
         return next;
     }
 

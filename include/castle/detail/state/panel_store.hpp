@@ -17,22 +17,22 @@ namespace detail {
 // Panels of equal size, zero at first, which stay where they are unless they are shared. Those that come together lie
 // one after the other, so that reading them in order is one stream.
 //
-// Panels may go round: whoever asks for panel p of a store that has room for as many as are needed together gets that
-// at p modulo its size. While there is room for fewer, that is p itself, so that neither growing nor sharing the first
-// ones moves any.
+// At full size, which is as many as are needed together, the store is a ring: panel p is slot p mod size(). While there
+// is room for fewer, that is p itself, so that neither growing nor sharing the first ones moves any.
 template <Scalar T>
 class PanelStore {
   public:
     using Panels = std::vector<Panel<T>>;
 
-    explicit PanelStore(Index panel_numbers) : panel_numbers_(panel_numbers) {}
+    explicit PanelStore(Index panel_elements) : panel_elements_(panel_elements) {}
 
     Index size() const { return Index(panels_.size()); }
-    // Numbers in all panels, and in those that other stores hold too.
-    Index numbers() const { return size() * panel_numbers_; }
-    Index shared_numbers() const {
-        return panel_numbers_ * Index(std::count_if(panels_.begin(), panels_.end(),
-                                                    [](const Panel<T>& panel) { return panel.is_shared(); }));
+    // Elements of all panels, of those that other stores hold too, and of a store of so many panels.
+    Index elements() const { return elements_for(size()); }
+    Index elements_for(Index panels) const { return (std::max)(panels, size()) * panel_elements_; }
+    Index shared_elements() const {
+        return panel_elements_ * Index(std::count_if(panels_.begin(), panels_.end(),
+                                                     [](const Panel<T>& panel) { return panel.is_shared(); }));
     }
 
     T* operator[](Index p) { return panels_[std::size_t(p)].data(); }
@@ -44,7 +44,7 @@ class PanelStore {
     Panels missing(Index panels) {
         if (panels <= size()) return {};
         Panels fresh = taken_again(panels - size());
-        Panels made = make_panels(panels - size() - Index(fresh.size()), panel_numbers_);
+        Panels made = make_panels(panels - size() - Index(fresh.size()), panel_elements_);
         fresh.reserve(fresh.size() + made.size());
         for (Panel<T>& panel : made) fresh.push_back(std::move(panel));
         const std::size_t needed = panels_.size() + fresh.size();
@@ -57,7 +57,7 @@ class PanelStore {
 
     // The first `panels` panels, or all, for one more store.
     PanelStore share(Index panels) const {
-        PanelStore other(panel_numbers_);
+        PanelStore other(panel_elements_);
         const Index count = (std::min)(panels, size());
         other.panels_.reserve(std::size_t(count));
         for (Index p = 0; p < count; ++p) other.panels_.push_back(panels_[std::size_t(p)].share());
@@ -72,23 +72,23 @@ class PanelStore {
         Index shared = 0;
         for (Index p = first; p < end; ++p) shared += place(p).is_shared() ? 1 : 0;
         if (shared == 0) return;
-        Panels fresh = make_lone_panels(shared, panel_numbers_);
+        Panels fresh = make_lone_panels(shared, panel_elements_);
         for (Index p = first; p < end; ++p) {
             if (!place(p).is_shared() || fresh.empty()) continue;
-            std::copy_n(place(p).data(), panel_numbers_, fresh.back().data());
+            std::copy_n(place(p).data(), panel_elements_, fresh.back().data());
             place(p) = std::move(fresh.back());
             fresh.pop_back();
         }
     }
 
-    // So many panels of `numbers` numbers, each in memory of its own, which goes when its holders do: what forks have
+    // So many panels of so many elements, each in memory of its own, which goes when its holders do: what forks have
     // for themselves comes and goes panel by panel.
-    static Panels make_lone_panels(Index count, Index numbers) {
+    static Panels make_lone_panels(Index count, Index elements) {
         Panels fresh;
         if (count == 0) return fresh;
         fresh.reserve(std::size_t(count));
         for (Index i = 0; i < count; ++i) {
-            fresh.emplace_back(std::make_shared<typename Panel<T>::Slab>(1, numbers), 0);
+            fresh.emplace_back(std::make_shared<typename Panel<T>::Slab>(1, elements), 0);
         }
         return fresh;
     }
@@ -110,17 +110,17 @@ class PanelStore {
         return taken;
     }
     // So many new ones, one after the other.
-    static Panels make_panels(Index count, Index numbers) {
+    static Panels make_panels(Index count, Index elements) {
         Panels fresh;
         if (count == 0) return fresh;
-        if (count > (std::numeric_limits<Index>::max)() / numbers) throw std::bad_array_new_length();
-        const auto slab = std::make_shared<typename Panel<T>::Slab>(count, numbers);
+        if (count > (std::numeric_limits<Index>::max)() / elements) throw std::bad_array_new_length();
+        const auto slab = std::make_shared<typename Panel<T>::Slab>(count, elements);
         fresh.reserve(std::size_t(count));
         for (Index i = 0; i < count; ++i) fresh.emplace_back(slab, i);
         return fresh;
     }
 
-    Index panel_numbers_;
+    Index panel_elements_;
     Panels panels_;
 };
 

@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <cstddef>
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+
+#include <castle/detail/base/layout.hpp>
+#include <castle/detail/check/attention_kind.hpp>
+#include <castle/detail/check/checks.hpp>
+#include <castle/detail/check/message.hpp>
+
+namespace castle {
+inline namespace CASTLE_ABI {
+namespace detail {
+
+[[noreturn]] inline void refuse_cache(const std::string& why) {
+    throw std::runtime_error("castle::load: the saved cache " + why);
+}
+
+// What a saved cache is, by which it is told from others, and how much there is of it.
+struct SavedIdentity {
+    // What a layer adds to it; all 0 for a cache of heads alone.
+    using LayerWords = std::array<std::uint64_t, 3>;
+
+    AttentionKind kind = {};
+    LayerWords layer = {};
+    Index size = 0;
+    Index undoable = 0;  // finished blocks that can be undone
+
+    static constexpr std::array<char, 8> magic = {'c', 'a', 's', 't', 'l', 'e', 'K', 'V'};
+
+    // What a build expects: the format's version, the order of an element's bytes, their number, the layout.
+    using Format = std::array<std::uint64_t, 5>;
+    template <Scalar T>
+    static constexpr Format format = {2, std::endian::native == std::endian::little ? 1 : 2, sizeof(T), block_size,
+                                      panel_size};
+
+    static constexpr std::size_t words = Format().size() + AttentionKind::words + LayerWords().size() + 2;
+    using Words = std::array<std::uint64_t, words>;
+
+    template <Scalar T>
+    Words to_words() const {
+        Words all{};
+        auto to = std::ranges::copy(format<T>, all.begin()).out;
+        to = std::ranges::copy(kind.to_words(), to).out;
+        to = std::ranges::copy(layer, to).out;
+        *to++ = std::uint64_t(size);
+        *to++ = std::uint64_t(undoable);
+        return all;
+    }
+
+    template <Scalar T>
+    static SavedIdentity from_words(const Words& w) {
+        constexpr Format own = format<T>;
+        if (w[0] != own[0]) refuse_cache("is of another version of the format");
+        if (w[1] != own[1]) refuse_cache("has the bytes of its elements in another order");
+        if (w[2] != own[2]) {
+            refuse_cache(text("has elements of ", Index(w[2]), " bytes, not of ", Index(own[2])));
+        }
+        if (w[3] != own[3] || w[4] != own[4]) refuse_cache("has another layout");
+        const std::uint64_t* from = w.data() + own.size();
+        SavedIdentity saved{.kind = AttentionKind::from_words(from)};
+        std::copy_n(from + AttentionKind::words, saved.layer.size(), saved.layer.begin());
+        saved.size = Index(w[words - 2]);
+        saved.undoable = Index(w[words - 1]);
+        // Words that are no flags would come back as others.
+        if (!saved.kind.is_sensible<T>() || saved.to_words<T>() != w || saved.size < 0 || saved.size > most_tokens ||
+            saved.undoable < 0 || saved.undoable > most_size / block_size || saved.undoable > saved.size / block_size) {
+            refuse_cache("has no sensible sizes");
+        }
+        return saved;
+    }
+};
+
+}  // namespace detail
+}  // namespace CASTLE_ABI
+}  // namespace castle

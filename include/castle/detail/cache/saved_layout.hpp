@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <algorithm>
+
+#include <castle/detail/base/layout.hpp>
+#include <castle/detail/check/attention_kind.hpp>
+#include <castle/detail/score/absorption.hpp>
+#include <castle/detail/state/head_state.hpp>
+
+// Which arrays of a head a saved cache has. Size, writer and reader of a file all follow from this.
+namespace castle {
+inline namespace CASTLE_ABI {
+namespace detail {
+
+enum class SavedPart { lookahead_keys, causal_keys, values, open_block, lookahead_queries, fold_operands, fold_keys };
+
+// `count` arrays, one after the other, from panel `first` on. Each is [rows, cols], the elements of a column (of a row,
+// for values) belonging to one token; what belongs to no token before `end` counts as 0.
+struct SavedArrays {
+    SavedPart part;
+    Index first;
+    Index count;
+    Index rows;
+    Index cols;
+    Index end;
+    Index block = 0;  // of the history, for its parts
+};
+
+// Calls f(arrays) for all arrays of a head with `size` tokens of which the last `undoable` finished blocks can be
+// undone. What undoes blocks comes last, the last block first: whoever can undo fewer has no use for the end.
+template <class F>
+void for_saved_arrays(const AttentionKind& kind, Index size, Index undoable, const F& f) {
+    if (size == 0) return;
+    const Index d = kind.shape.d, dv = kind.shape.dv, window = kind.lookahead_window;
+    const Index panels = ceil_div(size, panel_size);
+    const auto panels_of = [&](SavedPart part, Index first, Index end, Index tokens, Index block = 0) {
+        f(SavedArrays{.part = part,
+                      .first = first,
+                      .count = (std::max)(end - first, Index(0)),
+                      .rows = d,
+                      .cols = panel_size,
+                      .end = tokens,
+                      .block = block});
+    };
+    const auto operands = [&](SavedPart part, Index block, Index tokens) {
+        f(SavedArrays{.part = part,
+                      .first = block * block_size / panel_size,
+                      .count = 1,
+                      .rows = 2 * d,
+                      .cols = block_size,
+                      .end = tokens,
+                      .block = block});
+    };
+    if (kind.has_lookahead()) panels_of(SavedPart::lookahead_keys, 0, panels, size);
+    panels_of(SavedPart::causal_keys, 0, panels, size);
+    f(SavedArrays{.part = SavedPart::values, .first = 0, .count = panels, .rows = panel_size, .cols = dv, .end = size});
+    if (!kind.has_lookahead()) return;
+    const Index open = size / block_size;
+    operands(SavedPart::open_block, open, size);
+    panels_of(SavedPart::lookahead_queries, oldest_panel(window, size), panels, size);
+    // Block by block further back, with the queries that it asks for once it is undone.
+    for (Index b = open - 1; b >= open - undoable; --b) {
+        const Index origin = b * block_size, end = origin + block_size, oldest = oldest_panel(window, origin);
+        panels_of(SavedPart::lookahead_queries, oldest, (std::min)(oldest_panel(window, end), panels), size);
+        operands(SavedPart::fold_operands, b, end);
+        panels_of(SavedPart::fold_keys, oldest, ceil_div(end, panel_size), end, b);
+    }
+}
+
+// Where array i of them is in a head's state, and how far its rows lie apart.
+template <Scalar T>
+struct SavedArray {
+    T* data;
+    Index stride;
+    Index used_rows;
+    Index used_cols;
+
+    static SavedArray of(HeadState<T>& state, const SavedArrays& arrays, Index i) {
+        const Index p = arrays.first + i;
+        const Index used = (std::min)(panel_size, arrays.end - p * panel_size);
+        const auto keys = [&](T* data) { return SavedArray{data, panel_size, arrays.rows, used}; };
+        const auto operands = [&](T* data) {
+            return SavedArray{data, block_size, arrays.rows,
+                              (std::min)(block_size, arrays.end - arrays.block * block_size)};
+        };
+        switch (arrays.part) {
+            case SavedPart::lookahead_keys:
+                return keys(state.lookahead_keys(p));
+            case SavedPart::causal_keys:
+                return keys(state.causal_keys(p));
+            case SavedPart::values:
+                return {state.values(p), state.dv_padded(), used, arrays.cols};
+            case SavedPart::open_block:
+                return operands(state.open_block().lookahead_keys());
+            case SavedPart::lookahead_queries:
+                return keys(state.lookahead_queries(p));
+            case SavedPart::fold_operands:
+                return operands(state.history().operands(arrays.block));
+            case SavedPart::fold_keys:
+                return keys(state.history().panel(arrays.block, p));
+        }
+        return {};
+    }
+};
+
+}  // namespace detail
+}  // namespace CASTLE_ABI
+}  // namespace castle

@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <algorithm>
+
+#include <castle/detail/base/layout.hpp>
+#include <castle/detail/forward/panel_scores.hpp>
+#include <castle/detail/score/softmax_rows.hpp>
+#include <castle/detail/state/block_operands.hpp>
+#include <castle/detail/state/group.hpp>
+#include <castle/detail/state/head_state.hpp>
+
+namespace castle {
+inline namespace CASTLE_ABI {
+namespace detail {
+
+// What one key-value head needs while a group is under way: the operands of the blocks after the open one, and a
+// softmax for every row, query head and span. Row i of query head h is row h rows() + i of a softmax.
+template <Scalar T>
+class GroupScratch {
+  public:
+    // For groups of up to `rows` rows of a sequence of up to `tokens` tokens.
+    static Index elements(const HeadState<T>& state, Index rows, Index tokens) {
+        return (group_blocks - 1) * state.operand_sizes().elements() +
+               ceil_div(tokens, span_size) * SoftmaxRows<T>::elements(rows * state.group(), state.dv_padded());
+    }
+
+    // Into memory of so many elements. A group of one row has but the open block, and takes its softmax to `step`.
+    GroupScratch(HeadState<T>& state, const Group& group, T* memory, T* step)
+        : state_(state),
+          group_(group),
+          operands_(memory),
+          softmax_(memory != nullptr ? memory + (group_blocks - 1) * state.operand_sizes().elements() : step) {}
+
+    const Group& group() const { return group_; }
+
+    BlockRows<T> block(Index i) const {
+        const Index origin = group_.origin() + i * block_size;
+        const OperandSizes sizes = state_.operand_sizes();
+        return {
+            .origin = origin,
+            .first = (std::max)(origin, group_.first),
+            .end = (std::min)(origin + block_size, group_.end),
+            .operands = i == 0 ? state_.open_block() : BlockOperands<T>(operands_ + (i - 1) * sizes.elements(), sizes)};
+    }
+
+    SoftmaxRows<T> softmax(Index span) const {
+        const Index rows = group_.rows() * state_.group(), dv = state_.dv_padded();
+        return {softmax_ + span * SoftmaxRows<T>::elements(rows, dv), rows, dv};
+    }
+
+  private:
+    HeadState<T>& state_;
+    Group group_;
+    T* operands_;
+    T* softmax_;
+};
+
+}  // namespace detail
+}  // namespace CASTLE_ABI
+}  // namespace castle

@@ -1,0 +1,122 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <utility>
+#include <vector>
+
+#include <castle/detail/base/layout.hpp>
+#include <castle/detail/check/attention_kind.hpp>
+#include <castle/detail/score/softmax_rows.hpp>
+#include <castle/detail/state/aligned_buffer.hpp>
+#include <castle/detail/state/group.hpp>
+#include <castle/detail/state/head_state.hpp>
+
+namespace castle {
+inline namespace CASTLE_ABI {
+namespace detail {
+
+// What a sequence's key-value heads remember, and the scratch for appending one token, which allocates nothing then.
+// Behind caches and workspaces of every kind.
+template <Scalar T>
+class SequenceState {
+  public:
+    explicit SequenceState(const AttentionKind& kind, Keeping keeping) : kind_(kind) {
+        heads_.reserve(std::size_t(kind.shape.kv_heads));
+        for (Index h = 0; h < kind.shape.kv_heads; ++h) heads_.emplace_back(kind, keeping);
+    }
+    SequenceState(SequenceState&&) = default;
+    SequenceState& operator=(SequenceState&&) = default;
+    ~SequenceState() = default;
+
+    const AttentionKind& kind() const { return kind_; }
+    Index heads() const { return kind_.shape.kv_heads; }
+    HeadState<T>& head(Index h) { return heads_[std::size_t(h)]; }
+    const HeadState<T>& head(Index h) const { return heads_[std::size_t(h)]; }
+
+    Index size() const { return heads_.front().size(); }
+    // Heads get room one after the other; where one had none, the last has the least.
+    Index capacity() const { return heads_.back().capacity(); }
+    Index max_rollback() const { return heads_.front().max_rollback(); }
+    bool is_moved_from() const { return heads_.empty(); }
+
+    void set_size(Index size) {
+        for (auto& head : heads_) head.set_size(size);
+    }
+
+    // See HeadState. A call that leaves `after` tokens makes room, the only part that throws, and starts; then comes
+    // its work, and it finishes.
+    void make_room(Index after) {
+        const Index elements = step_elements(capacity_for(after));
+        AlignedBuffer<T> step(elements > step_.size() ? elements : 0);
+        for (auto& head : heads_) head.make_room(after);
+        if (step.size() > 0) step_ = std::move(step);
+    }
+    void start(Index after) {
+        for (auto& head : heads_) head.start(after);
+    }
+    void finish(Index after) {
+        for (auto& head : heads_) head.finish(after);
+    }
+    void clear() {
+        for (auto& head : heads_) head.clear();
+    }
+    void own_for_rollback(Index after) {
+        for (auto& head : heads_) head.own_for_rollback(after);
+    }
+
+    SequenceState fork() const { return SequenceState(*this); }
+
+    Index bytes() const {
+        Index bytes = step_.size() * Index(sizeof(T));
+        for (const auto& head : heads_) bytes += head.bytes();
+        return bytes;
+    }
+    Index shared_bytes() const {
+        Index bytes = 0;
+        for (const auto& head : heads_) bytes += head.shared_bytes();
+        return bytes;
+    }
+    // After reserving so many tokens, if nothing is shared.
+    Index bytes_for(Index tokens) const {
+        Index bytes = (std::max)(step_elements(capacity_for(tokens)), step_.size()) * Index(sizeof(T));
+        for (const auto& head : heads_) bytes += head.bytes_for(tokens);
+        return bytes;
+    }
+
+    // Of head h, for one token: the softmax of its query heads over every span.
+    T* step_scratch(Index h) { return step_.data() + h * (step_.size() / heads()); }
+
+    // Of a call that appends tokens, while it runs.
+    struct Work {
+        Index before = 0;       // tokens
+        Index after = 0;        // tokens
+        Index call_row = 0;     // where the call's rows for this sequence begin
+        Group group = {};       // that is under way; none has no rows
+        T* scratch = nullptr;   // of all heads; none for one token, which has its own
+        Index first_piece = 0;  // of the step that is under way
+    };
+    Work& work() { return work_; }
+    const Work& work() const { return work_; }
+
+  private:
+    // A fork.
+    SequenceState(const SequenceState& from) : kind_(from.kind_), step_(step_elements(from.capacity())) {
+        heads_.reserve(from.heads_.size());
+        for (const auto& head : from.heads_) heads_.push_back(head.fork());
+    }
+
+    Index capacity_for(Index tokens) const { return (std::max)(round_up(tokens, panel_size), capacity()); }
+    Index step_elements(Index capacity) const {
+        const Index row = SoftmaxRows<T>::elements(kind_.group(), round_up(kind_.shape.dv, Simd<T>::width));
+        return heads() * row * ceil_div(capacity, span_size);
+    }
+
+    AttentionKind kind_;
+    SelfMovable<std::vector<HeadState<T>>> heads_{std::vector<HeadState<T>>()};
+    AlignedBuffer<T> step_;
+    Work work_;
+};
+
+}  // namespace detail
+}  // namespace CASTLE_ABI
+}  // namespace castle

@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <span>
+#include <utility>
+
+#include <castle/detail/backward/training_record.hpp>
+#include <castle/detail/layer/layer_kind.hpp>
+#include <castle/detail/state/aligned_buffer.hpp>
+#include <castle/executor.hpp>
+#include <castle/types.hpp>
+
+namespace castle {
+inline namespace CASTLE_ABI {
+
+template <Scalar T>
+class Layer;
+
+/// What takes a layer's forward pass to its backward pass, and the memory that the two need beside input and output;
+/// made by the layer's `make_workspace`. Kept from step to step it asks for memory only when sequences are longer or
+/// more than any before. Moves but does not copy; one that was moved from may only be assigned to or destroyed. A move
+/// to itself changes nothing.
+///
+/// A model that runs several forward passes before their backward passes keeps a workspace for each.
+template <Scalar T>
+class LayerWorkspace {
+  public:
+    using value_type = T;
+
+    /// Tokens of the forward pass that waits for its backward pass; 0 if none does.
+    Index size() const { return record_.size(); }
+
+    /// Memory that the workspace holds, in bytes.
+    Index bytes() const { return record_.bytes() + (rows_.size() + d_attended_.size()) * Index(sizeof(T)); }
+
+    LayerWorkspace(LayerWorkspace&&) = default;
+    LayerWorkspace& operator=(LayerWorkspace&& other) noexcept {
+        if (this == &other) return *this;
+        kind_ = std::move(other.kind_);
+        record_ = std::move(other.record_);
+        rows_ = std::move(other.rows_);
+        d_attended_ = std::move(other.d_attended_);
+        return *this;
+    }
+    ~LayerWorkspace() = default;
+
+  private:
+    friend Layer<T>;
+
+    explicit LayerWorkspace(const detail::LayerKind& kind) : kind_(kind), record_(kind.attention) {}
+
+    // Before a forward pass. Where it throws, the workspace holds none.
+    void start(std::span<const Index> counts, Index row_elements, Index attended_elements, const Executor& executor) {
+        record_.finish();
+        if (row_elements > rows_.size()) rows_ = detail::AlignedBuffer<T>(row_elements);
+        if (attended_elements > d_attended_.size()) d_attended_ = detail::AlignedBuffer<T>(attended_elements);
+        record_.start(counts, executor);
+    }
+
+    detail::LayerKind kind_;
+    detail::TrainingRecord<T> record_;
+    detail::AlignedBuffer<T> rows_;        // what lies between the layer's steps; projections become their gradients
+    detail::AlignedBuffer<T> d_attended_;  // [tokens, heads d_head]
+};
+
+}  // namespace CASTLE_ABI
+}  // namespace castle
