@@ -69,9 +69,9 @@ requires std::convertible_to<const Q&, ConstMatrixView<T>> && std::convertible_t
                             .rows_of = "the rows of q",
                             .object = "a head",
                             .shape = shape};
-    call.check("", "q", input.causal.q, shape.d);
-    call.check("", "k", input.causal.k, shape.d);
-    call.check("", "v", input.causal.v, shape.dv);
+    call.check_argument("", "q", input.causal.q, shape.d);
+    call.check_argument("", "k", input.causal.k, shape.d);
+    call.check_argument("", "v", input.causal.v, shape.dv);
     return parallel(shape, input, options);
 }
 

@@ -129,7 +129,8 @@ template <Scalar T>
 [[nodiscard]] Gradient<T> backward(Workspace<T>& workspace, const std::type_identity_t<Input<T>>& input,
                                    std::type_identity_t<ConstMatrixView<T>> d_out) {
     detail::check_backward(workspace, input, d_out);
-    Gradient<T> gradient(input.causal.q.rows(), workspace.shape(), input.has_lookahead());
+    const bool has_lookahead = detail::WorkspaceAccess::record(workspace).kind().has_lookahead();
+    Gradient<T> gradient(input.causal.q.rows(), workspace.shape(), has_lookahead || input.has_lookahead());
     backward(workspace, input, d_out, gradient.view());
     return gradient;
 }

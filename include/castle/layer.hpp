@@ -403,24 +403,24 @@ class Layer {
                                 .object = "a layer",
                                 .shape = kind_.attention.shape,
                                 .d_model = d_model()};
-        const auto check = [&](std::string_view name, const ConstMatrixView<T>& m, Index in, Index out) {
+        const auto check_argument = [&](std::string_view name, const ConstMatrixView<T>& m, Index in, Index out) {
             if (order == WeightOrder::out_in) std::swap(in, out);
-            call.check(group, name, m, in, out);
+            call.check_argument(group, name, m, in, out);
         };
         const auto parts = detail::projections_of(w);
         for (Index i = 0; i < 6; ++i) {
             const bool used = i < widths().projections;
-            check(detail::projection_names[std::size_t(i)], *parts[std::size_t(i)], used ? d_model() : 0,
-                  used ? widths().width(i) : 0);
+            check_argument(detail::projection_names[std::size_t(i)], *parts[std::size_t(i)], used ? d_model() : 0,
+                           used ? widths().width(i) : 0);
         }
-        check("w_out", w.w_out, queries(), d_model());
+        check_argument("w_out", w.w_out, queries(), d_model());
     }
 
     template <class View>
     void check_tokens(std::string_view name, const View& m, Index rows) const {
         const detail::Call call{
             .where = where, .rows = rows, .rows_of = "the rows of x", .object = "a layer", .d_model = d_model()};
-        call.check("", name, m, d_model());
+        call.check_argument("", name, m, d_model());
     }
 
     // A cache or a workspace.

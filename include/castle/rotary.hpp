@@ -135,7 +135,7 @@ class RotaryTable {
     void check_rows(MatrixView<T> x) const {
         const detail::Call call{
             .where = where, .rows = x.rows(), .rows_of = "the rows of x", .object = "a table", .shape = {.d = d()}};
-        call.check("", "x", x, d());
+        call.check_argument("", "x", x, d());
     }
     static void check_positions(MatrixView<T> x, Index first) {
         detail::check_tokens(where, "first_position", first);
@@ -269,8 +269,8 @@ void rotate(X&& x, Index first_position, double base = Rotary{}.base) {
     }
     detail::check_rotary_base("rotate", base);
     detail::check_tokens("rotate", "first_position", first_position);
-    detail::Call{.where = "rotate", .rows = rows.rows(), .rows_of = "the rows of x", .object = "x"}.check("", "x", rows,
-                                                                                                          rows.cols());
+    detail::Call{.where = "rotate", .rows = rows.rows(), .rows_of = "the rows of x", .object = "x"}.check_argument(
+        "", "x", rows, rows.cols());
     if (rows.cols() > 0) RotaryTable<T>(rows.cols(), base).rotate(rows, first_position);
 }
 

@@ -27,9 +27,7 @@ struct Head {
         return {.causal = {.q = qc, .k = kc, .v = vc}, .lookahead = {.q = qu, .k = ku, .v = vu}};
     }
     castle::Input<float> before() const { return input().tokens(0, Operands::saved); }
-    castle::Input<float> after() const {
-        return input().tokens(Operands::saved, Operands::length - Operands::saved);
-    }
+    castle::Input<float> after() const { return input().tokens(Operands::saved, Operands::length - Operands::saved); }
 };
 
 castle::UqKvCache<float> cache_of(const castle::Input<float>& tokens) {

@@ -663,7 +663,9 @@ TEST(ManyHeadsErrors, NameTheSizeThatIsImpossible) {
     const Head<float> heads(rows, shape);
     const Input in = heads.input();
     Matrix<float> out(rows, shape.heads * shape.dv), d_out(rows, shape.heads * shape.dv);
-    for (const auto& [wrong, part] : cases) {
+    for (const Case& one : cases) {
+        const castle::Shape& wrong = one.wrong;
+        const std::string& part = one.part;
         SCOPED_TRACE(words_of(wrong));
         const auto rejected = [&](const auto& call) { expect_parts(message<std::invalid_argument>(call), {part}); };
         rejected([&] { castle::UqKvCache<float>{wrong}; });

@@ -506,25 +506,31 @@ TYPED_TEST(RaggedTraining, GivesTheSameBitsForRandomCountsOnEveryExecutor) {
     }
 }
 
+// Nor in one of sequences that are no longer and no more, in any order.
 TYPED_TEST(RaggedTraining, AllocatesNothingInTheSecondStep) {
     using T = TypeParam;
     const castle::Shape shape{.d = 5, .dv = 3, .heads = 4, .kv_heads = 2};
-    for (const Index window : {Index(0), Index(40), castle::unlimited}) {
-        SCOPED_TRACE(describe("window ", window));
-        const Packed<T> packed(6550, shape, {33, 0, 200, 1, 64});
-        castle::Workspace<T> workspace(shape, {.lookahead_window = window});
-        Matrix<T> out(packed.rows(), packed.d_out.cols());
-        castle::Gradient<T> gradient(packed.rows(), shape);
-        const auto train = [&] {
-            castle::forward(workspace, packed.counts, packed.input(), out);
-            castle::backward(workspace, packed.input(), packed.d_out, gradient.view());
-        };
-        train();
-        const Index bytes = workspace.bytes();
-        const Allocations::Count count;
-        train();
-        EXPECT_EQ(count.allocations(), 0);
-        EXPECT_EQ(workspace.bytes(), bytes);
+    for (const castle::Executor& executor : {castle::Executor{}, reversed_executor()}) {
+        for (const Index window : {Index(0), Index(40), castle::unlimited}) {
+            SCOPED_TRACE(describe("window ", window));
+            castle::Workspace<T> workspace(shape, {.lookahead_window = window});
+            const auto allocations = [&](const Counts& counts) {
+                const Packed<T> packed(6550, shape, counts);
+                Matrix<T> out(packed.rows(), packed.d_out.cols());
+                castle::Gradient<T> gradient(packed.rows(), shape);
+                const Allocations::Count count;
+                castle::forward(workspace, packed.counts, packed.input(), out, executor);
+                castle::backward(workspace, packed.input(), packed.d_out, gradient.view(), executor);
+                return count.allocations();
+            };
+            EXPECT_GT(allocations({33, 0, 200, 1, 64}), 0);
+            const Index bytes = workspace.bytes();
+            for (const Counts& counts : {Counts{33, 0, 200, 1, 64}, Counts{0, 1, 33, 64, 200}, Counts{190, 64},
+                                         Counts{1, 1, 1, 0, 1}, Counts{}, Counts{200}}) {
+                EXPECT_EQ(allocations(counts), 0) << ::testing::PrintToString(counts);
+            }
+            EXPECT_EQ(workspace.bytes(), bytes);
+        }
     }
 }
 
@@ -560,6 +566,40 @@ TYPED_TEST(RaggedTraining, WithoutMemoryHoldsNoForwardPass) {
         ASSERT_LT(failures, 1000);
     }
     EXPECT_GE(failures, 3) << "those of sequences that grow at least";
+}
+
+// An executor of the backward pass alone may need more memory than the forward pass has made room for.
+TYPED_TEST(RaggedTraining, WithoutMemoryForItsExecutorTheBackwardPassStillWaits) {
+    using T = TypeParam;
+    const castle::Shape shape{.d = 3, .dv = 2, .heads = 4, .kv_heads = 2};
+    const Packed<T> packed(6565, shape, {150, 3, 0, 40});
+    const Trained<T> alone = train_alone(packed, {});
+    const castle::Executor executor = reversed_executor();
+    long failures = 0;
+    for (bool failed = true; failed;) {
+        SCOPED_TRACE(describe(failures, " allocations go well"));
+        castle::Workspace<T> workspace(shape);
+        Matrix<T> out(packed.rows(), 8);
+        castle::forward(workspace, packed.counts, packed.input(), out);
+        castle::Gradient<T> gradient(packed.rows(), shape);
+        for (Matrix<T>* m : all_of(gradient)) m->setConstant(sentinel<T>());
+        const castle::Gradient<T> untouched = gradient;
+        const castle::GradientView<T> view = gradient.view();
+        failed = false;
+        try {
+            const Allocations::Failure failure(failures);
+            castle::backward(workspace, packed.input(), packed.d_out, view, executor);
+        } catch (const std::bad_alloc&) {
+            failed = true;
+            ++failures;
+            ASSERT_EQ(workspace.size(), packed.rows());
+            expect_same_gradients(gradient, untouched);
+            castle::backward(workspace, packed.input(), packed.d_out, view, executor);
+        }
+        expect_same_gradients(gradient, alone.gradient);
+        ASSERT_FALSE(this->HasFailure());
+        ASSERT_LT(failures, 1000);
+    }
 }
 
 TYPED_TEST(RaggedTraining, RejectsCountsThatDoNotFitAndChangesNothing) {

@@ -174,7 +174,7 @@ TYPED_TEST(Save, RejectsEveryFlippedBitAndEveryTruncation) {
 }
 
 // Where the identity and its checksum end, and the elements begin.
-constexpr std::size_t identity_end = 8 + 8 * castle::detail::SavedIdentity::words;
+constexpr std::size_t identity_end = 8 + 8 * castle::detail::SavedIdentity::word_count;
 constexpr std::size_t elements_begin = identity_end + 8;
 
 // The places of what an identity says among its words.
@@ -233,7 +233,7 @@ TYPED_TEST(Save, RejectsForeignCachesWhateverTheirChecksum) {
     expect_rejected<T>(forged(forged(bytes, place::heads, 3), place::kv_heads, 2));
     expect_rejected<T>(forged(forged(bytes, place::heads, 2), place::kv_heads, 4));
 
-    for (std::size_t word = 0; word < castle::detail::SavedIdentity::words; ++word) {
+    for (std::size_t word = 0; word < castle::detail::SavedIdentity::word_count; ++word) {
         for (const std::uint64_t value : {std::uint64_t(0), std::uint64_t(1), std::uint64_t(2), std::uint64_t(3),
                                           std::uint64_t(65), std::uint64_t(1) << 24, std::uint64_t(1) << 40,
                                           std::uint64_t(1) << 62, std::numeric_limits<std::uint64_t>::max()}) {

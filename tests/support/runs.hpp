@@ -64,6 +64,7 @@ template <class T>
 Matrix<T> all_lookahead_keys(const castle::UqKvCache<T>& cache) {
     const castle::Shape shape = cache.shape();
     Matrix<T> keys(cache.size(), shape.kv_heads * shape.d);
+    if (cache.size() == 0) return keys;
     for (Index h = 0; h < shape.kv_heads; ++h) keys.middleCols(h * shape.d, shape.d) = cache.lookahead_keys(h);
     return keys;
 }

@@ -186,7 +186,7 @@ class TrainingRecord {
         for (Index i = first; i < end; ++i) {
             auto& work = state(i).work();
             work.scratch = memory_.data() + used;
-            work.before = panels;  // the first of its panels
+            work.first_panel = panels;
             used += kind_.shape.kv_heads * head_elements(i);
             panels += kind_.shape.kv_heads * BackwardPass<T>::panels(counts_[std::size_t(i)]);
         }
@@ -199,7 +199,7 @@ class TrainingRecord {
                 const auto& work = state(i).work();
                 BackwardPass<T> pass(
                     state(i).head(h), kind_, input, work.scratch + h * head_elements(i),
-                    last_bad_blocks_.data() + work.before + h * BackwardPass<T>::panels(counts_[std::size_t(i)]));
+                    last_bad_blocks_.data() + work.first_panel + h * BackwardPass<T>::panels(counts_[std::size_t(i)]));
                 f(pass, i, k);
             });
         };

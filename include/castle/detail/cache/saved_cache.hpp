@@ -129,7 +129,7 @@ template <Scalar T>
 SavedIdentity read_identity(SavedReader& reader) {
     if (!std::ranges::equal(reader.bytes(SavedIdentity::magic.size()), SavedIdentity::magic))
         refuse_cache("is none of castle's");
-    const std::vector<unsigned char> bytes = reader.bytes(8 * SavedIdentity::words);
+    const std::vector<unsigned char> bytes = reader.bytes(8 * SavedIdentity::word_count);
     reader.check_sum();
     SavedIdentity::Words words{};
     for (std::size_t i = 0; i < words.size(); ++i) words[i] = read_word(bytes.data() + 8 * i);

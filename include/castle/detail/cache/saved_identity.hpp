@@ -40,8 +40,8 @@ struct SavedIdentity {
     static constexpr Format format = {2, std::endian::native == std::endian::little ? 1 : 2, sizeof(T), block_size,
                                       panel_size};
 
-    static constexpr std::size_t words = Format().size() + AttentionKind::words + LayerWords().size() + 2;
-    using Words = std::array<std::uint64_t, words>;
+    static constexpr std::size_t word_count = Format().size() + AttentionKind::word_count + LayerWords().size() + 2;
+    using Words = std::array<std::uint64_t, word_count>;
 
     template <Scalar T>
     Words to_words() const {
@@ -65,9 +65,9 @@ struct SavedIdentity {
         if (w[3] != own[3] || w[4] != own[4]) refuse_cache("has another layout");
         const std::uint64_t* from = w.data() + own.size();
         SavedIdentity saved{.kind = AttentionKind::from_words(from)};
-        std::copy_n(from + AttentionKind::words, saved.layer.size(), saved.layer.begin());
-        saved.size = Index(w[words - 2]);
-        saved.undoable = Index(w[words - 1]);
+        std::copy_n(from + AttentionKind::word_count, saved.layer.size(), saved.layer.begin());
+        saved.size = Index(w[word_count - 2]);
+        saved.undoable = Index(w[word_count - 1]);
         // Words that are no flags would come back as others.
         if (!saved.kind.is_sensible<T>() || saved.to_words<T>() != w || saved.size < 0 || saved.size > most_tokens ||
             saved.undoable < 0 || saved.undoable > most_size / block_size || saved.undoable > saved.size / block_size) {

@@ -79,9 +79,9 @@ struct SavedArray {
     static SavedArray of(HeadState<T>& state, const SavedArrays& arrays, Index i) {
         const Index p = arrays.first + i;
         const Index used = (std::min)(panel_size, arrays.end - p * panel_size);
-        const auto keys = [&](T* data) { return SavedArray{data, panel_size, arrays.rows, used}; };
-        const auto operands = [&](T* data) {
-            return SavedArray{data, block_size, arrays.rows,
+        const auto keys = [&](T* from) { return SavedArray{from, panel_size, arrays.rows, used}; };
+        const auto operands = [&](T* from) {
+            return SavedArray{from, block_size, arrays.rows,
                               (std::min)(block_size, arrays.end - arrays.block * block_size)};
         };
         switch (arrays.part) {

@@ -71,8 +71,8 @@ struct AttentionKind {
     }
 
     // Its form in a saved file.
-    static constexpr std::size_t words = 8;
-    std::array<std::uint64_t, words> to_words() const {
+    static constexpr std::size_t word_count = 8;
+    std::array<std::uint64_t, word_count> to_words() const {
         return {std::uint64_t(shape.d),          std::uint64_t(shape.dv),
                 std::uint64_t(shape.heads),      std::uint64_t(shape.kv_heads),
                 std::uint64_t(lookahead_window), std::uint64_t(silu),

@@ -90,11 +90,12 @@ struct Call {
 
     // One argument.
     template <class View>
-    void check(std::string_view group, std::string_view name, const View& m, Index cols) const {
-        check(group, name, m, rows, cols);
+    void check_argument(std::string_view group, std::string_view name, const View& m, Index cols) const {
+        check_argument(group, name, m, rows, cols);
     }
     template <class View>
-    void check(std::string_view group, std::string_view name, const View& m, Index must_rows, Index cols) const {
+    void check_argument(std::string_view group, std::string_view name, const View& m, Index must_rows,
+                        Index cols) const {
         const bool fits = m.rows() == must_rows && m.cols() == cols && must_rows >= 0;
         const bool is_apart = m.rows() <= 1 || m.outer_stride() >= m.cols();
         const bool is_there = m.data() != nullptr || m.rows() == 0 || m.cols() == 0;
@@ -108,15 +109,15 @@ struct Call {
     template <class Views>
     void check_all(std::string_view causal, std::string_view lookahead, const Views& x, bool has_lookahead) const {
         const Index keys = shape.kv_heads * shape.d;
-        check(causal, "q", x.causal.q, shape.heads * shape.d);
-        check(causal, "k", x.causal.k, keys);
-        check(causal, "v", x.causal.v, shape.kv_heads * shape.dv);
+        check_argument(causal, "q", x.causal.q, shape.heads * shape.d);
+        check_argument(causal, "k", x.causal.k, keys);
+        check_argument(causal, "v", x.causal.v, shape.kv_heads * shape.dv);
         if (!has_lookahead && x.lookahead.q.rows() == 0 && x.lookahead.k.rows() == 0 && x.lookahead.v.rows() == 0) {
             return;
         }
-        check(lookahead, "q", x.lookahead.q, keys);
-        check(lookahead, "k", x.lookahead.k, keys);
-        check(lookahead, "v", x.lookahead.v, keys);
+        check_argument(lookahead, "q", x.lookahead.q, keys);
+        check_argument(lookahead, "k", x.lookahead.k, keys);
+        check_argument(lookahead, "v", x.lookahead.v, keys);
     }
     template <Scalar T>
     void check_input(const Input<T>& input, bool has_lookahead) const {
@@ -128,7 +129,7 @@ struct Call {
     }
     template <class View>
     void check_out(std::string_view name, const View& m) const {
-        check("", name, m, shape.heads * shape.dv);
+        check_argument("", name, m, shape.heads * shape.dv);
     }
 
   private:

@@ -62,9 +62,11 @@ void pack_block(HeadState<T>& state, const GroupScratch<T>& scratch, Index b, co
     pack(input.lookahead.q, 0, T(1), state.lookahead_queries(p) + column, panel_size);
     pack(input.lookahead.k, 0, state.scale(), block.lookahead_keys() + skip, block_size);
     pack(input.lookahead.v, 0, T(1), block.lookahead_values() + skip, block_size);
+    // Of the triangle only the columns of tokens that are there.
+    const Index columns = round_up(skip + rows.count(), Simd<T>::width);
     for (Index h = 0; h < state.group(); ++h) {
-        multiply<block_size>(rows.count(), d, Operand<T>{block.causal_queries(h) + skip, 1, block_size},
-                             block.lookahead_values(), block_size, block.triangle(h) + skip * block_size, block_size);
+        multiply_columns(rows.count(), d, Operand<T>{block.causal_queries(h) + skip, 1, block_size}, columns,
+                         block.lookahead_values(), block_size, block.triangle(h) + skip * block_size, block_size);
     }
     const Index index = rows.origin / block_size;
     if (rows.finishes() && state.history().keeps(index)) state.history().keep_operands(index, block);

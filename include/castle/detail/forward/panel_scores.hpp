@@ -41,6 +41,9 @@ struct QueryRows {
     Index first;  // token of the block that row 0 is
     Index step;   // tokens from one row to the next: 1 or 0
 
+    // Rows that go through a product together. Of one token memory is the limit, and wide tiles read it best.
+    Index highest_tile() const { return step == 0 ? 2 : tile_rows; }
+
     // Tokens of the block up to that of row i.
     Index tokens(Index i) const { return first + step * i + 1; }
 
@@ -90,8 +93,8 @@ class PanelScores {
     void compute_lookahead_scores(const QueryRows<T>& rows, Index column, Absorbed absorbed, const T* gates,
                                   T* scores) const {
         const T* keys = state_.lookahead_keys(p_) + column;
-        for_row_tiles(rows.count, [&](auto height, Index i) {
-            for_column_tiles<T, Cols>([&](auto packets, Index c) {
+        const auto tiles = [&](auto height, Index i) {
+            for_column_tiles<T, Cols, widest_tile<T, constant<decltype(height)>>>([&](auto packets, Index c) {
                 TileOf<T, decltype(height), decltype(packets)> tile;
                 tile.set_zero();
                 tile.multiply_add(rows.queries.rows_from(i), keys + c, panel_size, state_.d());
@@ -102,7 +105,8 @@ class PanelScores {
                 }
                 tile.store(scores + i * panel_size + c, panel_size);
             });
-        });
+        };
+        for_row_tiles(rows.count, tiles, rows.highest_tile());
     }
 
     // s^C, or 0 where scores have no causal part.
@@ -110,7 +114,7 @@ class PanelScores {
     void compute_causal_scores(const QueryRows<T>& rows, Index column, T* scores) const {
         if (state_.has_causal_scores()) {
             multiply<Cols>(rows.count, state_.d(), rows.queries, state_.causal_keys(p_) + column, panel_size, scores,
-                           panel_size);
+                           panel_size, rows.highest_tile());
         } else {
             for (Index i = 0; i < rows.count; ++i) std::fill_n(scores + i * panel_size, Cols, T(0));
         }

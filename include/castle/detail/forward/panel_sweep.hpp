@@ -172,7 +172,7 @@ class PanelSweep {
         const Index dv = state_.dv_padded();
         const T* values = state_.values(p_);
         const Index stride = softmax.step * dv;
-        for_row_tiles(rows.count, [&](auto height, Index i) {
+        const auto tiles = [&](auto height, Index i) {
             const auto weights = Operand<T>{scores_, panel_size, 1}.rows_from(i);
             const Index common = visible(rows, i);
             const Index more = rows.step * (columns_ - common);
@@ -184,7 +184,8 @@ class PanelSweep {
                 tile.multiply_add_triangle(weights.cols_from(common), values + common * dv + c, dv, more);
                 tile.store(out + c, stride);
             });
-        });
+        };
+        for_row_tiles(rows.count, tiles, rows.highest_tile());
     }
 
     HeadState<T>& state_;

@@ -11,7 +11,7 @@ namespace castle {
 inline namespace CASTLE_ABI {
 
 /// Sizes and positions. Signed, as in Eigen, so that differences of positions are safe.
-using Index = Eigen::Index;
+using Index = base::Index;
 
 /// The scalars that the library computes in.
 template <class T>
@@ -19,7 +19,7 @@ concept Scalar = std::same_as<T, float> || std::same_as<T, double>;
 
 namespace detail {
 using namespace castle::base;
-static_assert(std::is_same_v<castle::Index, base::Index>);
+static_assert(sizeof(Eigen::Index) != sizeof(Index) || std::is_same_v<Eigen::Index, Index>);
 }  // namespace detail
 
 }  // namespace CASTLE_ABI

@@ -156,15 +156,16 @@ inline constexpr int tile_rows = 6;
 template <Scalar T>
 inline constexpr int tile_packets = Simd<T>::registers >= 32 ? 4 : 2;
 
-// For a single row the tile may be wider: it then reads wide rows of b in one go, as memory likes it.
+// With one or two rows the tile may be wider: it then reads wide rows of b in one go, as memory likes it, and has
+// enough chains for the multipliers not to wait for each other.
 template <Scalar T, int R>
-inline constexpr int widest_tile = R == 1 ? 2 * tile_packets<T> : tile_packets<T>;
+inline constexpr int widest_tile = R <= 2 ? 2 * tile_packets<T> : tile_packets<T>;
 
 // Calls f(rows, first) for tiles that cover rows [0, n), the highest first; the height comes as a constant. There are
 // but four heights, since each is a copy of the code. Eight rows are two tiles of four: one of two would leave the
-// multipliers waiting for each other.
+// multipliers waiting for each other. None is higher than `highest`.
 template <class F>
-EIGEN_ALWAYS_INLINE void for_row_tiles(Index n, const F& f) {
+EIGEN_ALWAYS_INLINE void for_row_tiles(Index n, const F& f, Index highest = tile_rows) {
     Index first = 0;
     const auto call = [&](auto height) CASTLE_INLINE_LAMBDA {
         f(height, first);
@@ -172,9 +173,9 @@ EIGEN_ALWAYS_INLINE void for_row_tiles(Index n, const F& f) {
     };
     while (first < n) {
         const Index left = n - first;
-        if (left >= tile_rows && left != 8) {
+        if (left >= tile_rows && left != 8 && highest >= tile_rows) {
             call(std::integral_constant<int, tile_rows>{});
-        } else if (left >= 4) {
+        } else if (left >= 4 && highest >= 4) {
             call(std::integral_constant<int, 4>{});
         } else if (left >= 2) {
             call(std::integral_constant<int, 2>{});
@@ -194,9 +195,9 @@ EIGEN_ALWAYS_INLINE void for_column_tiles(Index n, const F& f, Index first = 0) 
 }
 
 // The same for a number of columns that is known, and a multiple of the tile's width.
-template <Scalar T, Index Cols, class F>
+template <Scalar T, Index Cols, int Packets = tile_packets<T>, class F>
 EIGEN_ALWAYS_INLINE void for_column_tiles(const F& f) {
-    constexpr int packets = int(std::min<Index>(tile_packets<T>, Cols / Simd<T>::width));
+    constexpr int packets = int(std::min<Index>(Packets, Cols / Simd<T>::width));
     static_assert(Cols % (packets * Simd<T>::width) == 0);
     for (Index first = 0; first < Cols; first += packets * Simd<T>::width) {
         f(std::integral_constant<int, packets>{}, first);
@@ -218,9 +219,24 @@ EIGEN_ALWAYS_INLINE void for_packets(const F& f) {
 // The products of whole matrices are ordinary functions, one for all who call them: inlined into each of them, with
 // tiles of every height, they would take most of the time to compile.
 template <Index Cols, Scalar T>
-void multiply(Index rows, Index n, Operand<T> a, const T* b, Index b_stride, T* c, Index c_stride) {
+void multiply(Index rows, Index n, Operand<T> a, const T* b, Index b_stride, T* c, Index c_stride,
+              Index highest = tile_rows) {
+    const auto tiles = [&](auto height, Index i) {
+        for_column_tiles<T, Cols, widest_tile<T, constant<decltype(height)>>>([&](auto packets, Index j) {
+            TileOf<T, decltype(height), decltype(packets)> tile;
+            tile.set_zero();
+            tile.multiply_add(a.rows_from(i), b + j, b_stride, n);
+            tile.store(c + i * c_stride + j, c_stride);
+        });
+    };
+    for_row_tiles(rows, tiles, highest);
+}
+
+// The same for a number of columns that is not known, a multiple of the packet width.
+template <Scalar T>
+void multiply_columns(Index rows, Index n, Operand<T> a, Index cols, const T* b, Index b_stride, T* c, Index c_stride) {
     for_row_tiles(rows, [&](auto height, Index i) {
-        for_column_tiles<T, Cols>([&](auto packets, Index j) {
+        for_column_tiles<T>(cols, [&](auto packets, Index j) {
             TileOf<T, decltype(height), decltype(packets)> tile;
             tile.set_zero();
             tile.multiply_add(a.rows_from(i), b + j, b_stride, n);
@@ -229,7 +245,7 @@ void multiply(Index rows, Index n, Operand<T> a, const T* b, Index b_stride, T* 
     });
 }
 
-// c[rows, Cols] += a b, with n rows of b. Rows of a lie AStride numbers apart, those of b and c Stride.
+// c[rows, Cols] += a b, with n rows of b. Rows of a lie AStride elements apart, those of b and c Stride.
 template <Index Cols, Index AStride, Index Stride, Scalar T>
 void multiply_add(Index rows, Index n, const T* a, const T* b, T* c) {
     for_row_tiles(rows, [&](auto height, Index i) {

@@ -94,6 +94,7 @@ class SequenceState {
         Group group = {};       // that is under way; none has no rows
         T* scratch = nullptr;   // of all heads; none for one token, which has its own
         Index first_piece = 0;  // of the step that is under way
+        Index first_panel = 0;  // of those of a backward pass
     };
     Work& work() { return work_; }
     const Work& work() const { return work_; }
