@@ -6,7 +6,7 @@
 #include <string>
 #include <string_view>
 
-#include <castle/detail/simd/abi.hpp>
+#include <castle/detail/simd/scalar.hpp>
 
 // The sentences that say what is wrong with an argument.
 namespace castle {
@@ -15,8 +15,8 @@ namespace detail {
 
 // The shape of a matrix, within a sentence.
 struct Extents {
-    Eigen::Index rows;
-    Eigen::Index cols;
+    Index rows;
+    Index cols;
 };
 
 template <class View>
@@ -25,7 +25,7 @@ Extents extents_of(const View& m) {
 }
 
 inline void append(std::string& sentence, std::string_view part) { sentence.append(part); }
-inline void append(std::string& sentence, Eigen::Index part) { sentence.append(std::to_string(part)); }
+inline void append(std::string& sentence, Index part) { sentence.append(std::to_string(part)); }
 inline void append(std::string& sentence, double part) {
     char digits[32];
     std::snprintf(digits, sizeof digits, "%g", part);
