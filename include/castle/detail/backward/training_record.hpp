@@ -165,7 +165,7 @@ class TrainingRecord {
             Index end = first, rows = 0;
             for (; end < sequences(); ++end) {
                 const Index more = counts_[std::size_t(end)];
-                if (end > first && (!executor || rows + more > 4 * group_size)) break;
+                if (end > first && (!executor || rows + more > batch_rows)) break;
                 rows += more;
             }
             f(first, end);

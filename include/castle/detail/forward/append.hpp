@@ -46,7 +46,7 @@ class AppendTransaction {
           executor_(executor),
           // Otherwise one sequence after the other: many do not fit the processor's caches, and would be fetched anew
           // for every step.
-          rows_together_(executor || together ? 4 * group_size : 1) {
+          rows_together_(executor || together ? batch_rows : 1) {
         Index row = 0;
         for (Index i = 0; i < sequences; ++i) {
             SequenceState<T>& one = sequence(i);
@@ -265,7 +265,7 @@ class AppendTransaction {
     Index sequences_;
     const SequenceOf& sequence_;
     const Executor& executor_;
-    Index rows_together_;  // that sequences begin a step with: enough for all threads, few enough for little scratch
+    Index rows_together_;
     T* memory_ = nullptr;
 };
 

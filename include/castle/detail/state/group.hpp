@@ -10,6 +10,9 @@ namespace castle {
 inline namespace CASTLE_ABI {
 namespace detail {
 
+// Rows that short sequences begin a step with together: enough for all threads, few enough for little scratch.
+inline constexpr Index batch_rows = 4 * group_size;
+
 // The tokens [first, end) of a sequence that go through the sweep together, at most group_blocks blocks, and in which
 // row of the step's input and output they begin.
 struct Group {
