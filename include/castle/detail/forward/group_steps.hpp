@@ -65,8 +65,14 @@ void pack_block(HeadState<T>& state, const GroupScratch<T>& scratch, Index b, co
     // Of the triangle only the columns of tokens that are there.
     const Index columns = round_up(skip + rows.count(), Simd<T>::width);
     for (Index h = 0; h < state.group(); ++h) {
-        multiply_columns(rows.count(), d, Operand<T>{block.causal_queries(h) + skip, 1, block_size}, columns,
-                         block.lookahead_values(), block_size, block.triangle(h) + skip * block_size, block_size);
+        const Operand<T> queries{block.causal_queries(h) + skip, 1, block_size};
+        T* triangle = block.triangle(h) + skip * block_size;
+        if (columns == block_size) {
+            multiply<block_size>(rows.count(), d, queries, block.lookahead_values(), block_size, triangle, block_size);
+        } else {
+            multiply_columns(rows.count(), d, queries, columns, block.lookahead_values(), block_size, triangle,
+                             block_size);
+        }
     }
     const Index index = rows.origin / block_size;
     if (rows.finishes() && state.history().keeps(index)) state.history().keep_operands(index, block);

@@ -232,11 +232,11 @@ void multiply(Index rows, Index n, Operand<T> a, const T* b, Index b_stride, T* 
     for_row_tiles(rows, tiles, highest);
 }
 
-// The same for a number of columns that is not known, a multiple of the packet width.
+// The same for a few columns, a multiple of the packet width. Tiles of one packet, for the sake of the time to compile.
 template <Scalar T>
 void multiply_columns(Index rows, Index n, Operand<T> a, Index cols, const T* b, Index b_stride, T* c, Index c_stride) {
     for_row_tiles(rows, [&](auto height, Index i) {
-        for_column_tiles<T>(cols, [&](auto packets, Index j) {
+        for_column_tiles<T, 1>(cols, [&](auto packets, Index j) {
             TileOf<T, decltype(height), decltype(packets)> tile;
             tile.set_zero();
             tile.multiply_add(a.rows_from(i), b + j, b_stride, n);
