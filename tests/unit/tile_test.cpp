@@ -98,7 +98,8 @@ TYPED_TEST(Tiles, ProductsAreThoseOfAPlainLoopAndTheirBitsDoNotDependOnTheTilesS
                 SCOPED_TRACE(describe(rows, " rows, ", cols, " columns, ", n, " terms"));
                 const Matrix<T> a = this->random_matrix(random, rows, n);
                 const Matrix<T> at = a.transpose();
-                const Matrix<T> b = this->random_matrix(random, n, cols + 3);
+                // With no terms as well there is memory to point into.
+                const Matrix<T> b = this->random_matrix(random, std::max<Index>(n, 1), cols + 3);
                 const auto product = [&](detail::Operand<T> left) {
                     return written<T>(rows, cols, [&](castle::MatrixView<T> c) {
                         detail::multiply<cols>(rows, n, left, b.data(), b.outerStride(), c.data(), c.outer_stride());
