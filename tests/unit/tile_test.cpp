@@ -96,9 +96,9 @@ TYPED_TEST(Tiles, ProductsAreThoseOfAPlainLoopAndTheirBitsDoNotDependOnTheTilesS
             for_widths<T>([&](auto constant) {
                 constexpr Index cols = constant;
                 SCOPED_TRACE(describe(rows, " rows, ", cols, " columns, ", n, " terms"));
-                const Matrix<T> a = this->random_matrix(random, rows, n);
-                const Matrix<T> at = a.transpose();
                 // With no terms as well there is memory to point into.
+                const Matrix<T> a = this->random_matrix(random, rows, std::max<Index>(n, 1));
+                const Matrix<T> at = a.transpose();
                 const Matrix<T> b = this->random_matrix(random, std::max<Index>(n, 1), cols + 3);
                 const auto product = [&](detail::Operand<T> left) {
                     return written<T>(rows, cols, [&](castle::MatrixView<T> c) {
@@ -263,7 +263,7 @@ TYPED_TEST(Tiles, MaskedBitsAreThoseOfTheFullProductWhereAllCounts) {
     constexpr int rows = 4, packets = 2;
     constexpr Index cols = packets * detail::Simd<T>::width, n = 17;
     Random random(4);
-    const Matrix<T> a = this->random_matrix(random, rows, n);
+    const Matrix<T> a = this->random_matrix(random, rows, std::max<Index>(n, 1));
     const Matrix<T> b = this->random_matrix(random, n, cols);
     const auto product = [&](const auto& step) {
         return written<T>(rows, cols, [&](castle::MatrixView<T> view) {
