@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <array>
 #include <concepts>
 #include <type_traits>
 
 #include <castle/detail/check/attention_kind.hpp>
 #include <castle/detail/check/checks.hpp>
 #include <castle/detail/forward/append.hpp>
-#include <castle/detail/state/aligned_buffer.hpp>
 #include <castle/detail/state/sequence_state.hpp>
 #include <castle/input.hpp>
 #include <castle/options.hpp>
@@ -28,10 +28,7 @@ void parallel(const Shape& shape, const Input<T>& input, std::type_identity_t<Ma
               const Options& options = {}) {
     detail::SequenceState<T> state(detail::checked_kind("parallel", shape, input, options), {});
     detail::call_of_whole("parallel", shape, input).check_out("out", out);
-    detail::AlignedBuffer<T> memory;
-    detail::append<T>(
-        1, [&](Index) -> auto& { return state; }, [&](Index) { return out.rows(); }, input, {.out = out}, memory,
-        options.executor);
+    detail::append<T>(state, std::array{out.rows()}, input, {.out = out}, options.executor);
 }
 
 /// As above; returns the outputs, `[L, heads dv]`.

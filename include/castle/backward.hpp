@@ -89,8 +89,7 @@ void forward(Workspace<T>& workspace, std::span<const Index> counts, const std::
     if (call.rows == 0) return;
     const MatrixView<T> kept = detail::WorkspaceAccess::out(workspace);
     const detail::OutputRows<T> output = record.output(kept);
-    record.forward(/*together=*/false, /*packed=*/false, threads,
-                   [&](const auto& step) { step.attend(input, output); });
+    record.forward(/*together=*/false, threads, [&](const auto& step) { step.attend(input, output); });
     out.map() = kept.map();
 }
 

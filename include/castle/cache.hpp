@@ -90,10 +90,7 @@ class UqKvCache {
     /// until then those that hold a part use the rest for what they reserve next. Throws std::invalid_argument if
     /// `tokens` is negative or above 2^40, and std::bad_alloc if there is no memory for that; the tokens are as they
     /// were then.
-    void reserve(Index tokens) {
-        detail::check_tokens("reserve", "tokens", tokens);
-        state_.make_room((std::max)(tokens, size()));
-    }
+    void reserve(Index tokens) { state_.reserve(tokens); }
 
     /// Forgets every token and keeps the memory, but for what it shares with forks.
     void clear() { state_.clear(); }
@@ -105,10 +102,7 @@ class UqKvCache {
     /// Throws std::invalid_argument if `tokens` is negative or more than `max_rollback()`; nothing has changed then. In
     /// a cache that shares memory with a fork finished blocks need memory of their own; std::bad_alloc if there is
     /// none.
-    void rollback(Index tokens) {
-        detail::check_rollback(tokens, max_rollback());
-        detail::rollback(state_, tokens);
-    }
+    void rollback(Index tokens) { detail::rollback(state_, tokens); }
     /// How many tokens `rollback` can remove right now: all of them in a cache of standard attention. Otherwise at
     /// least as many as the cache was made for, counted from the most tokens that it has held since it was empty: what
     /// has been rolled back comes back only with new tokens.
@@ -128,10 +122,7 @@ class UqKvCache {
     }
     /// What `bytes().total()` is going to be after `reserve(tokens)`, if nothing is shared with a fork. Throws
     /// std::invalid_argument as `reserve`.
-    Index bytes_for(Index tokens) const {
-        detail::check_tokens("bytes_for", "tokens", tokens);
-        return state_.bytes_for((std::max)(tokens, size()));
-    }
+    Index bytes_for(Index tokens) const { return state_.bytes_for(tokens); }
 
     /// Writes the cache: its tokens, how it was made, and what a rollback needs; with checksums. A cache that is loaded
     /// goes on with the same bits in every build that computes the same bits. Caches can follow one another in a
@@ -147,7 +138,7 @@ class UqKvCache {
         detail::checked_rollback("UqKvCache::load", rollback);
         detail::SavedReader reader(in);
         const auto saved = detail::read_identity<T>(reader);
-        if (saved.layer != detail::SavedIdentity::LayerWords()) detail::refuse_cache("is that of a layer");
+        if (saved.layer != detail::SavedIdentity::LayerWords()) detail::reject_cache("is that of a layer");
         detail::SequenceState<T> state(saved.kind, {.rollback = rollback});
         detail::read_state(reader, saved, state);
         return UqKvCache(saved.kind.options(std::move(executor)), std::move(state));

@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <array>
 #include <span>
 #include <type_traits>
 
 #include <castle/cache.hpp>
 #include <castle/detail/check/checks.hpp>
 #include <castle/detail/forward/append.hpp>
-#include <castle/detail/state/aligned_buffer.hpp>
+#include <castle/detail/state/sequence_state.hpp>
+#include <castle/detail/state/sequences.hpp>
 #include <castle/executor.hpp>
 #include <castle/input.hpp>
 #include <castle/types.hpp>
@@ -46,10 +48,8 @@ void extend(UqKvCache<T>& cache, const std::type_identity_t<Input<T>>& input, st
     const detail::Call call = detail::call_of_extend(cache, input);
     call.check_input(input, state.kind().has_lookahead());
     call.check_out("out", out);
-    detail::AlignedBuffer<T> memory;
-    detail::append<T>(
-        1, [&](Index) -> auto& { return state; }, [&](Index) { return out.rows(); }, input, {.out = out}, memory,
-        detail::executor_for(executor, cache.options()));
+    detail::append<T>(state, std::array{out.rows()}, input, {.out = out},
+                      detail::executor_for(executor, cache.options()));
 }
 
 /// As above, but allocates the outputs, `[m, heads dv]`, and returns them.
@@ -97,10 +97,8 @@ void extend(std::type_identity_t<std::span<UqKvCache<T>* const>> caches, std::sp
     const detail::Call call = detail::call_of_extend(*caches.front(), input);
     call.check_input(input, has_lookahead);
     call.check_out("out", out);
-    detail::AlignedBuffer<T> memory;
-    detail::append<T>(
-        Index(caches.size()), state, [&](Index i) { return counts[std::size_t(i)]; }, input, {.out = out}, memory,
-        detail::executor_for(executor, caches.front()->options()));
+    detail::append(detail::Sequences<T>(state), counts, input, detail::OutputRows<T>{.out = out},
+                   detail::executor_for(executor, caches.front()->options()));
 }
 
 }  // namespace CASTLE_ABI

@@ -17,9 +17,8 @@
 #include <castle/detail/forward/append.hpp>
 #include <castle/detail/layer/layer_kind.hpp>
 #include <castle/detail/layer/layer_rows.hpp>
-#include <castle/detail/layer/packed_matrix.hpp>
+#include <castle/detail/layer/projections.hpp>
 #include <castle/detail/layer/random_weights.hpp>
-#include <castle/detail/layer/weight_gradient.hpp>
 #include <castle/executor.hpp>
 #include <castle/layer_cache.hpp>
 #include <castle/layer_weights.hpp>
@@ -52,7 +51,7 @@ class Layer {
     /// `heads` above 2^12), `heads` is no multiple of `kv_heads`, an option does not fit, or `d_head` is odd with
     /// rotary embedding, and std::bad_alloc if memory runs out.
     explicit Layer(const LayerConfig& config, Options options = {}) : Layer(config, std::move(options), Unset()) {
-        set_weights(detail::random_weights<T>(config_, kind_.attention.has_lookahead()));
+        set_weights(detail::random_weights<T>(config_, kind().attention.has_lookahead()));
     }
 
     /// A layer with these weights. Throws as above, and if a weight's shape does not fit.
@@ -67,10 +66,8 @@ class Layer {
         if (this == &other) return *this;
         config_ = std::move(other.config_);
         options_ = std::move(other.options_);
-        kind_ = std::move(other.kind_);
         table_ = std::move(other.table_);
-        in_ = std::move(other.in_);
-        out_ = std::move(other.out_);
+        projections_ = std::move(other.projections_);
         return *this;
     }
     ~Layer() = default;
@@ -80,47 +77,20 @@ class Layer {
     const Options& options() const { return options_; }
 
     /// Trained elements in the layer.
-    Index parameters() const { return (widths().projected() + queries()) * d_model(); }
+    Index parameters() const { return projections_.parameters(); }
 
     /// The weights by name; a copy, since the layer keeps them in an order of its own.
-    LayerWeights<T> weights() const {
-        LayerWeights<T> w;
-        const auto parts = detail::projections_of(w);
-        for (Index i = 0; i < widths().projections; ++i) {
-            *parts[std::size_t(i)] = in_.cols_at(widths().first_column(i), widths().width(i));
-        }
-        w.w_out = out_.cols_at(0, d_model());
-        return w;
-    }
+    LayerWeights<T> weights() const { return projections_.weights(); }
 
     /// Replaces the weights by copies of these; all of them are `[out, in]` if `order` says so. Throws
     /// std::invalid_argument, and changes nothing then, if a shape does not fit.
     void set_weights(const LayerWeightsView<T>& w, WeightOrder order = WeightOrder::in_out) {
-        check_weights("weights.", w, order);
-        const auto set = [&](detail::PackedMatrix<T>& matrix, Index first_column, ConstMatrixView<T> m) {
-            if (order == WeightOrder::in_out) {
-                matrix.set_cols(first_column, m);
-            } else {
-                matrix.set_cols_transposed(first_column, m);
-            }
-        };
-        const auto parts = detail::projections_of(w);
-        for (Index i = 0; i < widths().projections; ++i) {
-            set(in_, widths().first_column(i), *parts[std::size_t(i)]);
-        }
-        set(out_, 0, w.w_out);
+        projections_.check(where, "weights.", w, order);
+        projections_.set(w, order);
     }
 
     /// Zeros in the shapes of the weights, for `backward` to add to.
-    LayerWeights<T> zero_gradient() const {
-        LayerWeights<T> w;
-        const auto parts = detail::projections_of(w);
-        for (Index i = 0; i < widths().projections; ++i) {
-            parts[std::size_t(i)]->setZero(d_model(), widths().width(i));
-        }
-        w.w_out.setZero(queries(), d_model());
-        return w;
-    }
+    LayerWeights<T> zero_gradient() const { return projections_.zeros(); }
 
     /// An empty cache for this layer. Layers of the same kind and sizes make caches that cannot be told apart: take
     /// care not to swap those of two layers of a stack.
@@ -129,9 +99,9 @@ class Layer {
     /// head for every 32 of them: `2 d_head` with the default of 64, nothing with 0. Throws std::invalid_argument if
     /// `rollback` is negative or above 2^24.
     LayerCache<T> make_cache(Index rollback = default_rollback) const {
-        return {kind_,
-                detail::SequenceState<T>(kind_.attention, {.rollback = detail::checked_rollback(where, rollback)}),
-                widths().elements()};
+        return {kind(),
+                detail::SequenceState<T>(kind().attention, {.rollback = detail::checked_rollback(where, rollback)}),
+                row_elements()};
     }
 
     /// The cache that `LayerCache::save` has written. Throws std::runtime_error if the stream holds no cache of a layer
@@ -140,9 +110,9 @@ class Layer {
         LayerCache<T> cache = make_cache(rollback);
         detail::SavedReader reader(in);
         const auto saved = detail::read_identity<T>(reader);
-        if (saved.kind != kind_.attention || saved.layer != kind_.to_words()) {
+        if (saved.kind != kind().attention || saved.layer != kind().to_words()) {
             const auto other = detail::LayerKind::from_words(saved.kind, saved.layer);
-            detail::refuse_cache(detail::text("has ", other.difference(kind_)));
+            detail::reject_cache(detail::text("has ", other.difference(kind())));
         }
         detail::read_state(reader, saved, cache.state_);
         return cache;
@@ -161,9 +131,7 @@ class Layer {
         check_tokens("y", y, x.rows());
         eigen_assert(!cache.state_.is_moved_from() && "a cache that was moved from");
         check_made_for("cache", cache.kind_);
-        append(
-            1, [&](Index) -> auto& { return cache.state_; }, [&](Index) { return x.rows(); }, x, y, cache.row_,
-            executor);
+        append(cache.state_, std::array{x.rows()}, x, y, cache.row_, executor);
     }
 
     /// As above, but allocates the output, `[m, d_model]`, and returns it.
@@ -193,12 +161,11 @@ class Layer {
         detail::check_counts(where, counts, "x", x.rows());
         for (std::size_t i = 0; i < caches.size(); ++i) {
             const auto& made_for = caches[i]->kind_;
-            if (made_for != kind_) check_made_for(detail::text("caches[", Index(i), "]"), made_for);
+            if (made_for != kind()) check_made_for(detail::text("caches[", Index(i), "]"), made_for);
         }
         if (caches.empty()) return;
-        append(
-            Index(caches.size()), [&](Index i) -> auto& { return caches[std::size_t(i)]->state_; },
-            [&](Index i) { return counts[std::size_t(i)]; }, x, y, caches.front()->row_, executor);
+        const auto state = [&](Index i) -> auto& { return caches[std::size_t(i)]->state_; };
+        append(detail::Sequences<T>(state), counts, x, y, caches.front()->row_, executor);
     }
 
     /// The layer over a whole sequence `x`, `[L, d_model]`, into `y`, `[L, d_model]`: `extend` of an empty cache.
@@ -206,10 +173,9 @@ class Layer {
                  const Executor& executor = {}) const {
         check_tokens("x", x, x.rows());
         check_tokens("y", y, x.rows());
-        detail::SequenceState<T> state(kind_.attention, {});
+        detail::SequenceState<T> state(kind().attention, {});
         detail::AlignedBuffer<T> row;
-        append(
-            1, [&](Index) -> auto& { return state; }, [&](Index) { return x.rows(); }, x, y, row, executor);
+        append(state, std::array{x.rows()}, x, y, row, executor);
     }
 
     /// As above; returns the output, `[L, d_model]`.
@@ -221,7 +187,7 @@ class Layer {
     }
 
     /// An empty workspace for training this layer.
-    LayerWorkspace<T> make_workspace() const { return LayerWorkspace<T>(kind_); }
+    LayerWorkspace<T> make_workspace() const { return LayerWorkspace<T>(kind()); }
 
     /// The layer over packed sequences: the first `counts[0]` rows of `x`, `[L, d_model]`, are one sequence, the next
     /// `counts[1]` another, and so on, none of which attends to another, and whose positions begin anew; a count may be
@@ -240,11 +206,11 @@ class Layer {
         detail::check_counts(where, counts, "x", rows);
         check_made_for("workspace", workspace.kind_);
         const Executor& threads = detail::executor_for(executor, options_);
-        workspace.start(counts, rows * widths().elements(), rows * widths().padded_attended(), threads);
+        workspace.start(counts, rows * row_elements(), rows * Rows::padded(queries()), threads);
         if (rows == 0) return;
-        const Rows kept(widths(), workspace.rows_.data(), rows);
+        const Rows kept = rows_in(workspace.rows_, rows);
         const detail::OutputRows<T> output = workspace.record_.output(kept.attended());
-        workspace.record_.forward(/*together=*/true, /*packed=*/false, threads,
+        workspace.record_.forward(/*together=*/true, threads,
                                   [&](const auto& step) { run_step(step, x, kept, output, y, threads); });
     }
 
@@ -270,20 +236,16 @@ class Layer {
         check_tokens("x", x, rows);
         check_tokens("d_y", d_y, rows);
         check_tokens("d_x", d_x, rows);
-        check_weights("d_weights.", d_weights, WeightOrder::in_out);
+        projections_.check(where, "d_weights.", d_weights, WeightOrder::in_out);
         check_made_for("workspace", workspace.kind_);
         detail::check_forward_pass(where, "x", rows, workspace.size());
         if (rows == 0) return;
 
         const Executor& threads = detail::executor_for(executor, options_);
         workspace.record_.reserve_backward(threads);
-        const Rows kept(widths(), workspace.rows_.data(), rows);
-        const MatrixView<T> d_attended(workspace.d_attended_.data(), rows, queries(), widths().padded_attended());
-        detail::run(threads, out_.transposed_panels(),
-                    [&](Index p) { out_.multiply_transposed_panel(d_y, p, d_attended); });
-        detail::run(threads, out_.panels(), [&](Index p) {
-            detail::add_weight_gradient<T>(kept.attended(), d_y, p, weight_runs(std::array{&d_weights.w_out}, p));
-        });
+        const Rows kept = rows_in(workspace.rows_, rows);
+        const MatrixView<T> d_attended(workspace.d_attended_.data(), rows, queries(), Rows::padded(queries()));
+        projections_.project_out_back(kept.attended(), d_y, d_attended, d_weights, threads);
         const auto for_sequences = [&](const auto& f) {
             Index row = 0;
             for (const Index count : workspace.record_.counts()) {
@@ -295,11 +257,7 @@ class Layer {
         workspace.record_.backward(kept.input(), kept.attended(), d_attended, kept.gradient(), threads);
         rotate(kept, rows, for_sequences, threads,
                [&](T* head, const T* angles) { table_->rotate_row_back(head, angles); });
-        detail::run(threads, in_.panels(), [&](Index p) {
-            detail::add_weight_gradient<T>(x, kept.projected(), p, weight_runs(detail::projections_of(d_weights), p));
-        });
-        detail::run(threads, in_.transposed_panels(),
-                    [&](Index p) { in_.multiply_transposed_panel(kept.projected(), p, d_x); });
+        projections_.project_back(x, kept.projected(), d_x, d_weights, threads);
     }
 
     /// As above; returns the gradients.
@@ -335,32 +293,32 @@ class Layer {
 
     // All weights are 0 at first.
     Layer(const LayerConfig& config, Options options, Unset)
-        : config_(complete(config, options)),
+        : config_(complete(config)),
           options_(std::move(options)),
-          kind_{.attention = detail::AttentionKind::checked<T>(where, shape_of(config_), options_),
-                .d_model = config.d_model,
-                .rotary = config.rotary},
-          in_(d_model(), widths().projected()),
-          out_(queries(), d_model()) {
+          projections_({.attention = detail::AttentionKind::checked<T>(where, shape_of(config_), options_),
+                        .d_model = config_.d_model,
+                        .rotary = config_.rotary}) {
         if (config_.rotary) table_.emplace(config_.d_head, config_.rotary->base);
     }
 
     Index d_model() const { return config_.d_model; }
-    Index queries() const { return config_.heads * config_.d_head; }
-    detail::LayerWidths widths() const {
-        return {.projections = kind_.attention.has_lookahead() ? 6 : 3,
-                .queries = queries(),
-                .keys = config_.kv_heads * config_.d_head,
-                .d_head = config_.d_head,
-                .angles = table_ ? table_->row_size() : 0};
+    const detail::LayerKind& kind() const { return projections_.kind(); }
+    Index queries() const { return widths().queries; }
+    const detail::LayerWidths& widths() const { return projections_.widths(); }
+
+    // What lies between the layer's steps, of one row, and of some rows in memory of so many.
+    Index angles() const { return table_ ? table_->row_size() : 0; }
+    Index row_elements() const { return Rows::elements(widths(), angles()); }
+    Rows rows_in(detail::AlignedBuffer<T>& memory, Index rows) const {
+        return {widths(), angles(), memory.data(), rows};
     }
 
     static Shape shape_of(const LayerConfig& config) {
         return {.d = config.d_head, .dv = config.d_head, .heads = config.heads, .kv_heads = config.kv_heads};
     }
 
-    // The config with its number of key-value heads, if it and the options fit.
-    static LayerConfig complete(LayerConfig config, const Options& options) {
+    // The config with its number of key-value heads, if it fits; AttentionKind checks what is left.
+    static LayerConfig complete(LayerConfig config) {
         if (config.kv_heads == 0) config.kv_heads = config.heads;
         constexpr Index most = detail::most_size;
         detail::check_size(where, "d_model", config.d_model, 1);
@@ -371,7 +329,6 @@ class Layer {
             detail::fail(where, "d_model is ", config.d_model, " with ", config.heads, " heads of size ", config.d_head,
                          " but neither d_model nor heads * d_head may exceed ", most);
         }
-        detail::AttentionKind::checked<T>(where, shape_of(config), options);
         if (config.rotary) {
             if (config.d_head % 2 != 0) {
                 detail::fail(where, "d_head is ", config.d_head, " but must be even for rotary embedding");
@@ -379,41 +336,6 @@ class Layer {
             detail::check_rotary_base(where, config.rotary->base);
         }
         return config;
-    }
-
-    // Where the columns of panel p of matrices side by side, of which there may be none, are in each of them.
-    template <std::size_t N>
-    static std::array<detail::WeightRun<T>, N> weight_runs(const std::array<Matrix<T>*, N>& side_by_side, Index p) {
-        std::array<detail::WeightRun<T>, N> runs{};
-        const Index first = p * detail::panel_size, end = first + detail::panel_size;
-        Index left = 0;  // edge of the matrix
-        for (std::size_t i = 0; i < N; ++i) {
-            Matrix<T>& m = *side_by_side[i];
-            const Index begin = (std::max)(first, left), stop = (std::min)(end, left + m.cols());
-            if (begin < stop) runs[i] = {m.data() + (begin - left), m.cols(), begin - first, stop - begin};
-            left += m.cols();
-        }
-        return runs;
-    }
-
-    void check_weights(std::string_view group, const LayerWeightsView<T>& w, WeightOrder order) const {
-        const detail::Call call{.where = where,
-                                .rows = 0,
-                                .rows_of = "",
-                                .object = "a layer",
-                                .shape = kind_.attention.shape,
-                                .d_model = d_model()};
-        const auto check_argument = [&](std::string_view name, const ConstMatrixView<T>& m, Index in, Index out) {
-            if (order == WeightOrder::out_in) std::swap(in, out);
-            call.check_argument(group, name, m, in, out);
-        };
-        const auto parts = detail::projections_of(w);
-        for (Index i = 0; i < 6; ++i) {
-            const bool used = i < widths().projections;
-            check_argument(detail::projection_names[std::size_t(i)], *parts[std::size_t(i)], used ? d_model() : 0,
-                           used ? widths().width(i) : 0);
-        }
-        check_argument("w_out", w.w_out, queries(), d_model());
     }
 
     template <class View>
@@ -425,7 +347,7 @@ class Layer {
 
     // A cache or a workspace.
     void check_made_for(std::string_view name, const detail::LayerKind& made_for) const {
-        if (made_for != kind_) detail::fail(where, name, " is for a layer with ", made_for.difference(kind_));
+        if (made_for != kind()) detail::fail(where, name, " is for a layer with ", made_for.difference(kind()));
     }
 
     static void check_counts_of(const LayerWorkspace<T>& workspace, std::span<const Index> counts) {
@@ -441,20 +363,16 @@ class Layer {
     }
 
     // New tokens x onto the states of some sequences. `row_scratch` is kept for one token of each of them.
-    template <class State, class Count>
-    void append(Index sequences, const State& state, const Count& count, ConstMatrixView<T> x, MatrixView<T> y,
-                detail::AlignedBuffer<T>& row_scratch, const Executor& executor) const {
+    void append(const detail::Sequences<T>& sequences, std::span<const Index> counts, ConstMatrixView<T> x,
+                MatrixView<T> y, detail::AlignedBuffer<T>& row_scratch, const Executor& executor) const {
         if (x.rows() == 0) return;
         const Executor& threads = detail::executor_for(executor, options_);
         detail::AlignedBuffer<T> memory, many_rows;
-        detail::AppendTransaction<T, State, Count> transaction(sequences, state, count, /*together=*/true, memory,
-                                                               threads);
+        detail::AppendTransaction<T> transaction(sequences, counts, /*together=*/true, memory, threads);
         const Index rows = transaction.most_rows();
         auto& row_memory = transaction.is_one_each() ? row_scratch : many_rows;
-        if (row_memory.size() < rows * widths().elements()) {
-            row_memory = detail::AlignedBuffer<T>(rows * widths().elements());
-        }
-        const Rows scratch(widths(), row_memory.data(), rows);
+        if (row_memory.size() < rows * row_elements()) row_memory = detail::AlignedBuffer<T>(rows * row_elements());
+        const Rows scratch = rows_in(row_memory, rows);
         transaction.for_steps(/*packed=*/true, [&](const auto& step) {
             run_step(step, x, scratch, {.out = scratch.attended()}, y, threads);
         });
@@ -464,12 +382,13 @@ class Layer {
     template <class Step>
     void run_step(const Step& step, ConstMatrixView<T> x, const Rows& rows, const detail::OutputRows<T>& output,
                   MatrixView<T> y, const Executor& executor) const {
-        detail::run(executor, in_.panels(), [&](Index p) {
-            step.for_runs([&](const detail::RowRun& run) {
-                in_.multiply_panel(x.middle_rows(run.call_row, run.count), p,
-                                   rows.projected().middle_rows(run.row, run.count));
-            });
-        });
+        projections_.project(
+            [&](const auto& f) {
+                step.for_runs([&](const detail::RowRun& run) {
+                    f(x.middle_rows(run.call_row, run.count), rows.projected().middle_rows(run.row, run.count));
+                });
+            },
+            executor);
         const auto for_sequences = [&](const auto& f) { step.for_sequences(f); };
         if (table_) {
             for_sequences([&](const detail::RowRun& run) {
@@ -479,12 +398,13 @@ class Layer {
         rotate(rows, step.rows(), for_sequences, executor,
                [&](T* head, const T* angles) { table_->rotate_row(head, angles); });
         step.attend(rows.input(), output);
-        detail::run(executor, out_.panels(), [&](Index p) {
-            step.for_runs([&](const detail::RowRun& run) {
-                out_.multiply_panel(rows.attended().middle_rows(run.row, run.count), p,
-                                    y.middle_rows(run.call_row, run.count));
-            });
-        });
+        projections_.project_out(
+            [&](const auto& f) {
+                step.for_runs([&](const detail::RowRun& run) {
+                    f(rows.attended().middle_rows(run.row, run.count), y.middle_rows(run.call_row, run.count));
+                });
+            },
+            executor);
     }
 
     // turn(x, angles) for every row x of a head and projection that is rotated.
@@ -507,10 +427,8 @@ class Layer {
 
     LayerConfig config_;
     Options options_;
-    detail::LayerKind kind_;
     std::optional<RotaryTable<T>> table_;
-    detail::PackedMatrix<T> in_;   // the projections side by side
-    detail::PackedMatrix<T> out_;  // [heads d_head, d_model]
+    detail::Projections<T> projections_;
 };
 
 }  // namespace CASTLE_ABI

@@ -48,19 +48,13 @@ class LayerCache {
 
     /// Makes room for `tokens` tokens in all, see UqKvCache. Throws std::invalid_argument if `tokens` is negative or
     /// above 2^40, and std::bad_alloc if memory runs out; the tokens are as they were then.
-    void reserve(Index tokens) {
-        detail::check_tokens("reserve", "tokens", tokens);
-        state_.make_room((std::max)(tokens, size()));
-    }
+    void reserve(Index tokens) { state_.reserve(tokens); }
 
     /// Forgets every token, see UqKvCache.
     void clear() { state_.clear(); }
 
     /// Removes the last `tokens` tokens, see UqKvCache: bits, costs and errors are the same.
-    void rollback(Index tokens) {
-        detail::check_rollback(tokens, max_rollback());
-        detail::rollback(state_, tokens);
-    }
+    void rollback(Index tokens) { detail::rollback(state_, tokens); }
     Index max_rollback() const { return state_.max_rollback(); }
 
     /// A second cache with the same tokens, see UqKvCache.
@@ -72,10 +66,7 @@ class LayerCache {
     }
     /// What `bytes().total()` is going to be after `reserve(tokens)`, if nothing is shared with a fork. Throws
     /// std::invalid_argument as `reserve`.
-    Index bytes_for(Index tokens) const {
-        detail::check_tokens("bytes_for", "tokens", tokens);
-        return row_.size() * Index(sizeof(T)) + state_.bytes_for((std::max)(tokens, size()));
-    }
+    Index bytes_for(Index tokens) const { return row_.size() * Index(sizeof(T)) + state_.bytes_for(tokens); }
 
     /// Writes the cache, for `load_cache` of a layer of the same kind; see UqKvCache.
     void save(std::ostream& out) const { detail::save_cache(out, state_, kind_.to_words()); }

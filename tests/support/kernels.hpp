@@ -53,6 +53,7 @@
     EXTERN template void merge_spans(const HeadState<T>&, const GroupScratch<T>&, Index, const OutputRows<T>&); \
     EXTERN template class HeadState<T>;                                                                         \
     EXTERN template class SequenceState<T>;                                                                     \
+    EXTERN template class AppendTransaction<T>;                                                                 \
     EXTERN template class PanelSweep<T>;                                                                        \
     EXTERN template class PanelGradient<T>;                                                                     \
     EXTERN template class BackwardPass<T>;                                                                      \

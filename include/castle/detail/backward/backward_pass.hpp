@@ -37,19 +37,18 @@ template <Scalar T>
 class BackwardPass {
   public:
     // Scratch for a head of `tokens` tokens, and how many of LastBadBlocks.
-    static Index elements(const HeadState<T>& state, const AttentionKind& kind, Index tokens) {
-        return ceil_div(tokens, panel_size) * GradientState<T>::elements(kind) +
+    static Index elements(const HeadState<T>& state, Index tokens) {
+        return ceil_div(tokens, panel_size) * GradientState<T>::elements(state.kind()) +
                blocks_of_groups(tokens) * (packed_elements(state) + ceil_div(tokens, span_size) * sums_elements(state));
     }
     static Index panels(Index tokens) { return ceil_div(tokens, panel_size); }
 
-    BackwardPass(HeadState<T>& state, const AttentionKind& kind, const BackwardInput<T>& input, T* memory,
-                 LastBadBlocks* last_bad_blocks)
+    BackwardPass(HeadState<T>& state, const BackwardInput<T>& input, T* memory, LastBadBlocks* last_bad_blocks)
         : state_(state),
-          gradients_(kind, memory, last_bad_blocks),
+          gradients_(state.kind(), memory, last_bad_blocks),
           input_(input),
           blocks_(blocks_of_groups(input.d_out.rows())),
-          memory_(memory + panels(input.d_out.rows()) * GradientState<T>::elements(kind)) {}
+          memory_(memory + panels(input.d_out.rows()) * GradientState<T>::elements(state.kind())) {}
 
     Index tokens() const { return input_.d_out.rows(); }
     static Index groups(Index tokens) { return ceil_div(tokens, group_size); }

@@ -9,9 +9,11 @@
 
 #include <castle/detail/backward/backward_pass.hpp>
 #include <castle/detail/forward/append.hpp>
+#include <castle/detail/forward/group_views.hpp>
 #include <castle/detail/forward/pieces.hpp>
 #include <castle/detail/state/aligned_buffer.hpp>
 #include <castle/detail/state/sequence_state.hpp>
+#include <castle/detail/state/sequences.hpp>
 #include <castle/executor.hpp>
 #include <castle/input.hpp>
 
@@ -40,8 +42,8 @@ class TrainingRecord {
         return bytes;
     }
 
-    // Before a forward pass of sequences of so many tokens: makes room for both passes. Where it throws, the record
-    // holds no forward pass.
+    // Before a forward pass of sequences of so many tokens: makes room in their states and for the backward pass. Where
+    // it throws, the record holds no forward pass.
     void start(std::span<const Index> counts, const Executor& executor) {
         size_ = 0;
         counts_.assign(counts.begin(), counts.end());
@@ -55,17 +57,15 @@ class TrainingRecord {
     }
     void finish() { size_ = 0; }
 
-    // The forward pass; outputs go with output(out). See AppendTransaction.
+    // The forward pass, see AppendTransaction; outputs go with output(out). Where making room for its scratch throws,
+    // there is no forward pass.
     template <class RunStep>
-    void forward(bool together, bool packed, const Executor& executor, const RunStep& run_step) {
-        const auto sequence = [&](Index i) -> SequenceState<T>& { return state(i); };
-        const auto count = [&](Index i) { return counts_[std::size_t(i)]; };
-        // Where this throws, there is no forward pass.
+    void forward(bool together, const Executor& executor, const RunStep& run_step) {
+        const auto one = [&](Index i) -> SequenceState<T>& { return state(i); };
         const Index tokens = std::exchange(size_, 0);
-        AppendTransaction<T, decltype(sequence), decltype(count)> append(sequences(), sequence, count, together,
-                                                                         memory_, executor);
+        AppendTransaction<T> append(Sequences<T>(one), counts_, together, memory_, executor);
         size_ = tokens;
-        append.for_steps(packed, run_step);
+        append.for_steps(/*packed=*/false, run_step);
     }
 
     OutputRows<T> output(MatrixView<T> out) {
@@ -78,13 +78,9 @@ class TrainingRecord {
     void reserve_backward(const Executor& executor) {
         Index elements = 0, panels = 0;
         for_batches(executor, [&](Index first, Index end) {
-            Index batch_elements = 0, batch_panels = 0;
-            for (Index i = first; i < end; ++i) {
-                batch_elements += heads_together(executor) * head_elements(i);
-                batch_panels += heads_together(executor) * BackwardPass<T>::panels(counts_[std::size_t(i)]);
-            }
-            elements = (std::max)(elements, batch_elements);
-            panels = (std::max)(panels, batch_panels);
+            const Parts all = place_parts(first, end, executor);
+            elements = (std::max)(elements, all.elements);
+            panels = (std::max)(panels, all.panels);
         });
         if (elements > memory_.size()) memory_ = AlignedBuffer<T>(elements);
         if (panels > Index(last_bad_blocks_.size())) last_bad_blocks_.resize(std::size_t(panels));
@@ -98,37 +94,28 @@ class TrainingRecord {
         Index row = 0;
         for (Index i = 0; i < sequences(); ++i) {
             state(i).work() = {.call_row = row};
-            row += counts_[std::size_t(i)];
+            row += count(i);
         }
-        // What head h of sequence i goes from and to.
-        const auto part = [&](Index i, Index h) {
-            const Index first = state(i).work().call_row, count = counts_[std::size_t(i)];
-            const Index group = kind_.group(), dv = kind_.shape.dv;
-            const auto rows = [&](const auto& m, Index first_col, Index cols) {
-                return std::remove_cvref_t<decltype(m)>(m.row(first) + first_col, count, cols, m.outer_stride());
-            };
-            const auto columns = [&](const auto& m, Index cols) { return rows(m, h * cols, cols); };
-            const auto all = [&](const auto& x, auto& own) {
-                own.causal = {.q = columns(x.causal.q, group * kind_.shape.d),
-                              .k = columns(x.causal.k, kind_.shape.d),
-                              .v = columns(x.causal.v, dv)};
-                if (x.lookahead.q.rows() == 0) return;
-                own.lookahead = {.q = columns(x.lookahead.q, kind_.shape.d),
-                                 .k = columns(x.lookahead.k, kind_.shape.d),
-                                 .v = columns(x.lookahead.v, kind_.shape.d)};
-            };
-            BackwardInput<T> one{.input = {},
-                                 .out = columns(out, group * dv),
-                                 .log_sum_exp = log_sum_exp.from(h * group * size_ + first),
-                                 .log_sum_exp_stride = size_,
-                                 .d_out = columns(d_out, group * dv),
-                                 .gradient = {}};
-            all(input, one.input);
-            all(gradient, one.gradient);
-            return one;
+        // The pass of head h of sequence i, which f gets; parts of it may run at the same time.
+        const auto with_pass = [&](Index i, Index h, const auto& f) {
+            const auto& work = state(i).work();
+            const Index heads = kind_.group(), first = work.call_row, rows = count(i);
+            const Index cols = heads * kind_.shape.dv, place = executor ? h : 0;
+            const BackwardInput<T> own{.input = views_of_group(kind_.shape, input, h, first, rows),
+                                       .out = view_of_group(out, h, cols, first, rows),
+                                       .log_sum_exp = log_sum_exp.from(h * heads * size_ + first),
+                                       .log_sum_exp_stride = size_,
+                                       .d_out = view_of_group(d_out, h, cols, first, rows),
+                                       .gradient = views_of_group(kind_.shape, gradient, h, first, rows)};
+            BackwardPass<T> pass(state(i).head(h), own, memory_.data() + work.first_element + place * head_elements(i),
+                                 last_bad_blocks_.data() + work.first_panel + place * BackwardPass<T>::panels(rows));
+            f(pass);
         };
         if (size_ > 0) {
-            for_batches(executor, [&](Index first, Index end) { run_batch(first, end, part, executor); });
+            for_batches(executor, [&](Index first, Index end) {
+                place_parts(first, end, executor);
+                run_batch(first, end, with_pass, executor);
+            });
         }
         finish();
     }
@@ -155,58 +142,54 @@ class TrainingRecord {
         }
     }
 
-    Index head_elements(Index i) { return BackwardPass<T>::elements(state(i).head(0), kind_, counts_[std::size_t(i)]); }
+    Index count(Index i) const { return counts_[std::size_t(i)]; }
+    Index head_elements(Index i) { return BackwardPass<T>::elements(state(i).head(0), count(i)); }
 
-    // Heads whose memory is in use at the same time: with threads, all of some sequences, otherwise one.
-    Index heads_together(const Executor& executor) const { return executor ? kind_.shape.kv_heads : 1; }
+    // With threads some sequences go together, otherwise one after the other.
     template <class F>
     void for_batches(const Executor& executor, const F& f) const {
-        for (Index first = 0; first < sequences();) {
-            Index end = first, rows = 0;
-            for (; end < sequences(); ++end) {
-                const Index more = counts_[std::size_t(end)];
-                if (end > first && (!executor || rows + more > batch_rows)) break;
-                rows += more;
-            }
-            f(first, end);
-            first = end;
-        }
+        detail::for_batches(
+            counts_, executor ? batch_rows : 1, [](Index tokens) { return tokens; }, f);
     }
 
-    template <class Part>
-    void run_batch(Index first, Index end, const Part& part, const Executor& executor) {
+    // Gives each sequence of a batch its part of the memory and returns how much all of them need. Without threads
+    // heads run one after the other, and all in the same part.
+    struct Parts {
+        Index elements = 0;
+        Index panels = 0;
+    };
+    Parts place_parts(Index first, Index end, const Executor& executor) {
+        Parts used;
+        for (Index i = first; i < end; ++i) {
+            const Index heads = executor ? kind_.shape.kv_heads : 1;
+            state(i).work().first_element = used.elements;
+            state(i).work().first_panel = used.panels;
+            used.elements += heads * head_elements(i);
+            used.panels += heads * BackwardPass<T>::panels(count(i));
+        }
+        return used;
+    }
+
+    template <class WithPass>
+    void run_batch(Index first, Index end, const WithPass& with_pass, const Executor& executor) {
         if (!executor) {
-            for (Index h = 0; counts_[std::size_t(first)] > 0 && h < kind_.shape.kv_heads; ++h) {
-                const BackwardInput<T> input = part(first, h);
-                BackwardPass<T>(state(first).head(h), kind_, input, memory_.data(), last_bad_blocks_.data()).run();
+            for (Index i = first; i < end; ++i) {
+                for (Index h = 0; count(i) > 0 && h < kind_.shape.kv_heads; ++h) {
+                    with_pass(i, h, [](auto& pass) { pass.run(); });
+                }
             }
             return;
         }
-        Index used = 0, panels = 0;
-        for (Index i = first; i < end; ++i) {
-            auto& work = state(i).work();
-            work.scratch = memory_.data() + used;
-            work.first_panel = panels;
-            used += kind_.shape.kv_heads * head_elements(i);
-            panels += kind_.shape.kv_heads * BackwardPass<T>::panels(counts_[std::size_t(i)]);
-        }
-        const auto sequence = [&](Index i) -> SequenceState<T>& { return state(i); };
-        const auto count = [&](Index i) { return counts_[std::size_t(i)]; };
-        // f(pass, k) for the k-th of n(i) parts of every head.
+        const auto one = [&](Index i) -> SequenceState<T>& { return state(i); };
+        // f(pass, i, k) for the k-th of n(i) parts of every head of sequence i.
         const auto for_parts = [&](const auto& n, const auto& f) {
-            Pieces(first, end, kind_.shape.kv_heads, sequence, n).run(executor, [&](Index i, Index h, Index k) {
-                const BackwardInput<T> input = part(i, h);
-                const auto& work = state(i).work();
-                BackwardPass<T> pass(
-                    state(i).head(h), kind_, input, work.scratch + h * head_elements(i),
-                    last_bad_blocks_.data() + work.first_panel + h * BackwardPass<T>::panels(counts_[std::size_t(i)]));
-                f(pass, i, k);
-            });
+            Pieces<T>(first, end, kind_.shape.kv_heads, Sequences<T>(one), n)
+                .run(executor, [&](Index i, Index h, Index k) { with_pass(i, h, [&](auto& pass) { f(pass, i, k); }); });
         };
-        const auto panels_of = [&](Index i) { return BackwardPass<T>::panels(count(i)); };
+        const auto panels = [&](Index i) { return BackwardPass<T>::panels(count(i)); };
         Index most = 0;
         for (Index i = first; i < end; ++i) most = (std::max)(most, BackwardPass<T>::groups(count(i)));
-        for_parts(panels_of, [](auto& pass, Index, Index p) { pass.start_panel(p); });
+        for_parts(panels, [](auto& pass, Index, Index p) { pass.start_panel(p); });
         for (Index g = most - 1; g >= 0; --g) {
             const auto group = [&](Index i) {
                 return g < BackwardPass<T>::groups(count(i)) ? BackwardPass<T>::group(count(i), g) : Group();
@@ -217,7 +200,7 @@ class TrainingRecord {
             for_parts(spans, [&](auto& pass, Index i, Index span) { pass.sweep_span(group(i), span); });
             for_parts(blocks, [&](auto& pass, Index i, Index b) { pass.finish_block(group(i), b); });
         }
-        for_parts(panels_of, [](auto& pass, Index, Index p) { pass.finish_panel(p); });
+        for_parts(panels, [](auto& pass, Index, Index p) { pass.finish_panel(p); });
     }
 
     AttentionKind kind_;

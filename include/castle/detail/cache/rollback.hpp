@@ -2,6 +2,7 @@
 #pragma once
 
 #include <castle/detail/base/layout.hpp>
+#include <castle/detail/check/checks.hpp>
 #include <castle/detail/forward/panel_sweep.hpp>
 #include <castle/detail/score/absorption.hpp>
 #include <castle/detail/state/head_state.hpp>
@@ -41,9 +42,10 @@ void rollback(HeadState<T>& state, Index tokens) {
     state.cut(size);
 }
 
-// The same of all heads. Only making what is shared their own can throw, and no token has changed then.
+// The same of all heads, if they can. Where that throws, no token has changed.
 template <Scalar T>
 void rollback(SequenceState<T>& state, Index tokens) {
+    check_rollback(tokens, state.max_rollback());
     state.own_for_rollback(state.size() - tokens);
     for (Index h = 0; h < state.heads(); ++h) rollback(state.head(h), tokens);
 }

@@ -77,7 +77,7 @@ class SavedReader {
             bytes.resize(have + (std::min)(step, count - have));
             in_.read(reinterpret_cast<char*>(bytes.data() + have), static_cast<std::streamsize>(bytes.size() - have));
             if (std::size_t(in_.gcount()) < bytes.size() - have)
-                refuse_cache("is truncated, or the stream cannot be read");
+                reject_cache("is truncated, or the stream cannot be read");
         }
         checksum_.add(bytes.data(), bytes.size());
         return bytes;
@@ -85,7 +85,7 @@ class SavedReader {
     // Of all bytes so far, against the one that comes next.
     void check_sum() {
         const Checksum so_far = checksum_;
-        if (read_word(bytes(8).data()) != so_far.value()) refuse_cache("is corrupted");
+        if (read_word(bytes(8).data()) != so_far.value()) reject_cache("is corrupted");
         checksum_ = so_far;
     }
 
@@ -128,7 +128,7 @@ void save_cache(std::ostream& out, const SequenceState<T>& state, const SavedIde
 template <Scalar T>
 SavedIdentity read_identity(SavedReader& reader) {
     if (!std::ranges::equal(reader.bytes(SavedIdentity::magic.size()), SavedIdentity::magic))
-        refuse_cache("is none of castle's");
+        reject_cache("is none of castle's");
     const std::vector<unsigned char> bytes = reader.bytes(8 * SavedIdentity::word_count);
     reader.check_sum();
     SavedIdentity::Words words{};
@@ -143,7 +143,7 @@ inline Index saved_elements(const SavedIdentity& saved) {
     Index elements = 0;
     for_saved_arrays(saved.kind, saved.size, saved.undoable, [&](const SavedArrays& arrays) {
         most -= double(arrays.count) * double(arrays.rows) * double(arrays.cols);
-        if (most < 0) refuse_cache("is too large");
+        if (most < 0) reject_cache("is too large");
         elements += arrays.count * arrays.rows * arrays.cols;
     });
     return elements;

@@ -18,7 +18,7 @@ namespace castle {
 inline namespace CASTLE_ABI {
 namespace detail {
 
-[[noreturn]] inline void refuse_cache(const std::string& why) {
+[[noreturn]] inline void reject_cache(const std::string& why) {
     throw std::runtime_error("castle::load: the saved cache " + why);
 }
 
@@ -57,12 +57,12 @@ struct SavedIdentity {
     template <Scalar T>
     static SavedIdentity from_words(const Words& w) {
         constexpr Format own = format<T>;
-        if (w[0] != own[0]) refuse_cache("is of another version of the format");
-        if (w[1] != own[1]) refuse_cache("has the bytes of its elements in another order");
+        if (w[0] != own[0]) reject_cache("is of another version of the format");
+        if (w[1] != own[1]) reject_cache("has the bytes of its elements in another order");
         if (w[2] != own[2]) {
-            refuse_cache(text("has elements of ", Index(w[2]), " bytes, not of ", Index(own[2])));
+            reject_cache(text("has elements of ", Index(w[2]), " bytes, not of ", Index(own[2])));
         }
-        if (w[3] != own[3] || w[4] != own[4]) refuse_cache("has another layout");
+        if (w[3] != own[3] || w[4] != own[4]) reject_cache("has another layout");
         const std::uint64_t* from = w.data() + own.size();
         SavedIdentity saved{.kind = AttentionKind::from_words(from)};
         std::copy_n(from + AttentionKind::word_count, saved.layer.size(), saved.layer.begin());
@@ -71,7 +71,7 @@ struct SavedIdentity {
         // Words that are no flags would come back as others.
         if (!saved.kind.is_sensible<T>() || saved.to_words<T>() != w || saved.size < 0 || saved.size > most_tokens ||
             saved.undoable < 0 || saved.undoable > most_size / block_size || saved.undoable > saved.size / block_size) {
-            refuse_cache("has no sensible sizes");
+            reject_cache("has no sensible sizes");
         }
         return saved;
     }

@@ -2,13 +2,15 @@
 #pragma once
 
 #include <algorithm>
+#include <span>
 
 #include <castle/detail/base/layout.hpp>
 #include <castle/detail/forward/group_scratch.hpp>
 #include <castle/detail/forward/group_steps.hpp>
+#include <castle/detail/forward/group_views.hpp>
 #include <castle/detail/forward/pieces.hpp>
 #include <castle/detail/state/aligned_buffer.hpp>
-#include <castle/detail/state/sequence_state.hpp>
+#include <castle/detail/state/sequences.hpp>
 #include <castle/executor.hpp>
 #include <castle/input.hpp>
 
@@ -32,28 +34,27 @@ struct RowRun {
 // together; a long one takes a step for every group. The constructor makes room in the states and for scratch, and is
 // the only part that throws; no token has changed then, though some states may have more capacity.
 //
-// sequence(i) gives SequenceState&, all of one shape, and count(i) its number of tokens.
-template <Scalar T, class SequenceOf, class CountOf>
+// The sequences are of one shape.
+template <Scalar T>
 class AppendTransaction {
   public:
     // With `together` sequences share their steps without threads too, for the sake of what else is done with a step's
     // rows. Scratch is taken from `memory`, which grows where it is too small. With one token for each sequence none is
     // needed.
-    AppendTransaction(Index sequences, const SequenceOf& sequence, const CountOf& count, bool together,
+    AppendTransaction(const Sequences<T>& sequences, std::span<const Index> counts, bool together,
                       AlignedBuffer<T>& memory, const Executor& executor)
         : sequences_(sequences),
-          sequence_(sequence),
+          counts_(counts),
           executor_(executor),
           // Otherwise one sequence after the other: many do not fit the processor's caches, and would be fetched anew
           // for every step.
           rows_together_(executor || together ? batch_rows : 1) {
         Index row = 0;
-        for (Index i = 0; i < sequences; ++i) {
-            SequenceState<T>& one = sequence(i);
-            const Index tokens = count(i);
-            one.work() = {.before = one.size(), .after = one.size() + tokens, .call_row = row};
-            if (tokens > 0) one.make_room(one.work().after);
-            row += tokens;
+        for (Index i = 0; i < Index(counts.size()); ++i) {
+            SequenceState<T>& one = sequences[i];
+            one.work() = {.call_row = row, .before = one.size(), .after = one.size() + tokens(i)};
+            if (tokens(i) > 0) one.make_room(one.work().after);
+            row += tokens(i);
         }
         Index scratch = 0;
         for_batches([&](Index first, Index end) { scratch = (std::max)(scratch, place_scratch(first, end, nullptr)); });
@@ -63,10 +64,7 @@ class AppendTransaction {
 
     // Whether no sequence gets more than one token.
     bool is_one_each() const {
-        for (Index i = 0; i < sequences_; ++i) {
-            if (tokens(i) > 1) return false;
-        }
-        return true;
+        return std::all_of(counts_.begin(), counts_.end(), [](Index count) { return count <= 1; });
     }
 
     // The most rows that one step has.
@@ -87,21 +85,19 @@ class AppendTransaction {
     void for_steps(bool packed, const F& run_step) {
         for_batches([&](Index first, Index end) {
             place_scratch(first, end, memory_);
-            for (Index i = first; i < end; ++i) sequence_(i).start(work(i).after);
-            bool any = true;
-            for (bool begins = true; any; begins = false) {
-                any = false;
+            for (Index i = first; i < end; ++i) sequences_[i].start(work(i).after);
+            for (bool begins = true;; begins = false) {
                 Index row = 0;
                 for (Index i = first; i < end; ++i) {
                     auto& w = work(i);
                     const Index from = begins ? w.before : w.group.end;
                     w.group = Group::next(from, w.after, packed ? row : w.call_row + from - w.before);
                     row += w.group.rows();
-                    any = any || w.group.rows() > 0;
                 }
-                if (any) run_step(Step(*this, first, end));
+                if (row == 0) break;
+                run_step(Step(*this, first, end));
             }
-            for (Index i = first; i < end; ++i) sequence_(i).finish(work(i).after);
+            for (Index i = first; i < end; ++i) sequences_[i].finish(work(i).after);
         });
     }
 
@@ -156,23 +152,14 @@ class AppendTransaction {
     };
 
   private:
-    auto& work(Index i) const { return sequence_(i).work(); }
-    Index tokens(Index i) const { return work(i).after - work(i).before; }
-    const AttentionKind& kind() const { return sequence_(0).kind(); }
+    auto& work(Index i) const { return sequences_[i].work(); }
+    Index tokens(Index i) const { return counts_[std::size_t(i)]; }
+    const AttentionKind& kind() const { return sequences_[0].kind(); }
 
-    // Calls f(first, end) for the sequences that go through their steps together.
     template <class F>
     void for_batches(const F& f) const {
-        for (Index first = 0; first < sequences_;) {
-            Index end = first, rows = 0;
-            for (; end < sequences_; ++end) {
-                const Index more = (std::min)(tokens(end), group_size);
-                if (rows > 0 && rows + more > rows_together_) break;
-                rows += more;
-            }
-            f(first, end);
-            first = end;
-        }
+        detail::for_batches(
+            counts_, rows_together_, [](Index tokens) { return (std::min)(tokens, group_size); }, f);
     }
 
     // Gives each sequence its part of `memory` and returns how much all of them need. Without threads heads run one
@@ -190,11 +177,11 @@ class AppendTransaction {
         return used;
     }
     Index head_scratch(Index i) const {
-        return GroupScratch<T>::elements(sequence_(i).head(0), (std::min)(tokens(i), group_size), work(i).after);
+        return GroupScratch<T>::elements(sequences_[i].head(0), (std::min)(tokens(i), group_size), work(i).after);
     }
 
     GroupScratch<T> scratch(Index i, Index h) const {
-        SequenceState<T>& one = sequence_(i);
+        SequenceState<T>& one = sequences_[i];
         const auto& w = one.work();
         T* memory = w.scratch != nullptr && executor_ ? w.scratch + h * head_scratch(i) : w.scratch;
         return {one.head(h), w.group, memory, memory != nullptr ? nullptr : one.step_scratch(h)};
@@ -202,23 +189,22 @@ class AppendTransaction {
 
     void attend(Index first, Index end, Index rows, const Input<T>& input, const OutputRows<T>& output) const {
         const Shape& shape = kind().shape;
-        const auto head = [&](Index i, Index h) -> HeadState<T>& { return sequence_(i).head(h); };
+        const auto head = [&](Index i, Index h) -> HeadState<T>& { return sequences_[i].head(h); };
         const auto pack = [&](Index i, Index h, Index b) {
-            pack_block(head(i, h), scratch(i, h), b, input_of_group(shape, input, h));
+            pack_block(head(i, h), scratch(i, h), b, views_of_group(shape, input, h, 0, input.causal.q.rows()));
         };
         const auto make_gates = [&](Index i, Index h, Index span) { sweep_gates(head(i, h), scratch(i, h), span); };
         const auto sweep = [&](Index i, Index h, Index span) { sweep_span(head(i, h), scratch(i, h), span); };
         const auto merge = [&](Index i, Index h, Index b) {
             const Index group = kind().group();
-            const OutputRows<T> own{.out = {output.out.data() + h * group * shape.dv, output.out.rows(),
-                                            group * shape.dv, output.out.outer_stride()},
+            const OutputRows<T> own{.out = view_of_group(output.out, h, group * shape.dv, 0, output.out.rows()),
                                     .log_sum_exp = output.log_sum_exp.from(h * group * output.log_sum_exp_stride),
                                     .log_sum_exp_stride = output.log_sum_exp_stride};
             merge_spans(head(i, h), scratch(i, h), b, own);
             if (b == work(i).group.blocks() - 1) keep_open_block(head(i, h), scratch(i, h));
         };
         const auto has_gates = [&](Index i) {
-            return work(i).group.is_part_of_block() && sequence_(i).kind().has_lookahead();
+            return work(i).group.is_part_of_block() && sequences_[i].kind().has_lookahead();
         };
         // One head after the other finds its memory in the processor's caches from step to step.
         const auto run_head = [&](Index i, Index h) {
@@ -242,7 +228,7 @@ class AppendTransaction {
             whole += is_whole(i) ? 1 : 0;
             active += work(i).group.rows() > 0 ? 1 : 0;
         }
-        const auto pieces = [&](const auto& count) { return Pieces(first, end, shape.kv_heads, sequence_, count); };
+        const auto pieces = [&](const auto& count) { return Pieces<T>(first, end, shape.kv_heads, sequences_, count); };
         const auto divided = [&](Index i, Index n) { return is_whole(i) ? 0 : n; };
         const Executor& light = executor_for_rows(executor_, rows);
         pieces([&](Index i) {
@@ -262,20 +248,20 @@ class AppendTransaction {
         pieces([&](Index i) { return divided(i, work(i).group.blocks()); }).run(light, merge);
     }
 
-    Index sequences_;
-    const SequenceOf& sequence_;
+    Sequences<T> sequences_;
+    std::span<const Index> counts_;
     const Executor& executor_;
     Index rows_together_;
     T* memory_ = nullptr;
 };
 
 // Appends the tokens of `input` to the sequences, with the outputs to `out`; shapes have been checked.
-template <Scalar T, class SequenceOf, class CountOf>
-void append(Index sequences, const SequenceOf& sequence, const CountOf& count, const Input<T>& input,
-            const OutputRows<T>& output, AlignedBuffer<T>& memory, const Executor& executor) {
+template <Scalar T>
+void append(const Sequences<T>& sequences, std::span<const Index> counts, const Input<T>& input,
+            const OutputRows<T>& output, const Executor& executor) {
     if (input.causal.q.rows() == 0) return;
-    AppendTransaction<T, SequenceOf, CountOf> transaction(sequences, sequence, count, /*together=*/false, memory,
-                                                          executor);
+    AlignedBuffer<T> memory;
+    AppendTransaction<T> transaction(sequences, counts, /*together=*/false, memory, executor);
     transaction.for_steps(/*packed=*/false, [&](const auto& step) { step.attend(input, output); });
 }
 

@@ -17,23 +17,6 @@ namespace castle {
 inline namespace CASTLE_ABI {
 namespace detail {
 
-// What one key-value head reads: its own columns, and the queries of its group side by side.
-template <Scalar T>
-Input<T> input_of_group(const Shape& shape, const Input<T>& input, Index kv_head) {
-    const Index d = shape.d, group = shape.heads / shape.kv_heads;
-    const auto cut = [&](const ConstMatrixView<T>& m, Index cols) {
-        return ConstMatrixView<T>(m.data() + kv_head * cols, m.rows(), cols, m.outer_stride());
-    };
-    Input<T> own{.causal = {.q = cut(input.causal.q, group * d),
-                            .k = cut(input.causal.k, d),
-                            .v = cut(input.causal.v, shape.dv)}};
-    if (input.has_lookahead()) {
-        own.lookahead = {
-            .q = cut(input.lookahead.q, d), .k = cut(input.lookahead.k, d), .v = cut(input.lookahead.v, d)};
-    }
-    return own;
-}
-
 // Copies the rows of the group's block b to where the kernels read them, and makes the block's triangles.
 template <Scalar T>
 void pack_block(HeadState<T>& state, const GroupScratch<T>& scratch, Index b, const Input<T>& input) {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <castle/detail/state/sequence_state.hpp>
+#include <castle/detail/state/sequences.hpp>
 #include <castle/executor.hpp>
 
 namespace castle {
@@ -10,16 +10,16 @@ namespace detail {
 
 // Numbers the work of some sequences' heads consecutively: each head of sequence i has count(i) pieces. Each sequence
 // notes the number of its first piece, until the next numbering.
-template <class SequenceOf>
+template <Scalar T>
 class Pieces {
   public:
     template <class Count>
-    Pieces(Index first, Index end, Index heads, const SequenceOf& sequence, const Count& count)
-        : first_(first), end_(end), heads_(heads), sequence_(sequence), of_each_(count(first)) {
+    Pieces(Index first, Index end, Index heads, const Sequences<T>& sequences, const Count& count)
+        : first_(first), end_(end), heads_(heads), sequences_(sequences), of_each_(count(first)) {
         for (Index i = first; i < end; ++i) {
             const Index own = count(i);
             if (own != of_each_) of_each_ = 0;
-            sequence(i).work().first_piece = total_;
+            sequences[i].work().first_piece = total_;
             total_ += own * heads;
         }
     }
@@ -36,7 +36,7 @@ class Pieces {
     }
 
   private:
-    Index first_piece(Index i) const { return sequence_(i).work().first_piece; }
+    Index first_piece(Index i) const { return sequences_[i].work().first_piece; }
     Index pieces_end(Index i) const { return i + 1 < end_ ? first_piece(i + 1) : total_; }
 
     // The last sequence that begins at this piece or before it. One without pieces begins where the next one does.
@@ -52,7 +52,7 @@ class Pieces {
     Index first_;
     Index end_;
     Index heads_;
-    const SequenceOf& sequence_;
+    Sequences<T> sequences_;
     Index of_each_;  // of each head, if all have as many, or 0
     Index total_ = 0;
 };

@@ -48,6 +48,7 @@ class HeadState {
     HeadState& operator=(HeadState&&) = default;
     ~HeadState() = default;
 
+    const AttentionKind& kind() const { return kind_; }
     Index d() const { return kind_.shape.d; }
     Index dv() const { return kind_.shape.dv; }
     Index dv_padded() const { return dv_padded_; }

@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <algorithm>
 #include <utility>
 #include <vector>
 
 #include <castle/detail/base/layout.hpp>
 #include <castle/detail/check/attention_kind.hpp>
+#include <castle/detail/check/checks.hpp>
 #include <castle/detail/score/softmax_rows.hpp>
 #include <castle/detail/state/aligned_buffer.hpp>
 #include <castle/detail/state/group.hpp>
@@ -20,7 +22,7 @@ namespace detail {
 template <Scalar T>
 class SequenceState {
   public:
-    explicit SequenceState(const AttentionKind& kind, Keeping keeping) : kind_(kind) {
+    SequenceState(const AttentionKind& kind, Keeping keeping) {
         heads_.reserve(std::size_t(kind.shape.kv_heads));
         for (Index h = 0; h < kind.shape.kv_heads; ++h) heads_.emplace_back(kind, keeping);
     }
@@ -28,8 +30,8 @@ class SequenceState {
     SequenceState& operator=(SequenceState&&) = default;
     ~SequenceState() = default;
 
-    const AttentionKind& kind() const { return kind_; }
-    Index heads() const { return kind_.shape.kv_heads; }
+    const AttentionKind& kind() const { return heads_.front().kind(); }
+    Index heads() const { return Index(heads_.size()); }
     HeadState<T>& head(Index h) { return heads_[std::size_t(h)]; }
     const HeadState<T>& head(Index h) const { return heads_[std::size_t(h)]; }
 
@@ -50,6 +52,11 @@ class SequenceState {
         AlignedBuffer<T> step(elements > step_.size() ? elements : 0);
         for (auto& head : heads_) head.make_room(after);
         if (step.size() > 0) step_ = std::move(step);
+    }
+    // Room for so many tokens in all.
+    void reserve(Index tokens) {
+        check_tokens("reserve", "tokens", tokens);
+        make_room((std::max)(tokens, size()));
     }
     void start(Index after) {
         for (auto& head : heads_) head.start(after);
@@ -78,6 +85,7 @@ class SequenceState {
     }
     // After reserving so many tokens, if nothing is shared.
     Index bytes_for(Index tokens) const {
+        check_tokens("bytes_for", "tokens", tokens);
         Index bytes = (std::max)(step_elements(capacity_for(tokens)), step_.size()) * Index(sizeof(T));
         for (const auto& head : heads_) bytes += head.bytes_for(tokens);
         return bytes;
@@ -86,33 +94,36 @@ class SequenceState {
     // Of head h, for one token: the softmax of its query heads over every span.
     T* step_scratch(Index h) { return step_.data() + h * (step_.size() / heads()); }
 
-    // Of a call that appends tokens, while it runs.
+    // Of a call that works on several sequences, while it runs.
     struct Work {
-        Index before = 0;       // tokens
-        Index after = 0;        // tokens
         Index call_row = 0;     // where the call's rows for this sequence begin
-        Group group = {};       // that is under way; none has no rows
-        T* scratch = nullptr;   // of all heads; none for one token, which has its own
         Index first_piece = 0;  // of the step that is under way
-        Index first_panel = 0;  // of those of a backward pass
+        // Where tokens are appended:
+        Index before = 0;      // tokens
+        Index after = 0;       // tokens
+        Group group = {};      // that is under way; none has no rows
+        T* scratch = nullptr;  // of all heads; none for one token, which has its own
+        // In a backward pass, of the record's memory:
+        Index first_element = 0;
+        Index first_panel = 0;
     };
     Work& work() { return work_; }
     const Work& work() const { return work_; }
 
   private:
     // A fork.
-    SequenceState(const SequenceState& from) : kind_(from.kind_), step_(step_elements(from.capacity())) {
+    SequenceState(const SequenceState& from) : step_(from.step_elements(from.capacity())) {
         heads_.reserve(from.heads_.size());
         for (const auto& head : from.heads_) heads_.push_back(head.fork());
     }
 
     Index capacity_for(Index tokens) const { return (std::max)(round_up(tokens, panel_size), capacity()); }
     Index step_elements(Index capacity) const {
-        const Index row = SoftmaxRows<T>::elements(kind_.group(), round_up(kind_.shape.dv, Simd<T>::width));
+        const HeadState<T>& any = heads_.front();
+        const Index row = SoftmaxRows<T>::elements(any.group(), any.dv_padded());
         return heads() * row * ceil_div(capacity, span_size);
     }
 
-    AttentionKind kind_;
     SelfMovable<std::vector<HeadState<T>>> heads_{std::vector<HeadState<T>>()};
     AlignedBuffer<T> step_;
     Work work_;
