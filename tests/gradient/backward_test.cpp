@@ -31,10 +31,6 @@ template <class T>
 class Backward : public ::testing::Test {};
 TYPED_TEST_SUITE(Backward, support::Scalars);
 
-// What says exactly what is right for T.
-template <class T>
-using Exact = std::conditional_t<std::same_as<T, float>, double, long double>;
-
 // What backward.hpp states of a gradient's error, relative to the gradient.
 template <class T>
 double precision_bound(Index length, Index window) {

@@ -35,10 +35,6 @@ template <class T>
 class GroupedBackward : public ::testing::Test {};
 TYPED_TEST_SUITE(GroupedBackward, support::Scalars);
 
-// What says exactly what is right for T.
-template <class T>
-using Exact = std::conditional_t<std::same_as<T, float>, double, long double>;
-
 template <class T>
 struct Case {
     castle::Shape shape;

@@ -115,9 +115,6 @@ void expect_same_bits(const castle::LayerGradient<T>& a, const castle::LayerGrad
 }
 
 template <class T>
-using Exact = std::conditional_t<std::same_as<T, float>, double, long double>;
-
-template <class T>
 void expect_gradients(const castle::Layer<T>& layer, Index length) {
     const LayerConfig& config = layer.config();
     SCOPED_TRACE(describe("L ", length, ", ", words_of(config, layer.options())));

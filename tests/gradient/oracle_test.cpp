@@ -64,29 +64,33 @@ TEST(GradientOracle, MatchesCentralDifferencesOfTheDefinitionInEveryElement) {
 }
 
 // In random directions, so that sequences of several spans are within reach.
+void expect_central_differences(std::uint64_t seed, Index length, const castle::Shape& shape, Index window) {
+    SCOPED_TRACE(describe("seed ", seed, ", L ", length, ", ", words_of(shape), ", window ", window));
+    Random random(seed);
+    const Head<double> head = random_heads<double>(random, length, shape, 0.1);
+    Matrix<double> d_out(length, shape.heads * shape.dv);
+    fill_normal(random, d_out);
+    const castle::Options options{.lookahead_window = window};
+    const castle::Gradient<double> g = run_backward(shape, head.input(), d_out, options);
+    for (std::size_t m = 0; m < 6; ++m) {
+        Head<double> moved = head;
+        Matrix<double> direction(moved.all()[m]->rows(), moved.all()[m]->cols());
+        fill_normal(random, direction);
+        direction /= direction.norm();
+        const auto loss = [&](double by) {
+            *moved.all()[m] = *Head<double>(head).all()[m] + by * direction;
+            return castle::parallel(shape, moved.input(), options).cwiseProduct(d_out).sum();
+        };
+        const double difference = (loss(step) - loss(-step)) / (2 * step);
+        EXPECT_NEAR(difference, all_of(g)[m]->cwiseProduct(direction).sum(), 1e-7) << input_names[m];
+    }
+}
+
 TEST(Backward, MatchesCentralDifferencesOfParallel) {
     std::uint64_t seed = 2100;
     for (const Sizes sizes : {Sizes{33, 4, 3}, Sizes{129, 8, 8}, Sizes{700, 5, 6}}) {
         for (const Index window : {Index(0), Index(1), Index(70), castle::unlimited}) {
-            Random random(++seed);
-            SCOPED_TRACE(describe("seed ", seed, ", ", sizes, ", window ", window));
-            const Head<double> head = random_head<double>(random, sizes, 0.1);
-            Matrix<double> d_out(sizes.length, sizes.dv);
-            fill_normal(random, d_out);
-            const castle::Options options{.lookahead_window = window};
-            castle::Gradient<double> g = run_backward(head.input(), d_out, options);
-            for (std::size_t m = 0; m < 6; ++m) {
-                Head<double> moved = head;
-                Matrix<double> direction(moved.all()[m]->rows(), moved.all()[m]->cols());
-                fill_normal(random, direction);
-                direction /= direction.norm();
-                const auto loss = [&](double by) {
-                    *moved.all()[m] = *Head<double>(head).all()[m] + by * direction;
-                    return castle::parallel(moved.input(), options).cwiseProduct(d_out).sum();
-                };
-                const double difference = (loss(step) - loss(-step)) / (2 * step);
-                EXPECT_NEAR(difference, all_of(g)[m]->cwiseProduct(direction).sum(), 1e-7) << input_names[m];
-            }
+            expect_central_differences(++seed, sizes.length, {.d = sizes.d, .dv = sizes.dv}, window);
         }
     }
 }
@@ -96,26 +100,7 @@ TEST(Backward, MatchesCentralDifferencesOfParallelWithGroupedQueries) {
     for (const castle::Shape& shape : {castle::Shape{.d = 4, .dv = 3, .heads = 4, .kv_heads = 2},
                                        castle::Shape{.d = 5, .dv = 6, .heads = 4, .kv_heads = 1}}) {
         for (const Index window : {Index(0), Index(1), Index(70), castle::unlimited}) {
-            Random random(++seed);
-            SCOPED_TRACE(describe("seed ", seed, ", ", words_of(shape), ", window ", window));
-            const Index length = 129;
-            const Head<double> head = random_heads<double>(random, length, shape, 0.1);
-            Matrix<double> d_out(length, shape.heads * shape.dv);
-            fill_normal(random, d_out);
-            const castle::Options options{.lookahead_window = window};
-            const castle::Gradient<double> g = run_backward(shape, head.input(), d_out, options);
-            for (std::size_t m = 0; m < 6; ++m) {
-                Head<double> moved = head;
-                Matrix<double> direction(moved.all()[m]->rows(), moved.all()[m]->cols());
-                fill_normal(random, direction);
-                direction /= direction.norm();
-                const auto loss = [&](double by) {
-                    *moved.all()[m] = *Head<double>(head).all()[m] + by * direction;
-                    return castle::parallel(shape, moved.input(), options).cwiseProduct(d_out).sum();
-                };
-                const double difference = (loss(step) - loss(-step)) / (2 * step);
-                EXPECT_NEAR(difference, all_of(g)[m]->cwiseProduct(direction).sum(), 1e-7) << input_names[m];
-            }
+            expect_central_differences(++seed, 129, shape, window);
         }
     }
 }

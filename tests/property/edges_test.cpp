@@ -11,6 +11,7 @@
 #include <castle/castle.hpp>
 
 #include "support/generators.hpp"
+#include "support/poison.hpp"
 #include "support/runs.hpp"
 #include "support/scalars.hpp"
 #include "support/tolerances.hpp"
@@ -205,22 +206,6 @@ struct Reach {
         }
     }
 };
-
-template <class T, class Reaches>
-void expect_poison(const Matrix<T>& clean, const Matrix<T>& poisoned, bool is_nan, const Reaches& reaches) {
-    for (Index i = 0; i < clean.rows(); ++i) {
-        for (Index j = 0; j < clean.cols(); ++j) {
-            if (!reaches(i, j)) {
-                ASSERT_TRUE(same_bits(clean(i, j), poisoned(i, j)))
-                    << "(" << i << ", " << j << ") does not depend on the poison but went from " << clean(i, j)
-                    << " to " << poisoned(i, j);
-            } else if (is_nan) {
-                ASSERT_TRUE(std::isnan(poisoned(i, j)))
-                    << "(" << i << ", " << j << ") hides the poison: it is " << poisoned(i, j);
-            }
-        }
-    }
-}
 
 template <class T>
 void check_poison(const std::vector<Form<T>>& forms, std::uint64_t seed, Sizes sizes, const std::vector<Index>& tokens,

@@ -18,7 +18,9 @@
 #include "support/generators.hpp"
 #include "support/many_heads.hpp"
 #include "support/message.hpp"
+#include "support/poison.hpp"
 #include "support/runs.hpp"
+#include "support/saved.hpp"
 #include "support/scalars.hpp"
 #include "support/tolerances.hpp"
 
@@ -309,19 +311,6 @@ TYPED_TEST(ManyHeads, AllocateNothingInDecodingAfterReserve) {
     }
 }
 
-template <class Cache>
-std::string saved(const Cache& cache) {
-    std::ostringstream out;
-    cache.save(out);
-    return out.str();
-}
-
-template <class T>
-castle::UqKvCache<T> loaded(const std::string& bytes) {
-    std::istringstream in(bytes);
-    return castle::UqKvCache<T>::load(in);
-}
-
 TYPED_TEST(ManyHeads, GoOnAfterSaveAndLoad) {
     using T = TypeParam;
     std::uint64_t seed = 4500;
@@ -436,22 +425,6 @@ struct Poison {
         return absorbs && (input == 4 || column == key_column);
     }
 };
-
-template <class T, class Reaches>
-void expect_poison(const Matrix<T>& clean, const Matrix<T>& poisoned, bool is_nan, const Reaches& reaches) {
-    for (Index i = 0; i < clean.rows(); ++i) {
-        for (Index j = 0; j < clean.cols(); ++j) {
-            if (!reaches(i, j)) {
-                ASSERT_TRUE(same_bits(clean(i, j), poisoned(i, j)))
-                    << "(" << i << ", " << j << ") does not depend on the poison but went from " << clean(i, j)
-                    << " to " << poisoned(i, j);
-            } else if (is_nan) {
-                ASSERT_TRUE(std::isnan(poisoned(i, j)))
-                    << "(" << i << ", " << j << ") hides the poison: it is " << poisoned(i, j);
-            }
-        }
-    }
-}
 
 TYPED_TEST(ManyHeads, PoisonReachesTheHeadsThatReadItAndNothingElse) {
     using T = TypeParam;

@@ -20,6 +20,7 @@
 #include "support/generators.hpp"
 #include "support/message.hpp"
 #include "support/runs.hpp"
+#include "support/saved.hpp"
 #include "support/scalars.hpp"
 #include "support/tolerances.hpp"
 
@@ -35,19 +36,6 @@ class Save : public ::testing::Test {};
 TYPED_TEST_SUITE(Save, support::Scalars);
 
 constexpr Index d = 7, dv = 5;
-
-template <class Cache>
-std::string saved(const Cache& cache) {
-    std::ostringstream out;
-    cache.save(out);
-    return out.str();
-}
-
-template <class T>
-castle::UqKvCache<T> loaded(const std::string& bytes, Index rollback = castle::default_rollback) {
-    std::istringstream in(bytes);
-    return castle::UqKvCache<T>::load(in, {}, rollback);
-}
 
 TEST(Checksum, IsThatOfTheStandard) {
     castle::detail::Checksum checksum;

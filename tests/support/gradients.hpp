@@ -23,8 +23,8 @@ std::array<const oracle::Rows<T>*, 6> all_of(const oracle::Gradient<T>& g) {
 
 /// The backward pass of what `workspace` holds. Lookahead gradients are empty where the input's views are.
 template <class T>
-castle::Gradient<T> run_backward(castle::Workspace<T>& workspace, const castle::Input<T>& input,
-                                 const Matrix<T>& d_out) {
+castle::Gradient<T> run_backward(castle::Workspace<T>& workspace, const castle::Input<T>& input, const Matrix<T>& d_out,
+                                 const castle::Executor& executor = {}) {
     castle::Gradient<T> g;
     const castle::Shape shape = workspace.shape();
     const Index rows = d_out.rows(), keys = shape.kv_heads * shape.d;
@@ -41,7 +41,8 @@ castle::Gradient<T> run_backward(castle::Workspace<T>& workspace, const castle::
                         ahead(g.lookahead.v, [&](castle::MatrixView<T> lv) {
                             castle::backward(
                                 workspace, input, d_out,
-                                {.causal = {.q = cq, .k = ck, .v = cv}, .lookahead = {.q = lq, .k = lk, .v = lv}});
+                                {.causal = {.q = cq, .k = ck, .v = cv}, .lookahead = {.q = lq, .k = lk, .v = lv}},
+                                executor);
                         });
                     });
                 });

@@ -82,33 +82,9 @@ void expect_same_outcome(const Outcome<T>& a, const Outcome<T>& b) {
     EXPECT_TRUE(same_bits(a.lookahead_keys, b.lookahead_keys)) << "of the lookahead keys";
 }
 
-/// As above, with an executor for each call.
-template <class T>
-Matrix<T> run_extend(castle::UqKvCache<T>& cache, const castle::Input<T>& input, const std::vector<Index>& chunks,
-                     const castle::Executor& executor) {
-    const castle::Shape shape = cache.shape();
-    return written<T>(input.causal.q.rows(), shape.heads * shape.dv, [&](castle::MatrixView<T> out) {
-        Index first = 0;
-        for (const Index chunk : chunks) {
-            castle::extend(cache, input.tokens(first, chunk), out.middle_rows(first, chunk), executor);
-            first += chunk;
-        }
-    });
-}
-
 template <class T>
 std::array<Matrix<T>*, 6> all_of(castle::Gradient<T>& g) {
     return {&g.causal.q, &g.causal.k, &g.causal.v, &g.lookahead.q, &g.lookahead.k, &g.lookahead.v};
-}
-
-/// The backward pass of what `workspace` holds, on an executor of the call's own.
-template <class T>
-castle::Gradient<T> run_backward(castle::Workspace<T>& workspace, const castle::Input<T>& input, const Matrix<T>& d_out,
-                                 const castle::Executor& executor) {
-    castle::Gradient<T> g(d_out.rows(), workspace.shape(), input.has_lookahead());
-    for (Matrix<T>* m : all_of(g)) m->setConstant(sentinel<T>());
-    castle::backward(workspace, input, d_out, g.view(), executor);
-    return g;
 }
 
 /// The gradients of every query head alone: those of its queries side by side, those of what a group shares added up.

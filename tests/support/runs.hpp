@@ -48,12 +48,13 @@ Matrix<T> run_recurrent(const castle::Input<T>& input, const castle::Options& op
 
 /// The tokens onto the cache in chunks of the given sizes; what is left after the last chunk does not run.
 template <class T>
-Matrix<T> run_extend(castle::UqKvCache<T>& cache, const castle::Input<T>& input, const std::vector<Index>& chunks) {
+Matrix<T> run_extend(castle::UqKvCache<T>& cache, const castle::Input<T>& input, const std::vector<Index>& chunks,
+                     const castle::Executor& executor = {}) {
     const castle::Shape shape = cache.shape();
     return written<T>(input.causal.q.rows(), shape.heads * shape.dv, [&](castle::MatrixView<T> out) {
         Index first = 0;
         for (const Index chunk : chunks) {
-            castle::extend(cache, input.tokens(first, chunk), out.middle_rows(first, chunk));
+            castle::extend(cache, input.tokens(first, chunk), out.middle_rows(first, chunk), executor);
             first += chunk;
         }
     });

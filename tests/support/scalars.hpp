@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <concepts>
+#include <type_traits>
+
 #include <gtest/gtest.h>
 
 namespace support {
@@ -12,5 +15,9 @@ using Scalars = ::testing::Types<float>;
 #else
 using Scalars = ::testing::Types<float, double>;
 #endif
+
+/// What says exactly what is right for T.
+template <class T>
+using Exact = std::conditional_t<std::same_as<T, float>, double, long double>;
 
 }  // namespace support
