@@ -85,7 +85,7 @@ class Layer {
     /// Replaces the weights by copies of these; all of them are `[out, in]` if `order` says so. Throws
     /// std::invalid_argument, and changes nothing then, if a shape does not fit.
     void set_weights(const LayerWeightsView<T>& w, WeightOrder order = WeightOrder::in_out) {
-        projections_.check(where, "weights.", w, order);
+        projections_.check_weights(where, "weights.", w, order);
         projections_.set(w, order);
     }
 
@@ -236,7 +236,7 @@ class Layer {
         check_tokens("x", x, rows);
         check_tokens("d_y", d_y, rows);
         check_tokens("d_x", d_x, rows);
-        projections_.check(where, "d_weights.", d_weights, WeightOrder::in_out);
+        projections_.check_weights(where, "d_weights.", d_weights, WeightOrder::in_out);
         check_made_for("workspace", workspace.kind_);
         detail::check_forward_pass(where, "x", rows, workspace.size());
         if (rows == 0) return;

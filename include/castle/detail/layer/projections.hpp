@@ -69,7 +69,8 @@ class Projections {
         set(out_, 0, w.w_out);
     }
 
-    void check(std::string_view where, std::string_view group, const LayerWeightsView<T>& w, WeightOrder order) const {
+    void check_weights(std::string_view where, std::string_view group, const LayerWeightsView<T>& w,
+                       WeightOrder order) const {
         const Call call{.where = where,
                         .rows = 0,
                         .rows_of = "",
