@@ -7,7 +7,7 @@
 
 #include <benchmark/benchmark.h>
 #include <castle/detail/simd/simd.hpp>
-#include <castle/detail/state/aligned_buffer.hpp>
+#include <castle/detail/simd/aligned_buffer.hpp>
 #include <castle/types.hpp>
 
 namespace castle_bench {

@@ -8,9 +8,12 @@
 #include <castle/detail/check/attention_kind.hpp>
 #include <castle/detail/check/checks.hpp>
 #include <castle/detail/forward/append.hpp>
+#include <castle/detail/forward/whole_sequence.hpp>
 #include <castle/detail/state/sequence_state.hpp>
 #include <castle/input.hpp>
+#include <castle/mask.hpp>
 #include <castle/options.hpp>
+#include <castle/output.hpp>
 #include <castle/types.hpp>
 
 namespace castle {
@@ -25,29 +28,43 @@ inline namespace CASTLE_ABI {
 /// runs out.
 template <Scalar T>
 void parallel(const Shape& shape, const Input<T>& input, std::type_identity_t<MatrixView<T>> out,
-              const Options& options = {}) {
-    detail::SequenceState<T> state(detail::checked_kind("parallel", shape, input, options), {});
-    detail::call_of_whole("parallel", shape, input).check_out("out", out);
-    detail::append<T>(state, std::array{out.rows()}, input, {.out = out}, options.executor);
+              const Options& options = {}, const Masks& mask = {}) {
+    parallel(shape, input, Output<T>{.out = out}, options, mask);
+}
+
+/// The same with all that an Output has. Under a mask of documents each is run as a sequence of its own, and bitwise
+/// equal to it; under other masks it is bitwise identical to `extend` with that mask. Throws, too, if the mask does not
+/// fit, see `extend`, or its documents do not come to `L` tokens.
+template <Scalar T>
+void parallel(const Shape& shape, const Input<T>& input, const std::type_identity_t<Output<T>>& output,
+              const Options& options = {}, const Masks& mask = {}) {
+    const detail::AttentionKind kind = detail::checked_kind("parallel", shape, input, options);
+    const Index rows = input.causal.q.rows();
+    const detail::WholeSequence whole("parallel", rows, mask, output.mass_over);
+    detail::call_of_whole("parallel", shape, input).check_output("", output, 1);
+    whole.check("parallel", kind.terms.get());
+    detail::append_whole<T>(kind, whole, input, detail::output_rows(output), options.executor);
 }
 
 /// As above; returns the outputs, `[L, heads dv]`.
 template <Scalar T>
-[[nodiscard]] Matrix<T> parallel(const Shape& shape, const Input<T>& input, const Options& options = {}) {
+[[nodiscard]] Matrix<T> parallel(const Shape& shape, const Input<T>& input, const Options& options = {},
+                                 const Masks& mask = {}) {
     detail::checked_kind("parallel", shape, input, options);
     Matrix<T> out(input.causal.q.rows(), shape.heads * shape.dv);
-    parallel(shape, input, out, options);
+    parallel(shape, input, out, options, mask);
     return out;
 }
 
 /// The same for one head, whose sizes are those of the views.
 template <Scalar T>
-void parallel(const Input<T>& input, std::type_identity_t<MatrixView<T>> out, const Options& options = {}) {
-    parallel(detail::own_shape("parallel", input), input, out, options);
+void parallel(const Input<T>& input, std::type_identity_t<MatrixView<T>> out, const Options& options = {},
+              const Masks& mask = {}) {
+    parallel(detail::own_shape("parallel", input), input, out, options, mask);
 }
 template <Scalar T>
-[[nodiscard]] Matrix<T> parallel(const Input<T>& input, const Options& options = {}) {
-    return parallel(detail::own_shape("parallel", input), input, options);
+[[nodiscard]] Matrix<T> parallel(const Input<T>& input, const Options& options = {}, const Masks& mask = {}) {
+    return parallel(detail::own_shape("parallel", input), input, options, mask);
 }
 
 /// Standard causal attention of one head over a whole sequence, the short way in: returns `softmax(scale q k^T + mask)

@@ -10,9 +10,13 @@
 #include <castle/detail/backward/training_record.hpp>
 #include <castle/detail/check/attention_kind.hpp>
 #include <castle/detail/check/checks.hpp>
+#include <castle/detail/forward/whole_sequence.hpp>
 #include <castle/executor.hpp>
 #include <castle/input.hpp>
+#include <castle/mask.hpp>
 #include <castle/options.hpp>
+#include <castle/output.hpp>
+#include <castle/terms.hpp>
 #include <castle/types.hpp>
 #include <castle/workspace.hpp>
 
@@ -60,11 +64,13 @@ Call call_of_training(std::string_view where, const Workspace<T>& workspace, con
 
 // The shapes of a backward pass's input and output gradient, and whether the workspace has seen such an input.
 template <Scalar T>
-void check_backward(Workspace<T>& workspace, const Input<T>& input, ConstMatrixView<T> d_out) {
+void check_backward(Workspace<T>& workspace, const Input<T>& input, const OutputGradient<T>& d_output) {
+    const TrainingRecord<T>& record = WorkspaceAccess::record(workspace);
     const Call call = call_of_training("backward", workspace, input);
-    call.check_input(input, WorkspaceAccess::record(workspace).kind().has_lookahead());
+    call.check_input(input, record.kind().has_lookahead());
     check_forward_pass("backward", "input", call.rows, workspace.size());
-    call.check_out("d_out", d_out);
+    call.check_outputs("d_", d_output);
+    check_mass_gradient("backward", d_output, record.has_mass());
 }
 
 }  // namespace detail
@@ -79,21 +85,46 @@ void check_backward(Workspace<T>& workspace, const Input<T>& input, ConstMatrixV
 template <Scalar T>
 void forward(Workspace<T>& workspace, std::span<const Index> counts, const std::type_identity_t<Input<T>>& input,
              std::type_identity_t<MatrixView<T>> out, const Executor& executor = {}) {
+    forward(workspace, counts, input, Output<T>{.out = out}, Masks(), executor);
+}
+
+/// The same under one mask for all sequences, or one for each, and with all that an Output has; `backward` remembers
+/// them. Positions begin anew with every sequence. Throws, too, if a mask does not fit; see `extend`.
+template <Scalar T>
+void forward(Workspace<T>& workspace, std::span<const Index> counts, const std::type_identity_t<Input<T>>& input,
+             const std::type_identity_t<Output<T>>& output, const Masks& masks = {}, const Executor& executor = {}) {
     detail::TrainingRecord<T>& record = detail::WorkspaceAccess::record(workspace);
     const detail::Call call = detail::call_of_training("forward", workspace, input);
     call.check_input(input, record.kind().has_lookahead());
-    call.check_out("out", out);
+    call.check_output("", output, Index(counts.size()));
     detail::check_counts("forward", counts, "input.causal.q", call.rows);
+    detail::check_masks("forward", "masks", masks, Index(counts.size()));
+    for (Index i = 0; i < Index(counts.size()); ++i) {
+        detail::check_sight("forward", masks[i], record.kind().terms.get(), 0, counts[std::size_t(i)]);
+    }
     const Executor& threads = detail::executor_for(executor, workspace.options());
-    detail::WorkspaceAccess::start(workspace, counts, call.rows, threads);
+    detail::WorkspaceAccess::start(workspace, counts, {.seen = masks, .mass_over = detail::mass_over(output)},
+                                   call.rows, threads);
     if (call.rows == 0) return;
     const MatrixView<T> kept = detail::WorkspaceAccess::out(workspace);
-    const detail::OutputRows<T> output = record.output(kept);
-    record.forward(/*together=*/false, threads, [&](const auto& step) { step.attend(input, output); });
-    out.map() = kept.map();
+    detail::OutputRows<T> rows = detail::output_rows(output);
+    rows.out = kept;
+    rows = record.output(rows);
+    record.forward(
+        /*together=*/false, threads, [](bool) {}, [&](const auto& step, bool) { step.attend(input, rows); });
+    output.out.map() = kept.map();
 }
 
-/// The same of one sequence.
+/// The same of one sequence; under a mask of documents each of them is a sequence.
+template <Scalar T>
+void forward(Workspace<T>& workspace, const std::type_identity_t<Input<T>>& input,
+             const std::type_identity_t<Output<T>>& output, const Masks& mask = {}, const Executor& executor = {}) {
+    const detail::WholeSequence whole("forward", input.causal.q.rows(), mask, output.mass_over);
+    const detail::CallMasks masks = whole.masks();
+    Output<T> own = output;
+    own.mass_over = masks.mass_over;
+    forward(workspace, whole.counts(), input, own, masks.seen, executor);
+}
 template <Scalar T>
 void forward(Workspace<T>& workspace, const std::type_identity_t<Input<T>>& input,
              std::type_identity_t<MatrixView<T>> out, const Executor& executor = {}) {
@@ -114,20 +145,32 @@ template <Scalar T>
 void backward(Workspace<T>& workspace, const std::type_identity_t<Input<T>>& input,
               std::type_identity_t<ConstMatrixView<T>> d_out, const std::type_identity_t<GradientView<T>>& gradient,
               const Executor& executor = {}) {
+    backward(workspace, input, OutputGradient<T>{.out = d_out}, gradient, TermsGradientView<T>(), executor);
+}
+
+/// The same from the gradients of all that the forward pass's Output had, and with the gradients of the score terms,
+/// sums over all rows and sequences. A row that sees no key has no gradient. Throws, too, if there is a gradient of
+/// masses but the forward pass was asked for none, or of terms that the options do not have.
+template <Scalar T>
+void backward(Workspace<T>& workspace, const std::type_identity_t<Input<T>>& input,
+              const std::type_identity_t<OutputGradient<T>>& d_output,
+              const std::type_identity_t<GradientView<T>>& gradient,
+              const std::type_identity_t<TermsGradientView<T>>& d_terms = {}, const Executor& executor = {}) {
     detail::TrainingRecord<T>& record = detail::WorkspaceAccess::record(workspace);
-    detail::check_backward(workspace, input, d_out);
+    detail::check_backward(workspace, input, d_output);
     const detail::Call call = detail::call_of_training("backward", workspace, input);
     call.check_gradient(gradient, input.has_lookahead());
+    detail::check_terms_gradient<T>("backward", workspace.options().terms, d_terms);
     const Executor& threads = detail::executor_for(executor, workspace.options());
     record.reserve_backward(threads);
-    record.backward(input, detail::WorkspaceAccess::out(workspace), d_out, gradient, threads);
+    record.backward(input, detail::WorkspaceAccess::out(workspace), d_output, gradient, d_terms, threads);
 }
 
 /// As above; returns the gradients.
 template <Scalar T>
 [[nodiscard]] Gradient<T> backward(Workspace<T>& workspace, const std::type_identity_t<Input<T>>& input,
                                    std::type_identity_t<ConstMatrixView<T>> d_out) {
-    detail::check_backward(workspace, input, d_out);
+    detail::check_backward(workspace, input, {.out = d_out});
     const bool has_lookahead = detail::WorkspaceAccess::record(workspace).kind().has_lookahead();
     Gradient<T> gradient(input.causal.q.rows(), workspace.shape(), has_lookahead || input.has_lookahead());
     backward(workspace, input, d_out, gradient.view());

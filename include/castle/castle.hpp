@@ -16,10 +16,13 @@
 #include <castle/layer_cache.hpp>
 #include <castle/layer_weights.hpp>
 #include <castle/layer_workspace.hpp>
+#include <castle/mask.hpp>
 #include <castle/options.hpp>
+#include <castle/output.hpp>
 #include <castle/reference/dense.hpp>
 #include <castle/reference/recurrent.hpp>
 #include <castle/rotary.hpp>
+#include <castle/terms.hpp>
 #include <castle/types.hpp>
 #include <castle/version.hpp>
 #include <castle/workspace.hpp>

@@ -12,6 +12,8 @@
 #include <castle/detail/state/sequences.hpp>
 #include <castle/executor.hpp>
 #include <castle/input.hpp>
+#include <castle/mask.hpp>
+#include <castle/output.hpp>
 #include <castle/types.hpp>
 
 namespace castle {
@@ -44,12 +46,32 @@ Call call_of_extend(const UqKvCache<T>& cache, const Input<T>& input) {
 template <Scalar T>
 void extend(UqKvCache<T>& cache, const std::type_identity_t<Input<T>>& input, std::type_identity_t<MatrixView<T>> out,
             const Executor& executor = {}) {
+    extend(cache, input, Output<T>{.out = out}, Masks(), executor);
+}
+
+/// The same under a mask, whose rows and keys are positions in the sequence, and with all that an Output has. A row may
+/// see keys after it if this call brings them; where it does, results are bitwise those of other calls that bring them
+/// together. With a cache of lookahead keys the first call with a mask takes memory for words, 4 bytes a token and
+/// key-value head for every 32 tokens that can be rolled back, and as many for the open blocks.
+///
+/// Throws as above, and if the mask does not know a row, shows it a key that is not there, or shows it none without
+/// saying that this may be, or if a table of the options' terms is too short for a distance.
+template <Scalar T>
+void extend(UqKvCache<T>& cache, const std::type_identity_t<Input<T>>& input,
+            const std::type_identity_t<Output<T>>& output, const Masks& mask = {}, const Executor& executor = {}) {
     detail::SequenceState<T>& state = detail::CacheAccess::state(cache);
     const detail::Call call = detail::call_of_extend(cache, input);
     call.check_input(input, state.kind().has_lookahead());
-    call.check_out("out", out);
-    detail::append<T>(state, std::array{out.rows()}, input, {.out = out},
-                      detail::executor_for(executor, cache.options()));
+    call.check_output("", output, 1);
+    detail::check_masks("extend", "mask", mask, 1);
+    detail::check_sight("extend", mask[0], state.kind().terms.get(), state.size(), state.size() + call.rows);
+    detail::append<T>(state, std::array{call.rows}, {.seen = mask, .mass_over = detail::mass_over(output)}, input,
+                      detail::output_rows(output), detail::executor_for(executor, cache.options()));
+}
+template <Scalar T>
+void extend(UqKvCache<T>& cache, const std::type_identity_t<Input<T>>& input, std::type_identity_t<MatrixView<T>> out,
+            const Masks& mask, const Executor& executor = {}) {
+    extend(cache, input, Output<T>{.out = out}, mask, executor);
 }
 
 /// As above, but allocates the outputs, `[m, heads dv]`, and returns them.
@@ -76,11 +98,22 @@ Matrix<T> extend(UqKvCache<T>& cache, const std::type_identity_t<Input<T>>& inpu
 template <Scalar T>
 void extend(std::type_identity_t<std::span<UqKvCache<T>* const>> caches, std::span<const Index> counts,
             const Input<T>& input, std::type_identity_t<MatrixView<T>> out, const Executor& executor = {}) {
+    extend<T>(caches, counts, input, Output<T>{.out = out}, Masks(), executor);
+}
+
+/// The same under one mask for all sequences, or one for each, and with all that an Output has; see `extend` of one
+/// cache.
+template <Scalar T>
+void extend(std::type_identity_t<std::span<UqKvCache<T>* const>> caches, std::span<const Index> counts,
+            const Input<T>& input, const std::type_identity_t<Output<T>>& output, const Masks& masks = {},
+            const Executor& executor = {}) {
     detail::check_batch("extend", caches, counts);
     const Index rows = input.causal.q.rows();
     detail::check_counts("extend", counts, "input.causal.q", rows);
     if (caches.empty()) {
-        if (out.rows() != 0) detail::fail("extend", "out is ", detail::extents_of(out), " but there are no caches");
+        if (output.out.rows() != 0) {
+            detail::fail("extend", "out is ", detail::extents_of(output.out), " but there are no caches");
+        }
         return;
     }
     const auto state = [&](Index i) -> auto& { return detail::CacheAccess::state(*caches[std::size_t(i)]); };
@@ -96,9 +129,14 @@ void extend(std::type_identity_t<std::span<UqKvCache<T>* const>> caches, std::sp
     }
     const detail::Call call = detail::call_of_extend(*caches.front(), input);
     call.check_input(input, has_lookahead);
-    call.check_out("out", out);
-    detail::append(detail::Sequences<T>(state), counts, input, detail::OutputRows<T>{.out = out},
-                   detail::executor_for(executor, caches.front()->options()));
+    call.check_output("", output, Index(caches.size()));
+    detail::check_masks("extend", "masks", masks, Index(caches.size()));
+    for (Index i = 0; i < Index(caches.size()); ++i) {
+        detail::check_sight("extend", masks[i], state(i).kind().terms.get(), state(i).size(),
+                            state(i).size() + counts[std::size_t(i)]);
+    }
+    detail::append(detail::Sequences<T>(state), counts, {.seen = masks, .mass_over = detail::mass_over(output)}, input,
+                   detail::output_rows(output), detail::executor_for(executor, caches.front()->options()));
 }
 
 }  // namespace CASTLE_ABI

@@ -9,12 +9,14 @@
 #include <string_view>
 #include <type_traits>
 #include <utility>
+#include <vector>
 
 #include <castle/cache.hpp>
 #include <castle/detail/backward/training_record.hpp>
 #include <castle/detail/cache/saved_cache.hpp>
 #include <castle/detail/check/checks.hpp>
 #include <castle/detail/forward/append.hpp>
+#include <castle/detail/forward/whole_sequence.hpp>
 #include <castle/detail/layer/layer_kind.hpp>
 #include <castle/detail/layer/layer_rows.hpp>
 #include <castle/detail/layer/projections.hpp>
@@ -23,8 +25,11 @@
 #include <castle/layer_cache.hpp>
 #include <castle/layer_weights.hpp>
 #include <castle/layer_workspace.hpp>
+#include <castle/mask.hpp>
 #include <castle/options.hpp>
+#include <castle/output.hpp>
 #include <castle/rotary.hpp>
+#include <castle/terms.hpp>
 #include <castle/types.hpp>
 
 namespace castle {
@@ -89,6 +94,16 @@ class Layer {
         projections_.set(w, order);
     }
 
+    /// Other score terms, for tables and sinks that are trained. Caches and workspaces that were made before are for
+    /// another layer then; a workspace is told by its own `set_terms`. Throws std::invalid_argument, and changes
+    /// nothing then, if they do not fit.
+    void set_terms(ScoreTerms terms) {
+        Options options = options_;
+        options.terms = std::move(terms);
+        projections_.set_attention(detail::AttentionKind::checked<T>(where, shape_of(config_), options));
+        options_ = std::move(options);
+    }
+
     /// Zeros in the shapes of the weights, for `backward` to add to.
     LayerWeights<T> zero_gradient() const { return projections_.zeros(); }
 
@@ -127,11 +142,20 @@ class Layer {
     /// std::bad_alloc if memory runs out; the tokens in the cache are as they were then.
     void extend(LayerCache<T>& cache, std::type_identity_t<ConstMatrixView<T>> x, std::type_identity_t<MatrixView<T>> y,
                 const Executor& executor = {}) const {
+        extend(cache, x, Output<T>{.out = y}, Masks(), executor);
+    }
+
+    /// The same under a mask, whose rows and keys are positions in the sequence, and with all that an Output has, `out`
+    /// being `y`; see `extend` of a UqKvCache, which says when a mask is rejected.
+    void extend(LayerCache<T>& cache, std::type_identity_t<ConstMatrixView<T>> x, const Output<T>& output,
+                const Masks& mask = {}, const Executor& executor = {}) const {
         check_tokens("x", x, x.rows());
-        check_tokens("y", y, x.rows());
+        check_output(x.rows(), output, 1);
         eigen_assert(!cache.state_.is_moved_from() && "a cache that was moved from");
         check_made_for("cache", cache.kind_);
-        append(cache.state_, std::array{x.rows()}, x, y, cache.row_, executor);
+        detail::check_masks(where, "mask", mask, 1);
+        check_sight(mask[0], cache.size(), x.rows());
+        append(cache.state_, std::array{x.rows()}, mask, x, output, cache.row_, executor);
     }
 
     /// As above, but allocates the output, `[m, d_model]`, and returns it.
@@ -155,27 +179,54 @@ class Layer {
     void extend(std::span<LayerCache<T>* const> caches, std::span<const Index> counts,
                 std::type_identity_t<ConstMatrixView<T>> x, std::type_identity_t<MatrixView<T>> y,
                 const Executor& executor = {}) const {
+        extend(caches, counts, x, Output<T>{.out = y}, Masks(), executor);
+    }
+
+    /// The same under one mask for all sequences, or one for each, and with all that an Output has.
+    void extend(std::span<LayerCache<T>* const> caches, std::span<const Index> counts,
+                std::type_identity_t<ConstMatrixView<T>> x, const Output<T>& output, const Masks& masks = {},
+                const Executor& executor = {}) const {
         detail::check_batch(where, caches, counts);
         check_tokens("x", x, x.rows());
-        check_tokens("y", y, x.rows());
+        check_output(x.rows(), output, Index(caches.size()));
         detail::check_counts(where, counts, "x", x.rows());
+        detail::check_masks(where, "masks", masks, Index(caches.size()));
         for (std::size_t i = 0; i < caches.size(); ++i) {
             const auto& made_for = caches[i]->kind_;
             if (made_for != kind()) check_made_for(detail::text("caches[", Index(i), "]"), made_for);
+            check_sight(masks[Index(i)], caches[i]->size(), counts[i]);
         }
         if (caches.empty()) return;
         const auto state = [&](Index i) -> auto& { return caches[std::size_t(i)]->state_; };
-        append(detail::Sequences<T>(state), counts, x, y, caches.front()->row_, executor);
+        append(detail::Sequences<T>(state), counts, masks, x, output, caches.front()->row_, executor);
     }
 
     /// The layer over a whole sequence `x`, `[L, d_model]`, into `y`, `[L, d_model]`: `extend` of an empty cache.
     void forward(std::type_identity_t<ConstMatrixView<T>> x, std::type_identity_t<MatrixView<T>> y,
                  const Executor& executor = {}) const {
+        forward(x, Output<T>{.out = y}, Masks(), executor);
+    }
+
+    /// The same under a mask, and with all that an Output has. Documents of the mask are sequences of their own, whose
+    /// positions begin anew.
+    void forward(std::type_identity_t<ConstMatrixView<T>> x, const Output<T>& output, const Masks& mask = {},
+                 const Executor& executor = {}) const {
         check_tokens("x", x, x.rows());
-        check_tokens("y", y, x.rows());
-        detail::SequenceState<T> state(kind().attention, {});
+        check_output(x.rows(), output, 1);
+        const detail::WholeSequence whole(where, x.rows(), mask, output.mass_over);
+        whole.check(where, kind().attention.terms.get());
+        const auto terms = detail::SequenceState<T>::terms_of(kind().attention);
+        std::vector<detail::SequenceState<T>> states;
+        states.reserve(whole.counts().size());
+        for (std::size_t i = 0; i < whole.counts().size(); ++i) {
+            states.emplace_back(kind().attention, detail::Keeping(), terms);
+        }
+        const auto state = [&](Index i) -> auto& { return states[std::size_t(i)]; };
+        const detail::CallMasks masks = whole.masks();
+        Output<T> own = output;
+        own.mass_over = masks.mass_over;
         detail::AlignedBuffer<T> row;
-        append(state, std::array{x.rows()}, x, y, row, executor);
+        append(detail::Sequences<T>(state), whole.counts(), masks.seen, x, own, row, executor);
     }
 
     /// As above; returns the output, `[L, d_model]`.
@@ -200,24 +251,52 @@ class Layer {
     void forward(LayerWorkspace<T>& workspace, std::span<const Index> counts,
                  std::type_identity_t<ConstMatrixView<T>> x, std::type_identity_t<MatrixView<T>> y,
                  const Executor& executor = {}) const {
+        forward(workspace, counts, x, Output<T>{.out = y}, Masks(), executor);
+    }
+
+    /// The same under one mask for all sequences, or one for each, and with all that an Output has; `backward`
+    /// remembers them.
+    void forward(LayerWorkspace<T>& workspace, std::span<const Index> counts,
+                 std::type_identity_t<ConstMatrixView<T>> x, const Output<T>& output, const Masks& masks = {},
+                 const Executor& executor = {}) const {
         const Index rows = x.rows();
         check_tokens("x", x, rows);
-        check_tokens("y", y, rows);
+        check_output(rows, output, Index(counts.size()));
         detail::check_counts(where, counts, "x", rows);
         check_made_for("workspace", workspace.kind_);
+        detail::check_masks(where, "masks", masks, Index(counts.size()));
+        for (std::size_t i = 0; i < counts.size(); ++i) check_sight(masks[Index(i)], 0, counts[i]);
         const Executor& threads = detail::executor_for(executor, options_);
-        workspace.start(counts, rows * row_elements(), rows * Rows::padded(queries()), threads);
+        workspace.start(counts, {.seen = masks, .mass_over = detail::mass_over(output)}, rows * row_elements(),
+                        rows * Rows::padded(queries()), threads);
         if (rows == 0) return;
         const Rows kept = rows_in(workspace.rows_, rows);
-        const detail::OutputRows<T> output = workspace.record_.output(kept.attended());
-        workspace.record_.forward(/*together=*/true, threads,
-                                  [&](const auto& step) { run_step(step, x, kept, output, y, threads); });
+        detail::OutputRows<T> attended = detail::output_rows(output);
+        attended.out = kept.attended();
+        attended = workspace.record_.output(attended);
+        workspace.record_.forward(
+            /*together=*/true, threads,
+            [&](bool looks_ahead) {
+                if (looks_ahead) project(workspace.record_.whole(), x, kept, threads);
+            },
+            [&](const auto& step, bool looks_ahead) {
+                if (!looks_ahead) project(step, x, kept, threads);
+                attend(step, kept, attended, output.out, threads);
+            });
     }
 
     /// The same of one sequence.
     void forward(LayerWorkspace<T>& workspace, std::type_identity_t<ConstMatrixView<T>> x,
                  std::type_identity_t<MatrixView<T>> y, const Executor& executor = {}) const {
         forward(workspace, std::array{x.rows()}, x, y, executor);
+    }
+    void forward(LayerWorkspace<T>& workspace, std::type_identity_t<ConstMatrixView<T>> x, const Output<T>& output,
+                 const Masks& mask = {}, const Executor& executor = {}) const {
+        const detail::WholeSequence whole(where, x.rows(), mask, output.mass_over);
+        const detail::CallMasks masks = whole.masks();
+        Output<T> own = output;
+        own.mass_over = masks.mass_over;
+        forward(workspace, whole.counts(), x, own, masks.seen, executor);
     }
 
     /// The gradients of a loss from `d_y`, `[L, d_model]`, its gradient with respect to the layer's output: that with
@@ -232,9 +311,21 @@ class Layer {
     void backward(LayerWorkspace<T>& workspace, std::type_identity_t<ConstMatrixView<T>> x,
                   std::type_identity_t<ConstMatrixView<T>> d_y, std::type_identity_t<MatrixView<T>> d_x,
                   LayerWeights<T>& d_weights, const Executor& executor = {}) const {
+        backward(workspace, x, OutputGradient<T>{.out = d_y}, d_x, d_weights, TermsGradientView<T>(), executor);
+    }
+
+    /// The same from the gradients of all that the forward pass's Output had, and with the gradients of the score
+    /// terms, which are not added to what is there; see `backward` of a Workspace.
+    void backward(LayerWorkspace<T>& workspace, std::type_identity_t<ConstMatrixView<T>> x,
+                  const OutputGradient<T>& d_output, std::type_identity_t<MatrixView<T>> d_x,
+                  LayerWeights<T>& d_weights, const TermsGradientView<T>& d_terms = {},
+                  const Executor& executor = {}) const {
         const Index rows = x.rows();
         check_tokens("x", x, rows);
-        check_tokens("d_y", d_y, rows);
+        check_tokens("d_y", d_output.out, rows);
+        call_of_heads(rows).check_by_products("d_", d_output);
+        detail::check_mass_gradient(where, d_output, workspace.record_.has_mass());
+        detail::check_terms_gradient(where, options_.terms, d_terms);
         check_tokens("d_x", d_x, rows);
         projections_.check_weights(where, "d_weights.", d_weights, WeightOrder::in_out);
         check_made_for("workspace", workspace.kind_);
@@ -245,16 +336,13 @@ class Layer {
         workspace.record_.reserve_backward(threads);
         const Rows kept = rows_in(workspace.rows_, rows);
         const MatrixView<T> d_attended(workspace.d_attended_.data(), rows, queries(), Rows::padded(queries()));
-        projections_.project_out_back(kept.attended(), d_y, d_attended, d_weights, threads);
-        const auto for_sequences = [&](const auto& f) {
-            Index row = 0;
-            for (const Index count : workspace.record_.counts()) {
-                f(detail::RowRun{.call_row = row, .row = row, .count = count, .position = 0});
-                row += count;
-            }
-        };
+        projections_.project_out_back(kept.attended(), d_output.out, d_attended, d_weights, threads);
+        const auto whole = workspace.record_.whole();
+        const auto for_sequences = [&](const auto& f) { whole.for_sequences(f); };
         // Of the projections nothing is needed once their gradients are known, which take their places.
-        workspace.record_.backward(kept.input(), kept.attended(), d_attended, kept.gradient(), threads);
+        workspace.record_.backward(kept.input(), kept.attended(),
+                                   {.out = d_attended, .log_sum_exp = d_output.log_sum_exp, .mass = d_output.mass},
+                                   kept.gradient(), d_terms, threads);
         rotate(kept, rows, for_sequences, threads,
                [&](T* head, const T* angles) { table_->rotate_row_back(head, angles); });
         projections_.project_back(x, kept.projected(), d_x, d_weights, threads);
@@ -345,6 +433,24 @@ class Layer {
         call.check_argument("", name, m, d_model());
     }
 
+    detail::Call call_of_heads(Index rows) const {
+        return {.where = where,
+                .rows = rows,
+                .rows_of = "the rows of x",
+                .object = "a layer",
+                .shape = {.d = 0, .dv = 0, .heads = config_.heads, .kv_heads = config_.kv_heads}};
+    }
+    void check_output(Index rows, const Output<T>& output, Index sequences) const {
+        check_tokens("y", output.out, rows);
+        call_of_heads(rows).check_by_products("", output);
+        call_of_heads(rows).check_mass_over("", output, sequences);
+    }
+
+    // The mask for `count` tokens after the first `size`.
+    void check_sight(const Mask* mask, Index size, Index count) const {
+        detail::check_sight(where, mask, kind().attention.terms.get(), size, size + count);
+    }
+
     // A cache or a workspace.
     void check_made_for(std::string_view name, const detail::LayerKind& made_for) const {
         if (made_for != kind()) detail::fail(where, name, " is for a layer with ", made_for.difference(kind()));
@@ -363,25 +469,34 @@ class Layer {
     }
 
     // New tokens x onto the states of some sequences. `row_scratch` is kept for one token of each of them.
-    void append(const detail::Sequences<T>& sequences, std::span<const Index> counts, ConstMatrixView<T> x,
-                MatrixView<T> y, detail::AlignedBuffer<T>& row_scratch, const Executor& executor) const {
+    void append(const detail::Sequences<T>& sequences, std::span<const Index> counts, const Masks& masks,
+                ConstMatrixView<T> x, const Output<T>& output, detail::AlignedBuffer<T>& row_scratch,
+                const Executor& executor) const {
         if (x.rows() == 0) return;
         const Executor& threads = detail::executor_for(executor, options_);
         detail::AlignedBuffer<T> memory, many_rows;
-        detail::AppendTransaction<T> transaction(sequences, counts, /*together=*/true, memory, threads);
-        const Index rows = transaction.most_rows();
+        detail::AppendTransaction<T> transaction(sequences, counts,
+                                                 {.seen = masks, .mass_over = detail::mass_over(output)},
+                                                 /*together=*/true, memory, threads);
+        detail::OutputRows<T> attended = detail::output_rows(output);
+        // Keys that earlier rows see have to be there before these are attended, and by-products have a row for every
+        // row of the call: all of them together then.
+        const bool at_once = transaction.looks_ahead() || attended.has_by_products();
+        const Index rows = at_once ? x.rows() : transaction.most_rows();
         auto& row_memory = transaction.is_one_each() ? row_scratch : many_rows;
         if (row_memory.size() < rows * row_elements()) row_memory = detail::AlignedBuffer<T>(rows * row_elements());
         const Rows scratch = rows_in(row_memory, rows);
-        transaction.for_steps(/*packed=*/true, [&](const auto& step) {
-            run_step(step, x, scratch, {.out = scratch.attended()}, y, threads);
+        attended.out = scratch.attended();
+        if (at_once) project(transaction.whole(), x, scratch, threads);
+        transaction.for_steps(/*packed=*/!at_once, [&](const auto& step) {
+            if (!at_once) project(step, x, scratch, threads);
+            attend(step, scratch, attended, output.out, threads);
         });
     }
 
-    // The layer over the rows of one step; what lies between is in the step's rows of `rows`.
+    // Queries, keys and values of the rows of a step, or of the whole call, rotated.
     template <class Step>
-    void run_step(const Step& step, ConstMatrixView<T> x, const Rows& rows, const detail::OutputRows<T>& output,
-                  MatrixView<T> y, const Executor& executor) const {
+    void project(const Step& step, ConstMatrixView<T> x, const Rows& rows, const Executor& executor) const {
         projections_.project(
             [&](const auto& f) {
                 step.for_runs([&](const detail::RowRun& run) {
@@ -397,7 +512,13 @@ class Layer {
         }
         rotate(rows, step.rows(), for_sequences, executor,
                [&](T* head, const T* angles) { table_->rotate_row(head, angles); });
-        step.attend(rows.input(), output);
+    }
+
+    // The attention of a step's rows, and the output projection.
+    template <class Step>
+    void attend(const Step& step, const Rows& rows, const detail::OutputRows<T>& attended, MatrixView<T> y,
+                const Executor& executor) const {
+        step.attend(rows.input(), attended);
         projections_.project_out(
             [&](const auto& f) {
                 step.for_runs([&](const detail::RowRun& run) {

@@ -11,7 +11,7 @@
 #include <castle/detail/cache/saved_cache.hpp>
 #include <castle/detail/check/checks.hpp>
 #include <castle/detail/layer/layer_kind.hpp>
-#include <castle/detail/state/aligned_buffer.hpp>
+#include <castle/detail/simd/aligned_buffer.hpp>
 #include <castle/detail/state/sequence_state.hpp>
 #include <castle/types.hpp>
 

@@ -6,8 +6,10 @@
 
 #include <castle/detail/backward/training_record.hpp>
 #include <castle/detail/layer/layer_kind.hpp>
-#include <castle/detail/state/aligned_buffer.hpp>
+#include <castle/detail/simd/aligned_buffer.hpp>
 #include <castle/executor.hpp>
+#include <castle/options.hpp>
+#include <castle/terms.hpp>
 #include <castle/types.hpp>
 
 namespace castle {
@@ -30,6 +32,16 @@ class LayerWorkspace {
     /// Tokens of the forward pass that waits for its backward pass; 0 if none does.
     Index size() const { return record_.size(); }
 
+    /// For a layer whose score terms have been set to these, from the next forward pass on; see `Layer::set_terms`.
+    /// Throws std::invalid_argument, and changes nothing then, if they do not fit.
+    void set_terms(ScoreTerms terms) {
+        Options options = kind_.attention.options({});
+        options.terms = std::move(terms);
+        kind_.attention =
+            detail::AttentionKind::checked<T>("LayerWorkspace::set_terms", kind_.attention.shape, options);
+        record_.set_terms(kind_.attention);
+    }
+
     /// Memory that the workspace holds, in bytes.
     Index bytes() const { return record_.bytes() + (rows_.size() + d_attended_.size()) * Index(sizeof(T)); }
 
@@ -50,11 +62,12 @@ class LayerWorkspace {
     explicit LayerWorkspace(const detail::LayerKind& kind) : kind_(kind), record_(kind.attention) {}
 
     // Before a forward pass. Where it throws, the workspace holds none.
-    void start(std::span<const Index> counts, Index row_elements, Index attended_elements, const Executor& executor) {
+    void start(std::span<const Index> counts, const detail::CallMasks& masks, Index row_elements,
+               Index attended_elements, const Executor& executor) {
         record_.finish();
         if (row_elements > rows_.size()) rows_ = detail::AlignedBuffer<T>(row_elements);
         if (attended_elements > d_attended_.size()) d_attended_ = detail::AlignedBuffer<T>(attended_elements);
-        record_.start(counts, executor);
+        record_.start(counts, masks, executor);
     }
 
     detail::LayerKind kind_;

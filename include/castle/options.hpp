@@ -6,6 +6,7 @@
 #include <optional>
 
 #include <castle/executor.hpp>
+#include <castle/terms.hpp>
 #include <castle/types.hpp>
 
 namespace castle {
@@ -30,6 +31,9 @@ struct Options {
     /// `s^C - s^U`, with `causal_keys` off `s^C` counts as 0.
     bool silu = true;
     bool causal_keys = true;
+
+    /// Tables over the distance, a soft cap, sinks.
+    ScoreTerms terms = {};
 
     /// Where work runs; in the calling thread unless given. A call may be given another one.
     Executor executor = {};

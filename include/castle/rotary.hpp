@@ -15,8 +15,8 @@
 
 #include <castle/detail/base/layout.hpp>
 #include <castle/detail/check/checks.hpp>
+#include <castle/detail/simd/aligned_buffer.hpp>
 #include <castle/detail/simd/simd.hpp>
-#include <castle/detail/state/aligned_buffer.hpp>
 #include <castle/types.hpp>
 
 namespace castle {

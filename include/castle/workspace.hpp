@@ -6,10 +6,11 @@
 
 #include <castle/detail/backward/training_record.hpp>
 #include <castle/detail/check/attention_kind.hpp>
-#include <castle/detail/state/aligned_buffer.hpp>
+#include <castle/detail/simd/aligned_buffer.hpp>
 #include <castle/executor.hpp>
 #include <castle/input.hpp>
 #include <castle/options.hpp>
+#include <castle/terms.hpp>
 #include <castle/types.hpp>
 
 namespace castle {
@@ -48,6 +49,15 @@ class Workspace {
     const Shape& shape() const { return record_.kind().shape; }
     const Options& options() const { return options_; }
 
+    /// Other score terms from the next forward pass on, for tables and sinks that are trained. Throws
+    /// std::invalid_argument, and changes nothing then, if they do not fit.
+    void set_terms(ScoreTerms terms) {
+        Options options = options_;
+        options.terms = std::move(terms);
+        record_.set_terms(detail::AttentionKind::checked<T>("Workspace::set_terms", shape(), options));
+        options_ = std::move(options);
+    }
+
     /// Tokens of the forward pass that waits for its backward pass; 0 if none does.
     Index size() const { return record_.size(); }
 
@@ -77,11 +87,12 @@ struct WorkspaceAccess {
     }
     // Before a forward pass of sequences of so many tokens. Where it throws, the workspace holds none.
     template <Scalar T>
-    static void start(Workspace<T>& workspace, std::span<const Index> counts, Index tokens, const Executor& executor) {
+    static void start(Workspace<T>& workspace, std::span<const Index> counts, const CallMasks& masks, Index tokens,
+                      const Executor& executor) {
         workspace.record_.finish();
         const Index elements = tokens * workspace.shape().heads * workspace.shape().dv;
         if (elements > workspace.out_.size()) workspace.out_ = AlignedBuffer<T>(elements);
-        workspace.record_.start(counts, executor);
+        workspace.record_.start(counts, masks, executor);
     }
 };
 

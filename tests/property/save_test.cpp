@@ -169,7 +169,7 @@ constexpr std::size_t elements_begin = identity_end + 8;
 namespace place {
 constexpr std::size_t version = 0, byte_order = 1;
 constexpr std::size_t d = 5, dv = 6, heads = 7, kv_heads = 8, window = 9, silu = 10, causal_keys = 11, scale = 12;
-constexpr std::size_t size = 16, undoable = 17;
+constexpr std::size_t size = 23, undoable = 24;  // after the words of a layer, of score terms, and of masks
 }  // namespace place
 
 // A cache whose identity has been changed and whose checksums fit again.
@@ -239,12 +239,12 @@ TYPED_TEST(Save, RejectsForeignCachesWhateverTheirChecksum) {
     }
 }
 
-// The format of castle before grouped queries.
+// Those of castle before grouped queries, and before masks.
 TYPED_TEST(Save, RejectsAnotherVersionOfTheFormat) {
     using T = TypeParam;
     const std::string bytes = saved(castle::UqKvCache<T>({.d = d, .dv = dv}));
-    EXPECT_EQ(forged(bytes, place::version, 2), bytes);
-    for (const std::uint64_t version : {0U, 1U, 3U}) {
+    EXPECT_EQ(forged(bytes, place::version, 3), bytes);
+    for (const std::uint64_t version : {0U, 1U, 2U, 4U}) {
         EXPECT_EQ(message<std::runtime_error>([&] { loaded<T>(forged(bytes, place::version, version)); }),
                   "castle::load: the saved cache is of another version of the format");
     }

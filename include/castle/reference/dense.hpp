@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <algorithm>
 #include <limits>
 #include <string_view>
 #include <vector>
@@ -10,8 +9,10 @@
 #include <castle/detail/check/checks.hpp>
 #include <castle/detail/check/message.hpp>
 #include <castle/input.hpp>
+#include <castle/mask.hpp>
 #include <castle/options.hpp>
 #include <castle/reference/activations.hpp>
+#include <castle/reference/seen.hpp>
 
 // Theorem 1 as it is printed (eqs. 11 and 12), every matrix in between there to be looked at. `O(L^3)` time and
 // `O(L^2)` memory a head. `options.executor` is not used. Every function throws std::invalid_argument if shapes or
@@ -20,28 +21,31 @@
 // Without a shape they take one head, whose sizes are those of the views. With one they take heads side by side and
 // return a matrix for each query head or, for what belongs to the key-value heads, for each of these.
 //
-// A masked position is left out of its sum rather than multiplied by zero, so that nothing in a later token, a NaN
-// included, reaches an earlier row.
+// A masked position is left out of its sum rather than multiplied by zero, so that nothing in a key that a row does not
+// see, a NaN included, reaches it.
 namespace castle {
 inline namespace CASTLE_ABI {
 namespace detail {
 
-// The sizes of a lone head, if shapes and options fit.
+// The sizes of a lone head, if shapes, options and the mask fit.
 template <Scalar T>
-Shape checked_head(std::string_view where, const Input<T>& input, const Options& options) {
+Shape checked_head(std::string_view where, const Input<T>& input, const Options& options, const Mask& mask) {
     const Shape shape = own_shape(where, input);
-    checked_kind(where, shape, input, options);
+    check_whole(where, shape, input, options, mask);
     return shape;
 }
 
-// of_head(input) for `count` heads, query heads or the first of each group.
+// of_head(input, options) for `count` heads, query heads or the first of each group.
 template <Scalar T, class OfHead>
 std::vector<Matrix<T>> of_each_head(std::string_view where, const Shape& shape, const Input<T>& input,
-                                    const Options& options, Index count, const OfHead& of_head) {
-    checked_kind(where, shape, input, options);
+                                    const Options& options, const Mask& mask, Index count, const OfHead& of_head) {
+    check_whole(where, shape, input, options, mask);
     std::vector<Matrix<T>> all;
     all.reserve(std::size_t(count));
-    for (Index h = 0; h < count; ++h) all.push_back(of_head(input.head(shape, h * (shape.heads / count))));
+    for (Index i = 0; i < count; ++i) {
+        const Index h = i * (shape.heads / count);
+        all.push_back(of_head(input.head(shape, h), options_of_head(options, shape, h)));
+    }
     return all;
 }
 
@@ -50,20 +54,20 @@ std::vector<Matrix<T>> of_each_head(std::string_view where, const Shape& shape, 
 namespace dense {
 
 /// `sigmoid(scale Q^U K^U^T + M^U)`, `[L, L]`: row `s`, column `j` is how far token `s` absorbs token `j`; exactly 0
-/// unless `s < j <= s + W` (eqs. 3 and 9).
+/// unless `s < j <= s + W` (eqs. 3 and 9) and the mask lets `j` see `s`.
 template <Scalar T>
-[[nodiscard]] Matrix<T> gates(const Input<T>& input, const Options& options = {}) {
-    const Shape shape = detail::checked_head("dense::gates", input, options);
+[[nodiscard]] Matrix<T> gates(const Input<T>& input, const Options& options = {}, const Mask& mask = {}) {
+    const Shape shape = detail::checked_head("dense::gates", input, options, mask);
     const Index length = input.causal.q.rows();
     const T scale = static_cast<T>(detail::scale_for(options, shape.d));
     const auto qu = input.lookahead.q.map(), ku = input.lookahead.k.map();
 
     Matrix<T> g = Matrix<T>::Zero(length, length);
     for (Index s = 0; s < length; ++s) {
-        const Index absorbed = (std::min)(length - 1 - s, options.lookahead_window);
-        if (absorbed == 0) continue;
-        g.row(s).segment(s + 1, absorbed) =
-            (scale * (qu.row(s) * ku.middleRows(s + 1, absorbed).transpose())).unaryExpr(detail::Sigmoid{});
+        for (Index j = s + 1; j < length; ++j) {
+            if (!detail::absorbs(mask, options.lookahead_window, s, j, length)) continue;
+            g(s, j) = detail::Sigmoid{}(scale * qu.row(s).dot(ku.row(j)));
+        }
     }
     return g;
 }
@@ -71,27 +75,29 @@ template <Scalar T>
 /// The lookahead keys `U^t` after `t` tokens, `[t, d]` (eq. 4). Throws std::invalid_argument also if `t` is not within
 /// `[0, L]`.
 template <Scalar T>
-[[nodiscard]] Matrix<T> lookahead_keys(const Input<T>& input, Index t, const Options& options = {}) {
-    const Shape shape = detail::checked_head("dense::lookahead_keys", input, options);
+[[nodiscard]] Matrix<T> lookahead_keys(const Input<T>& input, Index t, const Options& options = {},
+                                       const Mask& mask = {}) {
+    const Shape shape = detail::checked_head("dense::lookahead_keys", input, options, mask);
     const Index length = input.causal.q.rows();
     if (t < 0 || t > length) {
         detail::fail("dense::lookahead_keys", "t is ", t, " but must be within [0, ", length,
                      "], the rows of input.causal.q ", detail::extents_of(input.causal.q));
     }
-    const Matrix<T> g = gates(input, options);
+    const Matrix<T> g = gates(input, options, mask);
     Matrix<T> u = Matrix<T>::Zero(t, shape.d);
     for (Index s = 0; s < t; ++s) {
-        const Index absorbed = (std::min)(t - 1 - s, options.lookahead_window);
-        if (absorbed == 0) continue;
-        u.row(s) = g.row(s).segment(s + 1, absorbed) * input.lookahead.v.map().middleRows(s + 1, absorbed);
+        for (Index j = s + 1; j < t; ++j) {
+            if (!detail::absorbs(mask, options.lookahead_window, s, j, length)) continue;
+            u.row(s) += g(s, j) * input.lookahead.v.map().row(j);
+        }
     }
     return u;
 }
 
-/// `S^U`, `[L, L]`: row `t` is `scale q^C_t U^t^T`, 0 above the diagonal (eq. 11).
+/// `S^U`, `[L, L]`: row `t` is `scale q^C_t U^t^T`, 0 above the diagonal and where the mask hides a key (eq. 11).
 template <Scalar T>
-[[nodiscard]] Matrix<T> lookahead_scores(const Input<T>& input, const Options& options = {}) {
-    const Matrix<T> g = gates(input, options);
+[[nodiscard]] Matrix<T> lookahead_scores(const Input<T>& input, const Options& options = {}, const Mask& mask = {}) {
+    const Matrix<T> g = gates(input, options, mask);
     const Index length = g.rows();
     Matrix<T> scores = Matrix<T>::Zero(length, length);
     if (options.lookahead_window == 0) return scores;
@@ -100,100 +106,123 @@ template <Scalar T>
 
     for (Index t = 0; t < length; ++t) {
         for (Index s = 0; s < t; ++s) {
-            const Index absorbed = (std::min)(t - s, options.lookahead_window);
-            scores(t, s) = products.row(t).segment(s + 1, absorbed).dot(g.row(s).segment(s + 1, absorbed));
+            if (!mask.sees(t, s, length)) continue;
+            for (Index j = s + 1; j <= t; ++j) {
+                if (!detail::absorbs(mask, options.lookahead_window, s, j, length)) continue;
+                scores(t, s) += products(t, j) * g(s, j);
+            }
         }
     }
     return scores;
 }
 
-/// `S^C = scale Q^C K^C^T + M^C`, `[L, L]`: minus infinity above the diagonal (eq. 5).
+/// `S^C = scale Q^C K^C^T + M^C`, `[L, L]`: minus infinity where the mask hides a key, above the diagonal if it is
+/// causal (eq. 5).
 template <Scalar T>
-[[nodiscard]] Matrix<T> causal_scores(const Input<T>& input, const Options& options = {}) {
-    const Shape shape = detail::checked_head("dense::causal_scores", input, options);
+[[nodiscard]] Matrix<T> causal_scores(const Input<T>& input, const Options& options = {}, const Mask& mask = {}) {
+    const Shape shape = detail::checked_head("dense::causal_scores", input, options, mask);
     const T scale = static_cast<T>(detail::scale_for(options, shape.d));
     Matrix<T> scores = scale * (input.causal.q.map() * input.causal.k.map().transpose());
-    scores.template triangularView<Eigen::StrictlyUpper>().setConstant(-std::numeric_limits<T>::infinity());
+    for (Index t = 0; t < scores.rows(); ++t) {
+        for (Index s = 0; s < scores.cols(); ++s) {
+            if (!mask.sees(t, s, scores.cols())) scores(t, s) = -std::numeric_limits<T>::infinity();
+        }
+    }
     return scores;
 }
 
-/// `S^C - SiLU(S^U)`, `[L, L]`: what the softmax is taken of, minus infinity above the diagonal (eq. 7). What the
-/// options leave out is missing.
+/// `S^C - SiLU(S^U)`, `[L, L]`, and what score terms make of it: what the softmax is taken of, minus infinity where the
+/// mask hides a key (eq. 7). What the options leave out is missing.
 template <Scalar T>
-[[nodiscard]] Matrix<T> scores(const Input<T>& input, const Options& options = {}) {
-    Matrix<T> result = causal_scores(input, options);
-    if (!options.causal_keys) result.template triangularView<Eigen::Lower>().setZero();
-    result -= lookahead_scores(input, options).unaryExpr(detail::LookaheadTerm{options.silu});
+[[nodiscard]] Matrix<T> scores(const Input<T>& input, const Options& options = {}, const Mask& mask = {}) {
+    Matrix<T> result = causal_scores(input, options, mask);
+    const Matrix<T> lookahead = lookahead_scores(input, options, mask);
+    for (Index t = 0; t < result.rows(); ++t) {
+        for (const Index s : detail::seen_keys(mask, t, result.cols())) {
+            const T x =
+                (options.causal_keys ? result(t, s) : T(0)) - detail::LookaheadTerm{options.silu}(lookahead(t, s));
+            result(t, s) = detail::score_of(options.terms, t > s ? t - s : s - t, x);
+        }
+    }
     return result;
 }
 
-/// `row_softmax(S^C - SiLU(S^U))`, `[L, L]`: exactly 0 above the diagonal (eq. 12).
+/// `row_softmax(S^C - SiLU(S^U))`, `[L, L]`: exactly 0 where the mask hides a key (eq. 12). A row that sees none is 0.
 template <Scalar T>
-[[nodiscard]] Matrix<T> weights(const Input<T>& input, const Options& options = {}) {
-    Matrix<T> p = scores(input, options);
+[[nodiscard]] Matrix<T> weights(const Input<T>& input, const Options& options = {}, const Mask& mask = {}) {
+    const Matrix<T> all = scores(input, options, mask);
+    Matrix<T> p = Matrix<T>::Zero(all.rows(), all.cols());
     for (Index t = 0; t < p.rows(); ++t) {
-        auto row = p.row(t).head(t + 1);
-        row = (row.array() - row.maxCoeff()).exp();
-        row /= row.sum();
+        const std::vector<Index> seen = detail::seen_keys(mask, t, p.cols());
+        Eigen::Matrix<T, Eigen::Dynamic, 1> row(Index(seen.size()));
+        for (Index i = 0; i < row.size(); ++i) row(i) = all(t, seen[std::size_t(i)]);
+        detail::softmax<T>(options.terms, row);
+        for (Index i = 0; i < row.size(); ++i) p(t, seen[std::size_t(i)]) = row(i);
     }
-    p.template triangularView<Eigen::StrictlyUpper>().setZero();
     return p;
 }
 
 /// `O`, `[L, dv]` (eq. 12).
 template <Scalar T>
-[[nodiscard]] Matrix<T> output(const Input<T>& input, const Options& options = {}) {
-    const Matrix<T> p = weights(input, options);
-    Matrix<T> o(p.rows(), input.causal.v.cols());
+[[nodiscard]] Matrix<T> output(const Input<T>& input, const Options& options = {}, const Mask& mask = {}) {
+    const Matrix<T> p = weights(input, options, mask);
+    Matrix<T> o = Matrix<T>::Zero(p.rows(), input.causal.v.cols());
     for (Index t = 0; t < p.rows(); ++t) {
-        o.row(t) = p.row(t).head(t + 1) * input.causal.v.map().topRows(t + 1);
+        for (const Index s : detail::seen_keys(mask, t, p.cols())) o.row(t) += p(t, s) * input.causal.v.map().row(s);
     }
     return o;
 }
 
 /// Heads side by side: the gates and lookahead keys of every key-value head.
 template <Scalar T>
-[[nodiscard]] std::vector<Matrix<T>> gates(const Shape& shape, const Input<T>& input, const Options& options = {}) {
-    return detail::of_each_head("dense::gates", shape, input, options, shape.kv_heads,
-                                [&](const Input<T>& head) { return gates(head, options); });
+[[nodiscard]] std::vector<Matrix<T>> gates(const Shape& shape, const Input<T>& input, const Options& options = {},
+                                           const Mask& mask = {}) {
+    return detail::of_each_head("dense::gates", shape, input, options, mask, shape.kv_heads,
+                                [&](const Input<T>& head, const Options& own) { return gates(head, own, mask); });
 }
 template <Scalar T>
 [[nodiscard]] std::vector<Matrix<T>> lookahead_keys(const Shape& shape, const Input<T>& input, Index t,
-                                                    const Options& options = {}) {
-    return detail::of_each_head("dense::lookahead_keys", shape, input, options, shape.kv_heads,
-                                [&](const Input<T>& head) { return lookahead_keys(head, t, options); });
+                                                    const Options& options = {}, const Mask& mask = {}) {
+    return detail::of_each_head(
+        "dense::lookahead_keys", shape, input, options, mask, shape.kv_heads,
+        [&](const Input<T>& head, const Options& own) { return lookahead_keys(head, t, own, mask); });
 }
 
 /// Heads side by side: the scores and weights of every query head.
 template <Scalar T>
 [[nodiscard]] std::vector<Matrix<T>> lookahead_scores(const Shape& shape, const Input<T>& input,
-                                                      const Options& options = {}) {
-    return detail::of_each_head("dense::lookahead_scores", shape, input, options, shape.heads,
-                                [&](const Input<T>& head) { return lookahead_scores(head, options); });
+                                                      const Options& options = {}, const Mask& mask = {}) {
+    return detail::of_each_head(
+        "dense::lookahead_scores", shape, input, options, mask, shape.heads,
+        [&](const Input<T>& head, const Options& own) { return lookahead_scores(head, own, mask); });
 }
 template <Scalar T>
 [[nodiscard]] std::vector<Matrix<T>> causal_scores(const Shape& shape, const Input<T>& input,
-                                                   const Options& options = {}) {
-    return detail::of_each_head("dense::causal_scores", shape, input, options, shape.heads,
-                                [&](const Input<T>& head) { return causal_scores(head, options); });
+                                                   const Options& options = {}, const Mask& mask = {}) {
+    return detail::of_each_head(
+        "dense::causal_scores", shape, input, options, mask, shape.heads,
+        [&](const Input<T>& head, const Options& own) { return causal_scores(head, own, mask); });
 }
 template <Scalar T>
-[[nodiscard]] std::vector<Matrix<T>> scores(const Shape& shape, const Input<T>& input, const Options& options = {}) {
-    return detail::of_each_head("dense::scores", shape, input, options, shape.heads,
-                                [&](const Input<T>& head) { return scores(head, options); });
+[[nodiscard]] std::vector<Matrix<T>> scores(const Shape& shape, const Input<T>& input, const Options& options = {},
+                                            const Mask& mask = {}) {
+    return detail::of_each_head("dense::scores", shape, input, options, mask, shape.heads,
+                                [&](const Input<T>& head, const Options& own) { return scores(head, own, mask); });
 }
 template <Scalar T>
-[[nodiscard]] std::vector<Matrix<T>> weights(const Shape& shape, const Input<T>& input, const Options& options = {}) {
-    return detail::of_each_head("dense::weights", shape, input, options, shape.heads,
-                                [&](const Input<T>& head) { return weights(head, options); });
+[[nodiscard]] std::vector<Matrix<T>> weights(const Shape& shape, const Input<T>& input, const Options& options = {},
+                                             const Mask& mask = {}) {
+    return detail::of_each_head("dense::weights", shape, input, options, mask, shape.heads,
+                                [&](const Input<T>& head, const Options& own) { return weights(head, own, mask); });
 }
 
 /// Heads side by side: `O`, `[L, heads dv]`.
 template <Scalar T>
-[[nodiscard]] Matrix<T> output(const Shape& shape, const Input<T>& input, const Options& options = {}) {
+[[nodiscard]] Matrix<T> output(const Shape& shape, const Input<T>& input, const Options& options = {},
+                               const Mask& mask = {}) {
     const std::vector<Matrix<T>> of_heads =
-        detail::of_each_head("dense::output", shape, input, options, shape.heads,
-                             [&](const Input<T>& head) { return output(head, options); });
+        detail::of_each_head("dense::output", shape, input, options, mask, shape.heads,
+                             [&](const Input<T>& head, const Options& own) { return output(head, own, mask); });
     Matrix<T> o(input.causal.q.rows(), shape.heads * shape.dv);
     for (Index h = 0; h < shape.heads; ++h) o.middleCols(h * shape.dv, shape.dv) = of_heads[std::size_t(h)];
     return o;

@@ -2,10 +2,14 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
+#include <cstdint>
 
 #include <castle/detail/backward/gradient_state.hpp>
 #include <castle/detail/backward/panel_gradient.hpp>
 #include <castle/detail/base/layout.hpp>
+#include <castle/detail/forward/group_steps.hpp>
+#include <castle/detail/score/mask_words.hpp>
 #include <castle/detail/simd/dot.hpp>
 #include <castle/detail/simd/tile.hpp>
 #include <castle/detail/simd/transpose.hpp>
@@ -13,21 +17,26 @@
 #include <castle/detail/state/group.hpp>
 #include <castle/detail/state/head_state.hpp>
 #include <castle/input.hpp>
+#include <castle/output.hpp>
 
 namespace castle {
 inline namespace CASTLE_ABI {
 namespace detail {
 
 // What the backward pass of one key-value head and its group goes from and to. Row t of all is token t: the input, the
-// forward pass's output and logarithms of sums, the output's gradient, and where the input's gradient goes.
+// forward pass's output, logarithms of sums and masses, their gradients, and where the input's gradient goes.
 template <Scalar T>
 struct BackwardInput {
     Input<T> input;
     ConstMatrixView<T> out;
     LogSumExp<T> log_sum_exp;
-    Index log_sum_exp_stride;  // from one query head to the next
-    ConstMatrixView<T> d_out;
+    const T* mass;  // null where none was asked for
+    Index stride;   // of both, from one query head to the next
+    OutputGradient<T> d_output;
     GradientView<T> gradient;
+    Sight sight;
+
+    Index tokens() const { return d_output.out.rows(); }
 };
 
 // The backward pass of one key-value head: the blocks of the sweep in reverse, a group of them at a time, as the sweep
@@ -39,7 +48,9 @@ class BackwardPass {
     // Scratch for a head of `tokens` tokens, and how many of LastBadBlocks.
     static Index elements(const HeadState<T>& state, Index tokens) {
         return ceil_div(tokens, panel_size) * GradientState<T>::elements(state.kind()) +
-               blocks_of_groups(tokens) * (packed_elements(state) + ceil_div(tokens, span_size) * sums_elements(state));
+               blocks_of_groups(tokens) *
+                   (packed_elements(state) + ceil_div(tokens, span_size) * part_elements(state)) +
+               terms_elements(state, tokens);
     }
     static Index panels(Index tokens) { return ceil_div(tokens, panel_size); }
 
@@ -47,20 +58,24 @@ class BackwardPass {
         : state_(state),
           gradients_(state.kind(), memory, last_bad_blocks),
           input_(input),
-          blocks_(blocks_of_groups(input.d_out.rows())),
-          memory_(memory + panels(input.d_out.rows()) * GradientState<T>::elements(state.kind())) {}
+          blocks_(blocks_of_groups(input.tokens())),
+          memory_(memory + panels(input.tokens()) * GradientState<T>::elements(state.kind())) {}
 
-    Index tokens() const { return input_.d_out.rows(); }
+    Index tokens() const { return input_.tokens(); }
     static Index groups(Index tokens) { return ceil_div(tokens, group_size); }
-    static Group group(Index tokens, Index g) { return Group::next(g * group_size, tokens, 0); }
+    static Group group(Index tokens, Index g, const Sight& sight) {
+        return Group::next(g * group_size, tokens, 0, sight);
+    }
 
     // All steps one after the other.
     void run() {
+        start_terms();
         for (Index p = 0; p < panels(tokens()); ++p) start_panel(p);
         for (Index g = groups(tokens()) - 1; g >= 0; --g) {
-            const Group one = group(tokens(), g);
+            const Group one = group(tokens(), g, input_.sight);
             for (Index b = 0; b < one.blocks(); ++b) pack_block(one, b);
-            for (Index span = 0; span < one.spans(); ++span) sweep_span(one, span);
+            for (Index span = one.first_span(); span < one.spans(); ++span) sweep_span(one, span);
+            add_terms(one);
             for (Index b = 0; b < one.blocks(); ++b) finish_block(one, b);
         }
         for (Index p = 0; p < panels(tokens()); ++p) finish_panel(p);
@@ -79,11 +94,8 @@ class BackwardPass {
         };
         for (Index h = 0; h < state_.group(); ++h) {
             pack(input.causal.q, h * d, d, state_.scale(), operands.causal_queries(h));
-            pack(input_.d_out, h * dv, dv, T(1), d_out(b, h));
-            for (Index i = 0; i < n; ++i) {
-                delta(b, h)[i] =
-                    dot(input_.d_out.row(rows.first + i) + h * dv, input_.out.row(rows.first + i) + h * dv, dv);
-            }
+            pack(input_.d_output.out, h * dv, dv, T(1), d_out(b, h));
+            for (Index i = 0; i < n; ++i) pack_row(rows.first + i, h, delta(b, h)[i], d_mass(b, h)[i]);
         }
         if (!state_.has_lookahead()) return;
         pack(input.lookahead.k, 0, d, state_.scale(), operands.lookahead_keys());
@@ -96,18 +108,42 @@ class BackwardPass {
 
     // All blocks of the group, the last one first, against one span of keys.
     void sweep_span(const Group& group, Index span) {
-        for (Index b = 0; b < group.blocks(); ++b) std::fill_n(sums(span, b).data(), sums_elements(state_), T(0));
-        const Index end = (std::min)((span + 1) * span_panels, ceil_div(group.end, panel_size));
-        for (Index p = span * span_panels; p < end; ++p) {
+        for (Index b = 0; b < group.blocks(); ++b) std::fill_n(sums(span, b).data(), part_elements(state_), T(0));
+        const Index end = (std::min)((span + 1) * span_panels, ceil_div(group.keys.end, panel_size));
+        for (Index p = (std::max)(span * span_panels, group.keys.begin / panel_size); p < end; ++p) {
             for (Index b = group.blocks() - 1; b >= 0; --b) {
                 const BlockRows<T> rows = block(group, b);
-                if (p * panel_size >= rows.end) break;
+                if (group.sight.rule == nullptr && p * panel_size >= rows.end) break;
                 PanelGradient<T>(state_, gradients_, rows, sums(span, b), input_.input.lookahead, p).run([&](Index h) {
-                    return BlockCotangents<T>{
-                        .d_out = d_out(b, h),
-                        .delta = delta(b, h),
-                        .log_sum_exp = input_.log_sum_exp.from(h * input_.log_sum_exp_stride + rows.first)};
+                    return BlockCotangents<T>{.d_out = d_out(b, h),
+                                              .delta = delta(b, h),
+                                              .d_mass = has_mass_gradient() ? d_mass(b, h) : nullptr,
+                                              .log_sum_exp = input_.log_sum_exp.from(h * input_.stride + rows.first),
+                                              .tables = has_tables(state_) ? tables(span, b, h) : nullptr};
                 });
+            }
+        }
+    }
+
+    // The gradients of score terms: of query head h those of its tables, for distances below the number of tokens, and
+    // of its sink.
+    const T* d_factor(Index h) const { return terms(h); }
+    const T* d_bias(Index h) const { return terms(h) + tokens(); }
+    T d_sink(Index h) const { return terms(h)[2 * tokens()]; }
+
+    void start_terms() {
+        if (state_.terms() != nullptr) std::fill_n(terms(0), terms_elements(state_, tokens()), T(0));
+    }
+
+    // Adds what the group's rows give to them, in the order of the spans and the blocks.
+    void add_terms(const Group& group) {
+        if (state_.terms() == nullptr) return;
+        for (Index h = 0; h < state_.group(); ++h) {
+            if (state_.terms()->has_sinks()) add_sink(group, h);
+            if (!has_tables(state_)) continue;
+            for (Index span = group.first_span(); span < group.spans(); ++span) {
+                for (Index b = 0; b < group.blocks(); ++b)
+                    add_tables(block(group, b).origin, span, tables(span, b, h), h);
             }
         }
     }
@@ -115,9 +151,10 @@ class BackwardPass {
     // The gradients of the rows of the group's block b: dQ^C, dK^U, dV^U; without lookahead dQ^U as well.
     void finish_block(const Group& group, Index b) {
         const BlockRows<T> rows = block(group, b);
-        const BlockOperands<T> total = sums(0, b);
+        const BlockOperands<T> total = sums(group.first_span(), b);
         const Index d = state_.d();
-        for (Index s = 1; s <= (rows.end - 1) / span_size; ++s) {
+        const Index spans = group.sight.rule != nullptr ? group.spans() : (rows.end - 1) / span_size + 1;
+        for (Index s = group.first_span() + 1; s < spans; ++s) {
             const T* part = sums(s, b).data();
             T* sum = total.data();
             for (Index i = 0; i < sums_elements(state_); i += Simd<T>::width) {
@@ -145,6 +182,7 @@ class BackwardPass {
         const BlockRows<T> rows{.origin = p * panel_size,
                                 .first = p * panel_size,
                                 .end = (std::min)((p + 1) * panel_size, tokens()),
+                                .sight = {},
                                 .operands = {nullptr, state_.operand_sizes()}};
         const GradientView<T>& gradient = input_.gradient;
         write(gradients_.d_causal_keys(p), panel_size, rows, T(1), gradient.causal.k, 0, state_.d());
@@ -158,26 +196,83 @@ class BackwardPass {
     // Blocks that a group of so many tokens has at most.
     static Index blocks_of_groups(Index tokens) { return (std::min)(ceil_div(tokens, block_size), group_blocks); }
 
-    // Operands and, of each query head, dO^T and delta.
+    // Operands and, of each query head, dO^T, delta and the gradients of masses.
     static Index packed_elements(const HeadState<T>& state) {
         return sums_elements(state) + state.group() * cotangent_elements(state);
     }
-    static Index cotangent_elements(const HeadState<T>& state) { return (state.dv() + 1) * block_size; }
+    static Index cotangent_elements(const HeadState<T>& state) { return (state.dv() + 2) * block_size; }
     static Index sums_elements(const HeadState<T>& state) { return state.operand_sizes().elements(); }
+    // The same with the tables' gradients, of a span and a block.
+    static Index part_elements(const HeadState<T>& state) {
+        return sums_elements(state) + (has_tables(state) ? state.group() * TableSums::elements : 0);
+    }
+    static bool has_tables(const HeadState<T>& state) {
+        return state.terms() != nullptr && state.terms()->has_tables();
+    }
+    // Of each query head the gradients of its tables, factors before biases, and of its sink.
+    static Index terms_elements(const HeadState<T>& state, Index tokens) {
+        return state.terms() != nullptr ? state.group() * (2 * tokens + 1) : 0;
+    }
+    bool has_mass_gradient() const { return input_.d_output.mass.rows() > 0; }
+
+    // delta = dO . O, and what the gradients of the logarithm of the sum and of the mass take from every score.
+    void pack_row(Index t, Index h, T& delta, T& d_mass) const {
+        const Index dv = state_.dv();
+        const OutputGradient<T>& d = input_.d_output;
+        delta = dot(d.out.row(t) + h * dv, input_.out.row(t) + h * dv, dv);
+        if (d.log_sum_exp.rows() > 0) delta -= d.log_sum_exp.row(t)[h];
+        if (!has_mass_gradient()) return;
+        d_mass = d.mass.row(t)[h];
+        delta = std::fma(d_mass, input_.mass[h * input_.stride + t], delta);
+    }
+
+    void add_sink(const Group& group, Index h) {
+        const T sink = state_.terms()->sink(state_.first_head() + h);
+        T& sum = terms(h)[2 * tokens()];
+        for (Index b = 0; b < group.blocks(); ++b) {
+            const BlockRows<T> rows = block(group, b);
+            for (Index i = 0; i < rows.count(); ++i) {
+                const LogSumExp<T> own = input_.log_sum_exp.from(h * input_.stride + rows.first + i);
+                sum = std::fma(-exp_of_one((sink - *own.largest) - *own.log_sum), delta(b, h)[i], sum);
+            }
+        }
+    }
+
+    // The sums of one span and the block at `origin`; a distance has a place on either side of it.
+    void add_tables(Index origin, Index span, const T* sums, Index h) {
+        T* to = terms(h);
+        const Index nearest = origin + TableSums::last_row - span * span_size;  // the place of distance 0
+        for (const T* part : {sums, sums + TableSums::distances}) {
+            for (Index place = 0; place < span_size + TableSums::last_row; ++place) {
+                const Index distance = place < nearest ? nearest - place : place - nearest;
+                if (distance < tokens()) to[distance] += part[place];
+            }
+            to += tokens();
+        }
+    }
 
     BlockRows<T> block(const Group& group, Index b) const {
         const Index origin = group.first + b * block_size;
         return {.origin = origin,
                 .first = origin,
                 .end = (std::min)(origin + block_size, group.end),
+                .sight = group.sight,
                 .operands = {packed(b), state_.operand_sizes()}};
     }
     T* packed(Index b) const { return memory_ + b * packed_elements(state_); }
     T* d_out(Index b, Index h) const { return packed(b) + sums_elements(state_) + h * cotangent_elements(state_); }
     T* delta(Index b, Index h) const { return d_out(b, h) + state_.dv() * block_size; }
+    T* d_mass(Index b, Index h) const { return delta(b, h) + block_size; }
     BlockOperands<T> sums(Index span, Index b) const {
         T* first = memory_ + blocks_ * packed_elements(state_);
-        return {first + (span * blocks_ + b) * sums_elements(state_), state_.operand_sizes()};
+        return {first + (span * blocks_ + b) * part_elements(state_), state_.operand_sizes()};
+    }
+    T* tables(Index span, Index b, Index h) const {
+        return sums(span, b).data() + sums_elements(state_) + h * TableSums::elements;
+    }
+    T* terms(Index h) const {
+        return memory_ + blocks_ * (packed_elements(state_) + ceil_div(tokens(), span_size) * part_elements(state_)) +
+               h * (2 * tokens() + 1);
     }
 
     // Of query head h: dQ^C += dT V^U and dV^U += dT^T scale Q^C, of dT the lower triangle. No key absorbs token 0.
@@ -187,6 +282,12 @@ class BackwardPass {
         const auto add = [&](const T* x, const T* triangle, T* to, const ColumnRange* ranges) {
             multiply_add_within<block_size, block_size, block_size>(state_.d(), rows.count(), x, triangle, to, ranges);
         };
+        if (rows.sight.rule != nullptr &&
+            !(is_finite(rows.operands.lookahead_values(), state_.d(), rows.count(), block_size) &&
+              is_finite(rows.operands.causal_queries(h), state_.d(), rows.count(), block_size))) {
+            add_related_triangle(rows, total, h, transposed);
+            return;
+        }
         const Index absorbed = rows.origin == 0 ? 1 : 0;
         ColumnRange from[block_size], up_to[block_size];
         for (Index i = 0; i < block_size; ++i) {
@@ -195,6 +296,32 @@ class BackwardPass {
         }
         add(rows.operands.lookahead_values(), transposed, total.causal_queries(h), from);
         add(rows.operands.causal_queries(h), total.triangle(h), total.lookahead_values(), up_to);
+    }
+
+    // The same of the pairs of tokens that a key relates: the one sees it, and it absorbs the other.
+    void add_related_triangle(const BlockRows<T>& rows, const BlockOperands<T>& total, Index h,
+                              const T* transposed) const {
+        const Sight& sight = rows.sight;
+        BlockWords of_rows{}, of_columns{};
+        const KeyRange reach = sight.reach(rows.origin, rows.end);
+        for (Index p = reach.begin / panel_size; p * panel_size < reach.end; ++p) {
+            BlockWords seen, absorbed;
+            see(sight.rule, rows.origin, rows.origin, rows.end, p, sight.keys, seen);
+            absorb(seen, state_.window(), rows.origin, rows.origin, rows.end, p, absorbed);
+            for (Index i = 0; i < rows.count(); ++i) {
+                for (Index j = 0; j <= i; ++j) {
+                    if ((seen[std::size_t(i)] & absorbed[std::size_t(j)]) == 0) continue;
+                    of_rows[std::size_t(i)] |= std::uint64_t(1) << j;
+                    of_columns[std::size_t(j)] |= std::uint64_t(1) << i;
+                }
+            }
+        }
+        const auto add = [&](const T* x, const T* triangle, T* to, const BlockWords& words) {
+            multiply_add_where<block_size>(state_.d(), rows.count(), Operand<T>{x, block_size, 1}, triangle, block_size,
+                                           to, block_size, words.data());
+        };
+        add(rows.operands.lookahead_values(), transposed, total.causal_queries(h), of_columns);
+        add(rows.operands.causal_queries(h), total.triangle(h), total.lookahead_values(), of_rows);
     }
 
     // to[token, first_col + k] = scale from[k, token], k < cols

@@ -75,13 +75,24 @@ class GradientState {
     LastBadBlocks* last_bad_blocks_;
 };
 
-// Of the rows of one block and one query head: dO^T, [dv][block_size]; delta_i = dO_i . O_i; and the logarithms of the
-// sums of exp(score).
+// The gradients of score tables, for the distances that keys of one span have from the rows of one block: of factors,
+// then of biases. Key s and row t, counted from the first of the span and of the block, have place s - t + last_row.
+struct TableSums {
+    static constexpr Index last_row = block_size - 1;
+    static constexpr Index distances = round_up(span_size + block_size, panel_size);
+    static constexpr Index elements = 2 * distances;
+};
+
+// Of the rows of one block and one query head: dO^T, [dv][block_size]; delta_i = dO_i . O_i; the gradients of masses,
+// null where there are none; and the logarithms of the sums of exp(score). The gradients of the tables add up in
+// `tables`, see TableSums, null where there are no tables.
 template <Scalar T>
 struct BlockCotangents {
     const T* d_out;
     const T* delta;
+    const T* d_mass;
     LogSumExp<T> log_sum_exp;
+    T* tables;
 };
 
 }  // namespace detail

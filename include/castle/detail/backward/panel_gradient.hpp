@@ -2,6 +2,9 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
+#include <cstdint>
+#include <type_traits>
 
 #include <castle/detail/backward/gradient_state.hpp>
 #include <castle/detail/backward/restored_keys.hpp>
@@ -9,6 +12,8 @@
 #include <castle/detail/forward/panel_scores.hpp>
 #include <castle/detail/score/absorption.hpp>
 #include <castle/detail/score/gates.hpp>
+#include <castle/detail/score/mask_words.hpp>
+#include <castle/detail/score/score_terms.hpp>
 #include <castle/detail/simd/packet_math.hpp>
 #include <castle/detail/simd/tile.hpp>
 #include <castle/detail/simd/transpose.hpp>
@@ -64,6 +69,14 @@ class PanelGradient {
         // A partial block leaves columns of transposed_ unwritten.
         if (rows_.count() < block_size) std::fill_n(transposed_, panel_size * block_size, T(0));
         const Index first = p_ * panel_size;
+        if (rows_.sight.mass_over != nullptr) {
+            see(rows_.sight.mass_over->rule(), rows_.origin, rows_.origin, rows_.end, p_, rows_.sight.keys,
+                mass_words_);
+        }
+        if (rows_.sight.rule != nullptr) {
+            run_masked(cotangents);
+            return;
+        }
         const Absorbed whole = tokens().by_keys(first, panel_size);
         if (first + panel_size <= rows_.origin && whole != Absorbed::some) {
             run_cell<panel_size>(0, whole, cotangents);
@@ -75,21 +88,77 @@ class PanelGradient {
     }
 
   private:
+    // Which pairs of a cell's tokens and keys a product takes: all, those within a range for each row of its second
+    // factor, or those of the words of the tokens. Where words leave a pair out the second factor is 0.
+    struct Kept {
+        const ColumnRange* ranges = nullptr;
+        const std::uint64_t* words = nullptr;
+        bool transposed = false;  // rows of the second factor are keys
+    };
+
+    template <class Cotangents>
+    void run_masked(const Cotangents& cotangents) {
+        BlockWords seen, absorbed;
+        see(rows_.sight.rule, rows_.origin, rows_.origin, rows_.end, p_, rows_.sight.keys, seen);
+        if (cover_of(seen, 0, rows_.count()) == Cover::none) return;
+        absorb(seen, state_.window(), rows_.origin, rows_.origin, rows_.end, p_, absorbed);
+        const auto run = [&](auto cols, Index c) {
+            constexpr Index count = constant<decltype(cols)>;
+            const std::uint64_t columns = range_word(c, c + count, 0);
+            std::uint64_t sees_all = columns;
+            absorbed_ = Absorbed::none;
+            bool sees_any = false;
+            for (Index i = 0; i < rows_.count(); ++i) {
+                const std::size_t at = std::size_t(i);
+                seen_words_[at] = (seen[at] & columns) >> c;
+                absorbed_words_[at] = (absorbed[at] & columns) >> c;
+                sees_all &= seen[at];
+                sees_any = sees_any || seen_words_[at] != 0;
+                if (absorbed_words_[at] != 0) absorbed_ = Absorbed::all;  // of gates that are closed otherwise
+            }
+            if (!sees_any) return;
+            is_masked_ = true;
+            sees_all_ = sees_all == columns;
+            begin_cell(c);
+            // U before the block, of keys that come with it or later.
+            if (diagonal_ && state_.has_lookahead()) clear_lookahead_keys<count>();
+            run_cell<count>(cotangents);
+        };
+        const Index first = p_ * panel_size;
+        if (first + panel_size <= rows_.origin || first >= rows_.end) {
+            run(std::integral_constant<Index, panel_size>{}, Index(0));
+            return;
+        }
+        for (Index c = 0; c < panel_size; c += block_size) run(std::integral_constant<Index, block_size>{}, c);
+    }
+
+    void begin_cell(Index c) {
+        column_ = c;
+        key_ = p_ * panel_size + c;
+        diagonal_ = key_ >= rows_.origin;
+    }
+
     // The keys of the panel from column c on, Cols of them. Only cells of one block of keys have positions that are
     // masked.
     template <Index Cols, class Cotangents>
     void run_cell(Index c, Absorbed absorbed, const Cotangents& cotangents) {
-        column_ = c;
-        key_ = p_ * panel_size + c;
+        begin_cell(c);
         absorbed_ = absorbed;
-        diagonal_ = key_ >= rows_.origin;
-        if (diagonal_ || absorbed_ == Absorbed::some) set_ranges();
-        const ColumnRange* absorbing = absorbed_ == Absorbed::some ? absorbing_ : nullptr;
-        const ColumnRange* taken = absorbed_ == Absorbed::some ? taken_ : nullptr;
+        run_cell<Cols>(cotangents);
+    }
+    template <Index Cols, class Cotangents>
+    void run_cell(const Cotangents& cotangents) {
+        if (!is_masked_ && (diagonal_ || absorbed_ == Absorbed::some)) set_ranges();
+        const Kept absorbing{.ranges = absorbed_ == Absorbed::some ? absorbing_ : nullptr,
+                             .words = is_masked_ ? absorbed_words_.data() : nullptr};
+        const Kept taken{.ranges = absorbed_ == Absorbed::some ? taken_ : nullptr,
+                         .words = is_masked_ ? absorbed_words_.data() : nullptr,
+                         .transposed = true};
         const BlockOperands<T>& block = rows_.operands;
         const Index d = state_.d();
         if (absorbed_ != Absorbed::none) {
             panel_scores_.template compute_gates<Cols>(column_, gates_);
+            if (is_masked_) close_gates<Cols>(absorbed_words_, 0, rows_.count(), gates_);
             if (rows_.finishes()) unfold<Cols>();
             // Query heads add to dU below, so what needs it as it is comes first.
             multiply_with<Cols>(Operand<T>{block.lookahead_values(), 1, block_size}, d, gradients_.d_lookahead_keys(p_),
@@ -108,26 +177,25 @@ class PanelGradient {
 
     // What depends on the cell's weights of query head h. The transposed gates are there for head 0.
     template <Index Cols>
-    void run_head(Index h, const BlockCotangents<T>& cotangents, const ColumnRange* taken) {
+    void run_head(Index h, const BlockCotangents<T>& cotangents, const Kept& taken) {
         const QueryRows<T> rows = QueryRows<T>::of_head(rows_, h);
         const T* queries = rows_.operands.causal_queries(h);
         const Index d = state_.d();
-        if (state_.has_lookahead()) {
-            panel_scores_.template compute_lookahead_scores<Cols>(rows, column_, absorbed_, gates_,
-                                                                  d_lookahead_scores_);
-        }
+        if (state_.has_lookahead()) compute_lookahead_scores<Cols>(rows);
         panel_scores_.template compute_causal_scores<Cols>(rows, column_, scores_);
         multiply_with<Cols>(Operand<T>{cotangents.d_out, 1, block_size}, state_.dv(), gradients_.values(p_), d_scores_);
+        if (cotangents.d_mass != nullptr) add_mass_gradient<Cols>(cotangents.d_mass);
         panel_scores_.with_lookahead_term(
-            [&](const auto& term) { this->template differentiate_scores<Cols>(cotangents, term); });
+            [&](const auto& term) { this->template differentiate_scores<Cols>(h, cotangents, term); });
 
         if (absorbed_ != Absorbed::none) {
             if (h > 0) transpose_cell<Cols>(gates_);
             add_to_triangle<Cols>(h, taken);
             add_to_gates<Cols>(h);
         }
-        const ColumnRange* visible = diagonal_ ? visible_ : nullptr;
-        const ColumnRange* seeing = diagonal_ ? seeing_ : nullptr;
+        const std::uint64_t* words = is_masked_ && !sees_all_ ? seen_words_.data() : nullptr;
+        const Kept visible{.ranges = diagonal_ && !is_masked_ ? visible_ : nullptr, .words = words};
+        const Kept seeing{.ranges = diagonal_ && !is_masked_ ? seeing_ : nullptr, .words = words, .transposed = true};
         add_to_keys<Cols>(state_.dv(), cotangents.d_out, scores_, gradients_.d_values(p_), visible);
         if (state_.has_causal_scores()) {
             add_to_keys<Cols>(d, queries, d_scores_, gradients_.d_causal_keys(p_), visible);
@@ -137,8 +205,22 @@ class PanelGradient {
         // Keys that came with the block have U = 0 before it, and its gradient is not needed.
         if (!state_.has_lookahead() || diagonal_) return;
         transpose_cell<Cols>(d_lookahead_scores_);
-        add_to_tokens<Cols>(d, state_.lookahead_keys(p_), sums_.causal_queries(h), nullptr);
-        add_to_keys<Cols>(d, queries, d_lookahead_scores_, gradients_.d_lookahead_keys(p_), nullptr);
+        add_to_tokens<Cols>(d, state_.lookahead_keys(p_), sums_.causal_queries(h), seeing);
+        add_to_keys<Cols>(d, queries, d_lookahead_scores_, gradients_.d_lookahead_keys(p_), visible);
+    }
+
+    // Into d_lookahead_scores_. Under a mask gates that are not absorbed are 0, and keys that come after the block have
+    // absorbed nothing.
+    template <Index Cols>
+    void compute_lookahead_scores(const QueryRows<T>& rows) {
+        const bool leave_out =
+            is_masked_ && absorbed_ != Absorbed::none && !is_finite(rows.triangle, rows.count, rows.count);
+        panel_scores_.template compute_lookahead_scores<Cols>(rows, column_, leave_out ? Absorbed::none : absorbed_,
+                                                              gates_, d_lookahead_scores_);
+        for (Index i = 0; leave_out && i < rows.count; ++i) {
+            multiply_add_where<Cols>(1, i + 1, rows.triangle.rows_from(i), gates_, panel_size,
+                                     d_lookahead_scores_ + i * panel_size, panel_size, absorbed_words_.data());
+        }
     }
 
     const AbsorbedTokens& tokens() const { return panel_scores_.tokens(); }
@@ -180,26 +262,39 @@ class PanelGradient {
         multiply<Cols>(rows_.count(), n, a, panel + column_, panel_size, out, panel_size);
     }
 
-    // panel[dims, Cols] += x y, x being [dims][block] and y [tokens][panel]; of row j of y only ranges[j], if given.
+    // panel[dims, Cols] += x y, x being [dims][block] and y [tokens][panel].
     template <Index Cols>
-    void add_to_keys(Index dims, const T* x, const T* y, T* panel, const ColumnRange* ranges) const {
-        add_product<Cols, block_size, panel_size>(dims, rows_.count(), x, y, panel + column_, ranges);
+    void add_to_keys(Index dims, const T* x, const T* y, T* panel, const Kept& kept) const {
+        add_product<Cols, block_size, panel_size>(dims, rows_.count(), x, y, panel + column_, kept);
     }
 
-    // sum[dims, tokens] += panel y^T for the y that was transposed last; of key s only ranges[s], if given.
+    // sum[dims, tokens] += panel y^T for the y that was transposed last.
     template <Index Cols>
-    void add_to_tokens(Index dims, const T* panel, T* sum, const ColumnRange* ranges) const {
-        add_product<block_size, panel_size, block_size>(dims, Cols, panel + column_, transposed_, sum, ranges);
+    void add_to_tokens(Index dims, const T* panel, T* sum, const Kept& kept) const {
+        add_product<block_size, panel_size, block_size>(dims, Cols, panel + column_, transposed_, sum, kept);
     }
 
     // Only blocks of keys have ranges.
     template <Index Cols, Index AStride, Index Stride>
-    static void add_product(Index rows, Index n, const T* a, const T* b, T* c, const ColumnRange* ranges) {
-        if (Cols == block_size && ranges != nullptr) {
-            multiply_add_within<block_size, AStride, Stride>(rows, n, a, b, c, ranges);
+    void add_product(Index rows, Index n, const T* a, const T* b, T* c, const Kept& kept) const {
+        if (Cols == block_size && kept.ranges != nullptr) {
+            multiply_add_within<block_size, AStride, Stride>(rows, n, a, b, c, kept.ranges);
+        } else if (kept.words != nullptr && !is_finite(a, rows, n, AStride)) {
+            const auto by_key = transposed_words(kept, n);
+            multiply_add_where<Cols>(rows, n, Operand<T>{a, AStride, 1}, b, Stride, c, Stride,
+                                     kept.transposed ? by_key.data() : kept.words);
         } else {
             multiply_add<Cols, AStride, Stride>(rows, n, a, b, c);
         }
+    }
+    // For each of n keys a word over tokens.
+    std::array<std::uint64_t, std::size_t(panel_size)> transposed_words(const Kept& kept, Index n) const {
+        std::array<std::uint64_t, std::size_t(panel_size)> by_key{};
+        if (!kept.transposed) return by_key;
+        for (Index i = 0; i < rows_.count(); ++i) {
+            for (Index s = 0; s < n; ++s) by_key[std::size_t(s)] |= (kept.words[i] >> s & 1) << i;
+        }
+        return by_key;
     }
 
     // transposed_[Cols][block] = y^T
@@ -216,17 +311,42 @@ class PanelGradient {
     // U of the cell as it was before the block.
     template <Index Cols>
     void unfold() {
-        T* u = state_.lookahead_keys(p_) + column_;
         if (diagonal_) {  // the keys came with the block
-            for (Index k = 0; k < state_.d(); ++k) std::fill_n(u + k * panel_size, Cols, T(0));
+            clear_lookahead_keys<Cols>();
             return;
         }
-        RestoredKeys<T, Cols> restored(state_, lookahead_, p_, column_, {.gates = d_scores_, .keys = transposed_});
+        T* u = state_.lookahead_keys(p_) + column_;
+        RestoredKeys<T, Cols> restored(state_, lookahead_, rows_.sight, p_, column_,
+                                       {.gates = d_scores_, .keys = transposed_});
+        const Operand<T> values{rows_.operands.lookahead_values(), block_size, 1};
+        if (is_masked_) {
+            const auto before = restored.sizes();
+            fold_words<Cols, Fold::subtract>(absorbed_words_, 0, state_.d(), values, gates_, block_size, u);
+            restored.run(rows_.origin, before, gradients_);
+            return;
+        }
         const auto before = restored.size();
-        fold_tokens<Cols, Fold::subtract>(tokens(), absorbed_, p_, column_, state_.d(),
-                                          Operand<T>{rows_.operands.lookahead_values(), block_size, 1}, gates_,
-                                          block_size, u);
+        fold_tokens<Cols, Fold::subtract>(tokens(), absorbed_, p_, column_, state_.d(), values, gates_, block_size, u);
         restored.run(rows_.origin, before, gradients_);
+    }
+
+    template <Index Cols>
+    void clear_lookahead_keys() {
+        T* u = state_.lookahead_keys(p_) + column_;
+        for (Index k = 0; k < state_.d(); ++k) std::fill_n(u + k * panel_size, Cols, T(0));
+    }
+
+    // dP += d mass on the keys of the second mask.
+    template <Index Cols>
+    void add_mass_gradient(const T* d_mass) {
+        for (Index i = 0; i < rows_.count(); ++i) {
+            T* d_score = d_scores_ + i * panel_size;
+            const Lanes<Cols, T> lanes(mass_words_[std::size_t(i)] >> column_);
+            for_packets<T, Cols>([&](Index c) CASTLE_INLINE_LAMBDA {
+                const Packet more = S::select(lanes[c], S::set(d_mass[i]), S::zero());
+                S::store(d_score + c, S::add(S::load(d_score + c), more));
+            });
+        }
     }
 
     // From the causal scores in scores_, dP in d_scores_ and the lookahead scores in d_lookahead_scores_: P, dS and
@@ -235,7 +355,9 @@ class PanelGradient {
     // Scores may differ from those of the forward pass, since U is recovered by subtraction. A large one may then
     // exceed the largest of its row; its weight must not exceed 1 for that.
     template <Index Cols, class Term>
-    void differentiate_scores(const BlockCotangents<T>& cotangents, const Term& lookahead_term) {
+    void differentiate_scores(Index h, const BlockCotangents<T>& cotangents, const Term& lookahead_term) {
+        const TermTables<T>* terms = state_.terms();
+        const bool has_terms = terms != nullptr && terms->changes_scores();
         for (Index i = 0; i < rows_.count(); ++i) {
             T* weight = scores_ + i * panel_size;
             T* d_score = d_scores_ + i * panel_size;
@@ -243,25 +365,98 @@ class PanelGradient {
             const Packet largest = S::set(cotangents.log_sum_exp.largest[i]);
             const Packet log_sum = S::set(cotangents.log_sum_exp.log_sum[i]);
             const Packet delta = S::set(cotangents.delta[i]);
+            const auto weight_of = [&](Packet score) CASTLE_INLINE_LAMBDA {
+                const Packet below_largest = S::smaller(S::sub(score, largest), S::zero());
+                return exp_nonpositive<T>(S::sub(below_largest, log_sum));
+            };
+            if (!has_terms) {
+                for_packets<T, Cols>([&](Index c) CASTLE_INLINE_LAMBDA {
+                    const auto term = lookahead_term(S::load(d_lookahead + c));
+                    const Packet w = weight_of(term.subtracted_from(S::load(weight + c)));
+                    const Packet ds = S::mul(w, S::sub(S::load(d_score + c), delta));
+                    S::store(weight + c, w);
+                    S::store(d_score + c, ds);
+                    S::store(d_lookahead + c, S::negate(S::mul(ds, term.derivative())));
+                });
+                clear_unseen<Cols>(i);
+                continue;
+            }
+            // The same with what terms make of the scores, and back.
+            alignas(64) T capped[std::size_t(Cols)], slope[std::size_t(Cols)];
             for_packets<T, Cols>([&](Index c) CASTLE_INLINE_LAMBDA {
                 const auto term = lookahead_term(S::load(d_lookahead + c));
-                const Packet score = term.subtracted_from(S::load(weight + c));
-                const Packet below_largest = S::smaller(S::sub(score, largest), S::zero());
-                const Packet w = exp_nonpositive<T>(S::sub(below_largest, log_sum));
-                const Packet ds = S::mul(w, S::sub(S::load(d_score + c), delta));
-                S::store(weight + c, w);
-                S::store(d_score + c, ds);
-                S::store(d_lookahead + c, S::negate(S::mul(ds, term.derivative())));
+                S::store(weight + c, term.subtracted_from(S::load(weight + c)));
+                S::store(d_lookahead + c, S::negate(term.derivative()));
             });
-            if (diagonal_) {
-                for (T* row : {weight, d_score, d_lookahead}) clear_outside(row, visible_keys(i, Cols), Cols);
-            }
+            terms->template apply_and_differentiate<Cols>(state_.first_head() + h, rows_.origin + i, key_, weight,
+                                                          capped, slope);
+            for_packets<T, Cols>([&](Index c) CASTLE_INLINE_LAMBDA {
+                const Packet w = weight_of(S::load(weight + c));
+                S::store(weight + c, w);
+                S::store(d_score + c, S::mul(w, S::sub(S::load(d_score + c), delta)));
+            });
+            clear_unseen<Cols>(i);
+            if (cotangents.tables != nullptr) add_to_tables<Cols>(i, d_score, capped, cotangents.tables);
+            for_packets<T, Cols>([&](Index c) CASTLE_INLINE_LAMBDA {
+                const Packet ds = S::mul(S::load(d_score + c), S::load(slope + c));
+                S::store(d_score + c, ds);
+                S::store(d_lookahead + c, S::mul(ds, S::load(d_lookahead + c)));
+            });
+            if (is_partly_seen(i)) clear_unseen<Cols>(i);
         }
+    }
+
+    // 0 in place of what row i has of keys that it does not see.
+    template <Index Cols>
+    void clear_unseen(Index i) {
+        T* rows[] = {scores_ + i * panel_size, d_scores_ + i * panel_size, d_lookahead_scores_ + i * panel_size};
+        if (is_masked_) {
+            if (sees_all_) return;
+            for (T* row : rows) keep_columns<Cols>(seen_words_[std::size_t(i)], T(0), row);
+        } else if (diagonal_) {
+            for (T* row : rows) clear_outside(row, visible_keys(i, Cols), Cols);
+        }
+    }
+    bool is_partly_seen(Index) const { return is_masked_ ? !sees_all_ : diagonal_; }
+
+    // The gradients of the tables, of row i: its keys lie side by side there. What it does not see is left out.
+    template <Index Cols>
+    void add_to_tables(Index i, const T* d_score, const T* capped, T* tables) const {
+        T* factors = tables + (key_ % span_size) - i + TableSums::last_row;
+        T* biases = factors + TableSums::distances;
+        const auto add = [&](const T* d, const T* y) {
+            for_packets<T, Cols>([&](Index c) CASTLE_INLINE_LAMBDA {
+                S::store(factors + c, S::fma(S::load(d + c), S::load(y + c), S::load(factors + c)));
+                S::store(biases + c, S::add(S::load(biases + c), S::load(d + c)));
+            });
+        };
+        if (!is_partly_seen(i)) {
+            add(d_score, capped);
+            return;
+        }
+        alignas(64) T kept[std::size_t(Cols)];
+        std::copy_n(capped, Cols, kept);
+        if (is_masked_) {
+            keep_columns<Cols>(seen_words_[std::size_t(i)], T(0), kept);
+        } else {
+            clear_outside(kept, visible_keys(i, Cols), Cols);
+        }
+        add(d_score, kept);
     }
 
     // dG += T^T dS^U of query head h.
     template <Index Cols>
     void add_to_gates(Index h) {
+        if (is_masked_ && !sees_all_ &&
+            !is_finite(rows_.operands.triangle(h), rows_.count(), rows_.count(), block_size)) {
+            for (Index j = 0; j < rows_.count(); ++j) {
+                multiply_add_where<Cols>(1, rows_.count() - j,
+                                         Operand<T>{rows_.operands.triangle(h) + j * block_size + j, 1, block_size},
+                                         d_lookahead_scores_ + j * panel_size, panel_size, d_gates_ + j * panel_size,
+                                         panel_size, seen_words_.data() + j);
+            }
+            return;
+        }
         for_row_tiles(rows_.count(), [&](auto height, Index j) {
             // Row i of the cell has to do with the tokens up to i.
             const auto triangle = Operand<T>{rows_.operands.triangle(h) + j * block_size, 1, block_size}.rows_from(j);
@@ -289,13 +484,31 @@ class PanelGradient {
                 const Packet g = S::load(gate + c);
                 S::store(d_gate + c, S::mul(S::load(d_gate + c), S::mul(g, S::sub(S::set(1), g))));
             });
-            if (absorbed_ == Absorbed::some) clear_outside(d_gate, absorbing_keys(j, Cols), Cols);
+            if (is_masked_) {
+                keep_columns<Cols>(absorbed_words_[std::size_t(j)], T(0), d_gate);
+            } else if (absorbed_ == Absorbed::some) {
+                clear_outside(d_gate, absorbing_keys(j, Cols), Cols);
+            }
         }
     }
 
     // dT += dS^U G^T of query head h, of which the triangle is used, for the gates that were transposed last.
     template <Index Cols>
-    void add_to_triangle(Index h, const ColumnRange* taken) const {
+    void add_to_triangle(Index h, const Kept& taken) const {
+        if (is_masked_ && !(is_finite(d_lookahead_scores_, rows_.count(), Cols, panel_size) &&
+                            is_finite(gates_, rows_.count(), Cols, panel_size))) {
+            const auto by_key = transposed_words(taken, Cols);
+            for (Index i = 0; i < rows_.count(); ++i) {
+                std::array<std::uint64_t, std::size_t(panel_size)> own{};
+                for (Index s = 0; s < Cols; ++s) {
+                    if ((seen_words_[std::size_t(i)] >> s & 1) != 0) own[std::size_t(s)] = by_key[std::size_t(s)];
+                }
+                multiply_add_where<block_size>(1, Cols, Operand<T>{d_lookahead_scores_ + i * panel_size, panel_size, 1},
+                                               transposed_, block_size, sums_.triangle(h) + i * block_size, block_size,
+                                               own.data());
+            }
+            return;
+        }
         for_row_tiles(rows_.count(), [&](auto height, Index i) {
             for_column_tiles<T, block_size>([&](auto packets, Index j) {
                 if (j > i + height - 1) return;
@@ -303,9 +516,9 @@ class PanelGradient {
                 T* to = sums_.triangle(h) + i * block_size + j;
                 tile.load(to, block_size);
                 const auto d_scores = Operand<T>{d_lookahead_scores_, panel_size, 1}.rows_from(i);
-                if (Cols == block_size && taken != nullptr) {
+                if (Cols == block_size && taken.ranges != nullptr) {
                     tile.multiply_add_within(d_scores, transposed_ + j, block_size, Cols, j,
-                                             [taken](Index s) { return taken[s]; });
+                                             [&](Index s) { return taken.ranges[s]; });
                 } else {
                     tile.multiply_add(d_scores, transposed_ + j, block_size, Cols);
                 }
@@ -324,7 +537,13 @@ class PanelGradient {
     Index column_ = 0;  // of the panel, where the cell begins
     Index key_ = 0;     // and which key that is
     Absorbed absorbed_ = Absorbed::none;
-    bool diagonal_ = false;              // whether the keys are those of the block: not every token sees every one
+    bool diagonal_ =
+        false;  // whether the keys are those of the block, not all of which every token sees, or later ones
+    bool is_masked_ = false;
+    bool sees_all_ = false;              // under a mask: every token sees every key
+    BlockWords seen_words_;              // under a mask: keys of the cell that a token sees
+    BlockWords absorbed_words_;          // and that absorb it
+    BlockWords mass_words_;              // of the panel: keys of the second mask
     ColumnRange visible_[block_size];    // keys that a token sees
     ColumnRange absorbing_[block_size];  // keys that absorb a token
     ColumnRange seeing_[block_size];     // tokens that see a key

@@ -2,14 +2,18 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cmath>
+#include <cstdint>
 #include <limits>
 
 #include <castle/detail/backward/gradient_state.hpp>
 #include <castle/detail/base/layout.hpp>
 #include <castle/detail/score/absorption.hpp>
 #include <castle/detail/score/gates.hpp>
+#include <castle/detail/score/mask_words.hpp>
 #include <castle/detail/simd/tile.hpp>
+#include <castle/detail/state/group.hpp>
 #include <castle/detail/state/head_state.hpp>
 #include <castle/input.hpp>
 
@@ -28,6 +32,7 @@ template <Scalar T, Index Cols>
 class RestoredKeys {
     using S = Simd<T>;
     static constexpr Index chunk = panel_size;
+    static constexpr std::uint64_t every_column = ~std::uint64_t(0) >> (panel_size - Cols);
     // Half of the digits.
     static constexpr T most_growth = T(Index(1) << (std::numeric_limits<T>::digits / 2));
 
@@ -38,10 +43,11 @@ class RestoredKeys {
         T* keys;
     };
 
-    RestoredKeys(HeadState<T>& state, const Qkv<ConstMatrixView<T>>& lookahead, Index p, Index column,
-                 const Scratch& scratch)
+    RestoredKeys(HeadState<T>& state, const Qkv<ConstMatrixView<T>>& lookahead, const Sight& sight, Index p,
+                 Index column, const Scratch& scratch)
         : state_(state),
           lookahead_(lookahead),
+          sight_(sight),
           p_(p),
           column_(column),
           scratch_(scratch),
@@ -72,29 +78,83 @@ class RestoredKeys {
                             : origin > gradients.last_bad_block(p_, column_, Cols)) {
             return;
         }
-        gradients.set_last_bad_block(p_, column_, Cols, sum_up(origin));
+        gradients.set_last_bad_block(p_, column_, Cols, sum_up(origin, every_column));
+    }
+
+    // The same under a mask, key by key: what one key has absorbed is nothing to its neighbours, whose bits stay.
+    using Sizes = std::array<T, std::size_t(Cols)>;
+    Sizes sizes() const {
+        Sizes largest;
+        for_packets<T, Cols>([&](Index c) CASTLE_INLINE_LAMBDA {
+            auto size = S::zero(), zero_or_nan = S::zero();
+            for (Index k = 0; k < state_.d(); ++k) {
+                const auto x = S::load(u_ + k * panel_size + c);
+                size = S::larger(S::larger(x, S::negate(x)), size);
+                zero_or_nan = S::add(zero_or_nan, S::sub(x, x));
+            }
+            S::store(largest.data() + c, S::add(size, zero_or_nan));
+        });
+        return largest;
+    }
+    void run(Index origin, const Sizes& before, GradientState<T>& gradients) {
+        const Sizes after = sizes();
+        const bool adds_none = origin > gradients.last_bad_block(p_, column_, Cols);
+        std::uint64_t columns = 0;
+        bool has_bad = false;
+        for (Index c = 0; c < Cols; ++c) {
+            const T size = after[std::size_t(c)];
+            const bool is_bad = !std::isfinite(size);
+            if (is_bad ? adds_none : before[std::size_t(c)] <= most_growth * size) continue;
+            columns |= std::uint64_t(1) << c;
+            has_bad = has_bad || is_bad;
+        }
+        if (columns == 0) return;
+        const Index last_bad_block = sum_up(origin, columns);
+        if (has_bad) gradients.set_last_bad_block(p_, column_, Cols, last_bad_block);
     }
 
   private:
     // U before the block at token `origin`; returns the last block that made more of it infinite or NaN, or -1.
-    Index sum_up(Index origin) {
-        for (Index k = 0; k < state_.d(); ++k) std::fill_n(u_ + k * panel_size, Cols, T(0));
+    // Of the columns of the word.
+    Index sum_up(Index origin, std::uint64_t columns) {
+        for (Index k = 0; k < state_.d(); ++k) keep_columns<Cols>(~columns, T(0), u_ + k * panel_size);
         Index bad = 0, last_bad_block = -1;
         const Index first_key = p_ * panel_size + column_;
         for (Index token = round_down(first_key, block_size); token < origin; token += block_size) {
             const AbsorbedTokens tokens(state_.window(), token, token + block_size);
             const Absorbed absorbed = tokens.by_keys(first_key, Cols);
             if (absorbed == Absorbed::none) continue;
-            compute_gates(token);
-            fold_tokens<Cols>(tokens, absorbed, p_, column_, state_.d(),
-                              Operand<T>{lookahead_.v.row(token), 1, lookahead_.v.outer_stride()}, scratch_.gates,
-                              block_size, u_);
+            const Operand<T> values{lookahead_.v.row(token), 1, lookahead_.v.outer_stride()};
+            if (sight_.rule == nullptr) {
+                compute_gates(token);
+                fold_tokens<Cols>(tokens, absorbed, p_, column_, state_.d(), values, scratch_.gates, block_size, u_);
+            } else if (!fold_seen(token, values, columns)) {
+                continue;
+            }
             if (size().is_finite) continue;
             const Index now = not_finite();
             if (now > bad) last_bad_block = token;
             bad = now;
         }
         return last_bad_block;
+    }
+
+    // The same under a mask; whether it absorbs anything.
+    bool fold_seen(Index token, const Operand<T>& values, std::uint64_t columns) {
+        BlockWords seen, absorbed;
+        see(sight_.rule, token, token, token + block_size, p_, sight_.keys, seen);
+        absorb(seen, state_.window(), token, token, token + block_size, p_, absorbed);
+        if (cover_of(absorbed, 0, block_size) == Cover::none) return false;
+        compute_gates(token);
+        if (columns == every_column) {
+            close_gates<Cols>(absorbed, column_, block_size, scratch_.gates);
+            fold_words<Cols>(absorbed, column_, state_.d(), values, scratch_.gates, block_size, u_);
+            return true;
+        }
+        for (auto& word : absorbed) word = word >> column_ & columns;
+        multiply_add_where<Cols>(state_.d(), block_size, values, scratch_.gates, panel_size, u_, panel_size,
+                                 absorbed.data());
+        return true;
     }
 
     Index not_finite() const {
@@ -123,6 +183,7 @@ class RestoredKeys {
 
     HeadState<T>& state_;
     const Qkv<ConstMatrixView<T>>& lookahead_;
+    const Sight& sight_;
     Index p_;
     Index column_;
     Scratch scratch_;

@@ -11,11 +11,14 @@
 #include <castle/detail/forward/append.hpp>
 #include <castle/detail/forward/group_views.hpp>
 #include <castle/detail/forward/pieces.hpp>
-#include <castle/detail/state/aligned_buffer.hpp>
+#include <castle/detail/simd/aligned_buffer.hpp>
 #include <castle/detail/state/sequence_state.hpp>
 #include <castle/detail/state/sequences.hpp>
 #include <castle/executor.hpp>
 #include <castle/input.hpp>
+#include <castle/mask.hpp>
+#include <castle/output.hpp>
+#include <castle/terms.hpp>
 
 namespace castle {
 inline namespace CASTLE_ABI {
@@ -26,16 +29,28 @@ namespace detail {
 template <Scalar T>
 class TrainingRecord {
   public:
-    explicit TrainingRecord(const AttentionKind& kind) : kind_(kind) {}
+    explicit TrainingRecord(const AttentionKind& kind) : kind_(kind), terms_(SequenceState<T>::terms_of(kind)) {}
 
     const AttentionKind& kind() const { return kind_; }
 
     // Tokens of the forward pass that waits for its backward pass, and of each of its sequences.
     Index size() const { return size_; }
     std::span<const Index> counts() const { return counts_; }
+    bool has_mass() const { return !mass_over_.empty(); }
+    // All rows of the call.
+    auto whole() const {
+        return WholeCall(counts(), [](Index) { return Index(0); });
+    }
+
+    // Other score terms of the same shapes, from the next forward pass on.
+    void set_terms(const AttentionKind& kind) {
+        kind_ = kind;
+        terms_ = SequenceState<T>::terms_of(kind_);
+        for (auto& state : states_) state.set_kind(kind_, terms_);
+    }
 
     Index bytes() const {
-        Index bytes = (log_sum_exp_.size() + memory_.size()) * Index(sizeof(T)) +
+        Index bytes = (log_sum_exp_.size() + mass_.size() + memory_.size()) * Index(sizeof(T)) +
                       Index(last_bad_blocks_.size() * sizeof(LastBadBlocks)) +
                       Index((counts_.capacity() + places_.capacity() + order_.capacity()) * sizeof(Index));
         for (const auto& state : states_) bytes += state.bytes();
@@ -44,34 +59,44 @@ class TrainingRecord {
 
     // Before a forward pass of sequences of so many tokens: makes room in their states and for the backward pass. Where
     // it throws, the record holds no forward pass.
-    void start(std::span<const Index> counts, const Executor& executor) {
+    void start(std::span<const Index> counts, const CallMasks& masks, const Executor& executor) {
         size_ = 0;
         counts_.assign(counts.begin(), counts.end());
+        const auto keep = [](const Masks& from, std::vector<Mask>& to) {
+            to.clear();
+            for (Index i = 0; i < from.size(); ++i) to.push_back(*from[i]);
+        };
+        keep(masks.seen, seen_);
+        keep(masks.mass_over, mass_over_);
         place();
         Index tokens = 0;
         for (const Index count : counts) tokens += count;
         const Index sums = 2 * kind_.shape.heads * tokens;
         if (sums > log_sum_exp_.size()) log_sum_exp_ = AlignedBuffer<T>(sums);
+        if (has_mass() && sums / 2 > mass_.size()) mass_ = AlignedBuffer<T>(sums / 2);
         reserve_backward(executor);
         size_ = tokens;
     }
     void finish() { size_ = 0; }
 
-    // The forward pass, see AppendTransaction; outputs go with output(out). Where making room for its scratch throws,
-    // there is no forward pass.
-    template <class RunStep>
-    void forward(bool together, const Executor& executor, const RunStep& run_step) {
+    // The forward pass, see AppendTransaction; outputs go with output(out). Calls before_steps(looks_ahead), and
+    // run_step(step, looks_ahead) for every step. Where making room for its scratch throws, there is no forward pass.
+    template <class BeforeSteps, class RunStep>
+    void forward(bool together, const Executor& executor, const BeforeSteps& before_steps, const RunStep& run_step) {
         const auto one = [&](Index i) -> SequenceState<T>& { return state(i); };
         const Index tokens = std::exchange(size_, 0);
-        AppendTransaction<T> append(Sequences<T>(one), counts_, together, memory_, executor);
+        AppendTransaction<T> append(Sequences<T>(one), counts_, masks(), together, memory_, executor);
         size_ = tokens;
-        append.for_steps(/*packed=*/false, run_step);
+        before_steps(append.looks_ahead());
+        append.for_steps(/*packed=*/false, [&](const auto& step) { run_step(step, append.looks_ahead()); });
     }
 
-    OutputRows<T> output(MatrixView<T> out) {
-        return {.out = out,
-                .log_sum_exp = {log_sum_exp_.data(), log_sum_exp_.data() + kind_.shape.heads * size_},
-                .log_sum_exp_stride = size_};
+    // Outputs of the forward pass, with what the backward pass needs of them.
+    OutputRows<T> output(OutputRows<T> rows) {
+        rows.log_sum_exp = {log_sum_exp_.data(), log_sum_exp_.data() + kind_.shape.heads * size_};
+        rows.kept_mass = has_mass() ? mass_.data() : nullptr;
+        rows.stride = size_;
+        return rows;
     }
 
     // Makes room for a backward pass by this executor, if the forward pass has not.
@@ -88,9 +113,12 @@ class TrainingRecord {
 
     // The backward pass, for which there is room; the record is used up. `out` is the forward pass's output. Gradients
     // may go to where the input is: every element of it is read before.
-    void backward(const Input<T>& input, ConstMatrixView<T> out, ConstMatrixView<T> d_out,
-                  const GradientView<T>& gradient, const Executor& executor) {
+    void backward(const Input<T>& input, ConstMatrixView<T> out, const OutputGradient<T>& d_output,
+                  const GradientView<T>& gradient, const TermsGradientView<T>& d_terms, const Executor& executor) {
         const LogSumExp<T> log_sum_exp = output({}).log_sum_exp;
+        for (const MatrixView<T>& g : {d_terms.factor, d_terms.bias, d_terms.sinks}) {
+            if (g.rows() > 0) g.map().setZero();
+        }
         Index row = 0;
         for (Index i = 0; i < sequences(); ++i) {
             state(i).work() = {.call_row = row};
@@ -101,12 +129,19 @@ class TrainingRecord {
             const auto& work = state(i).work();
             const Index heads = kind_.group(), first = work.call_row, rows = count(i);
             const Index cols = heads * kind_.shape.dv, place = executor ? h : 0;
+            const auto rows_of_head = [&](const ConstMatrixView<T>& m) {
+                return m.rows() > 0 ? view_of_group(m, h, heads, first, rows) : m;
+            };
             const BackwardInput<T> own{.input = views_of_group(kind_.shape, input, h, first, rows),
                                        .out = view_of_group(out, h, cols, first, rows),
                                        .log_sum_exp = log_sum_exp.from(h * heads * size_ + first),
-                                       .log_sum_exp_stride = size_,
-                                       .d_out = view_of_group(d_out, h, cols, first, rows),
-                                       .gradient = views_of_group(kind_.shape, gradient, h, first, rows)};
+                                       .mass = has_mass() ? mass_.data() + h * heads * size_ + first : nullptr,
+                                       .stride = size_,
+                                       .d_output = {.out = view_of_group(d_output.out, h, cols, first, rows),
+                                                    .log_sum_exp = rows_of_head(d_output.log_sum_exp),
+                                                    .mass = rows_of_head(d_output.mass)},
+                                       .gradient = views_of_group(kind_.shape, gradient, h, first, rows),
+                                       .sight = sight(i)};
             BackwardPass<T> pass(state(i).head(h), own, memory_.data() + work.first_element + place * head_elements(i),
                                  last_bad_blocks_.data() + work.first_panel + place * BackwardPass<T>::panels(rows));
             f(pass);
@@ -114,7 +149,7 @@ class TrainingRecord {
         if (size_ > 0) {
             for_batches(executor, [&](Index first, Index end) {
                 place_parts(first, end, executor);
-                run_batch(first, end, with_pass, executor);
+                run_batch(first, end, with_pass, d_terms, executor);
             });
         }
         finish();
@@ -136,9 +171,34 @@ class TrainingRecord {
         });
         for (std::size_t place = 0; place < order_.size(); ++place) {
             places_[std::size_t(order_[place])] = Index(place);
-            if (place == states_.size()) states_.emplace_back(kind_, Keeping{.every_query = true});
+            if (place == states_.size()) states_.emplace_back(kind_, Keeping{.every_query = true}, terms_);
             states_[place].clear();
             states_[place].make_room(counts_[std::size_t(order_[place])]);
+        }
+    }
+
+    CallMasks masks() const { return {.seen = seen_, .mass_over = mass_over_}; }
+    Sight sight(Index i) const {
+        const auto of = [&](const std::vector<Mask>& masks) {
+            return masks.empty() ? nullptr : &masks[masks.size() == 1 ? 0 : std::size_t(i)];
+        };
+        const Mask* seen = of(seen_);
+        return {.rule = seen != nullptr ? seen->rule() : nullptr, .keys = count(i), .mass_over = of(mass_over_)};
+    }
+
+    // Adds the gradients of the terms that a pass of key-value head h has, of the query heads of its group.
+    void add_terms(const BackwardPass<T>& pass, Index h, const TermsGradientView<T>& d_terms) const {
+        if (!d_terms.has_any()) return;
+        for (Index i = 0; i < kind_.group(); ++i) {
+            const Index head = h * kind_.group() + i;
+            const auto add = [&](const MatrixView<T>& to, const T* from) {
+                if (to.rows() == 0) return;
+                T* row = to.row(to.rows() == 1 ? 0 : head);
+                for (Index k = 0; k < (std::min)(to.cols(), pass.tokens()); ++k) row[k] += from[k];
+            };
+            add(d_terms.factor, pass.d_factor(i));
+            add(d_terms.bias, pass.d_bias(i));
+            if (d_terms.sinks.rows() > 0) d_terms.sinks.row(0)[head] += pass.d_sink(i);
         }
     }
 
@@ -171,11 +231,15 @@ class TrainingRecord {
     }
 
     template <class WithPass>
-    void run_batch(Index first, Index end, const WithPass& with_pass, const Executor& executor) {
+    void run_batch(Index first, Index end, const WithPass& with_pass, const TermsGradientView<T>& d_terms,
+                   const Executor& executor) {
         if (!executor) {
             for (Index i = first; i < end; ++i) {
                 for (Index h = 0; count(i) > 0 && h < kind_.shape.kv_heads; ++h) {
-                    with_pass(i, h, [](auto& pass) { pass.run(); });
+                    with_pass(i, h, [&](auto& pass) {
+                        pass.run();
+                        add_terms(pass, h, d_terms);
+                    });
                 }
             }
             return;
@@ -189,26 +253,42 @@ class TrainingRecord {
         const auto panels = [&](Index i) { return BackwardPass<T>::panels(count(i)); };
         Index most = 0;
         for (Index i = first; i < end; ++i) most = (std::max)(most, BackwardPass<T>::groups(count(i)));
+        const bool has_terms = kind_.terms != nullptr;
+        const auto once = [](Index) { return Index(1); };
+        if (has_terms) for_parts(once, [](auto& pass, Index, Index) { pass.start_terms(); });
         for_parts(panels, [](auto& pass, Index, Index p) { pass.start_panel(p); });
         for (Index g = most - 1; g >= 0; --g) {
             const auto group = [&](Index i) {
-                return g < BackwardPass<T>::groups(count(i)) ? BackwardPass<T>::group(count(i), g) : Group();
+                return g < BackwardPass<T>::groups(count(i)) ? BackwardPass<T>::group(count(i), g, sight(i)) : Group();
             };
             const auto blocks = [&](Index i) { return group(i).blocks(); };
-            const auto spans = [&](Index i) { return group(i).spans(); };
+            const auto spans = [&](Index i) { return group(i).spans() - group(i).first_span(); };
             for_parts(blocks, [&](auto& pass, Index i, Index b) { pass.pack_block(group(i), b); });
-            for_parts(spans, [&](auto& pass, Index i, Index span) { pass.sweep_span(group(i), span); });
+            for_parts(spans, [&](auto& pass, Index i, Index k) {
+                const Group own = group(i);
+                pass.sweep_span(own, own.first_span() + k);
+            });
+            if (has_terms) for_parts(once, [&](auto& pass, Index i, Index) { pass.add_terms(group(i)); });
             for_parts(blocks, [&](auto& pass, Index i, Index b) { pass.finish_block(group(i), b); });
         }
         for_parts(panels, [](auto& pass, Index, Index p) { pass.finish_panel(p); });
+        for (Index i = first; d_terms.has_any() && i < end; ++i) {
+            for (Index h = 0; h < kind_.shape.kv_heads; ++h) {
+                with_pass(i, h, [&](auto& pass) { add_terms(pass, h, d_terms); });
+            }
+        }
     }
 
     AttentionKind kind_;
+    typename SequenceState<T>::Terms terms_;
     SelfMovable<std::vector<SequenceState<T>>> states_{std::vector<SequenceState<T>>()};
     SelfMovable<std::vector<Index>> counts_{std::vector<Index>()};
     SelfMovable<std::vector<Index>> places_{std::vector<Index>()};  // sequence i has state places_[i]
     SelfMovable<std::vector<Index>> order_{std::vector<Index>()};
+    SelfMovable<std::vector<Mask>> seen_{std::vector<Mask>()};
+    SelfMovable<std::vector<Mask>> mass_over_{std::vector<Mask>()};
     AlignedBuffer<T> log_sum_exp_;
+    AlignedBuffer<T> mass_;
     AlignedBuffer<T> memory_;
     SelfMovable<std::vector<LastBadBlocks>> last_bad_blocks_{std::vector<LastBadBlocks>()};
     Index size_ = 0;

@@ -7,7 +7,7 @@
 #include <castle/detail/base/layout.hpp>
 #include <castle/detail/check/message.hpp>
 #include <castle/detail/forward/panel_sweep.hpp>
-#include <castle/detail/state/aligned_buffer.hpp>
+#include <castle/detail/simd/aligned_buffer.hpp>
 #include <castle/detail/state/head_state.hpp>
 #include <castle/detail/state/sequence_state.hpp>
 #include <castle/types.hpp>
@@ -15,6 +15,19 @@
 namespace castle {
 inline namespace CASTLE_ABI {
 namespace detail {
+
+// What panel p has absorbed of the open block, under the masks of the calls, added to u, [d][panel_size].
+template <Scalar T>
+void fold_open_block(const HeadState<T>& state, Index p, T* u) {
+    const Index tokens = state.size() % block_size;
+    const BlockWords words = state.words_of(state.size() / block_size, p);
+    if (tokens == 0 || cover_of(words, 0, tokens) == Cover::none) return;
+    alignas(64) T gates[block_size * panel_size];
+    std::copy_n(state.gates(p), tokens * panel_size, gates);
+    close_gates<panel_size>(words, 0, tokens, gates);
+    fold_words<panel_size>(words, 0, state.d(), Operand<T>{state.open_block().lookahead_values(), block_size, 1}, gates,
+                           tokens, u);
+}
 
 // U with the open block folded in as well, [size, d].
 template <Scalar T>
@@ -29,7 +42,11 @@ Matrix<T> lookahead_keys(const HeadState<T>& state) {
     AlignedBuffer<T> panel(d * panel_size);
     for (Index p = 0; p * panel_size < size; ++p) {
         std::copy_n(state.lookahead_keys(p), panel.size(), panel.data());
-        fold_block(state, open, size - origin, state.open_block(), state.gates(p), p, panel.data());
+        if (state.is_masked()) {
+            fold_open_block(state, p, panel.data());
+        } else {
+            fold_block(state, open, size - origin, state.open_block(), state.gates(p), p, panel.data());
+        }
         const Index first = p * panel_size;
         const Index rows = (std::min)(panel_size, size - first);
         u.middleRows(first, rows) = Eigen::Map<const Matrix<T>>(panel.data(), d, panel_size).leftCols(rows).transpose();

@@ -3,12 +3,15 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <istream>
+#include <memory>
 #include <ostream>
 #include <stdexcept>
+#include <utility>
 #include <vector>
 
 #include <castle/detail/cache/checksum.hpp>
@@ -16,6 +19,7 @@
 #include <castle/detail/cache/saved_identity.hpp>
 #include <castle/detail/cache/saved_layout.hpp>
 #include <castle/detail/state/sequence_state.hpp>
+#include <castle/terms.hpp>
 
 // A cache as bytes: eight that say what it is, the identity, a checksum, the elements, a checksum. Each checksum is of
 // all before it but checksums. Words are little endian; elements are as in memory, and the identity says in which order
@@ -96,7 +100,23 @@ class SavedReader {
 
 template <Scalar T>
 SavedIdentity identity_of(const SequenceState<T>& state, const SavedIdentity::LayerWords& layer) {
-    return {.kind = state.kind(), .layer = layer, .size = state.size(), .undoable = state.head(0).history().undoable()};
+    return {.kind = state.kind(),
+            .layer = layer,
+            .size = state.size(),
+            .undoable = state.head(0).history().undoable(),
+            .is_masked = state.head(0).is_masked(),
+            .terms = SavedIdentity::words_of(state.kind().terms.get())};
+}
+
+// All numbers of score terms, in the order in which they are saved.
+inline std::vector<double> numbers_of(const ScoreTerms& terms) {
+    std::vector<double> numbers;
+    for (const Matrix<double>* table : {&terms.factor, &terms.bias}) {
+        numbers.insert(numbers.end(), table->data(), table->data() + table->size());
+    }
+    numbers.insert(numbers.end(), terms.sinks.begin(), terms.sinks.end());
+    if (terms.soft_cap) numbers.push_back(*terms.soft_cap);
+    return numbers;
 }
 
 // Throws std::runtime_error if the stream cannot be written.
@@ -107,21 +127,54 @@ void save_cache(std::ostream& out, const SequenceState<T>& state, const SavedIde
     writer.bytes(SavedIdentity::magic.data(), SavedIdentity::magic.size());
     for (const std::uint64_t word : identity.to_words<T>()) writer.word(word);
     writer.checksum();
+    if (state.kind().terms != nullptr) {
+        for (const double number : numbers_of(*state.kind().terms)) writer.word(std::bit_cast<std::uint64_t>(number));
+        writer.checksum();
+    }
     for (Index h = 0; h < state.heads(); ++h) {
         auto& head = const_cast<HeadState<T>&>(state.head(h));  // to find where arrays are; only read
-        for_saved_arrays(identity.kind, identity.size, identity.undoable, [&](const SavedArrays& arrays) {
-            for (Index i = 0; i < arrays.count; ++i) {
-                const auto array = SavedArray<T>::of(head, arrays, i);
-                for (Index row = 0; row < array.used_rows; ++row) {
-                    writer.elements(array.data + row * array.stride, array.used_cols);
-                    writer.template zeros<T>(arrays.cols - array.used_cols);
-                }
-                writer.template zeros<T>((arrays.rows - array.used_rows) * arrays.cols);
-            }
-        });
+        for_saved_arrays<T>(identity.kind, identity.size, identity.undoable, identity.is_masked,
+                            [&](const SavedArrays& arrays) {
+                                for (Index i = 0; i < arrays.count; ++i) {
+                                    const auto array = SavedArray<T>::of(head, arrays, i);
+                                    for (Index row = 0; row < array.used_rows; ++row) {
+                                        writer.elements(array.data + row * array.stride, array.used_cols);
+                                        writer.template zeros<T>(arrays.cols - array.used_cols);
+                                    }
+                                    writer.template zeros<T>((arrays.rows - array.used_rows) * arrays.cols);
+                                }
+                            });
     }
     writer.checksum();
     if (!out.flush()) throw std::runtime_error("castle::save: the cache could not be written");
+}
+
+template <Scalar T>
+std::shared_ptr<const ScoreTerms> read_terms(SavedReader& reader, const SavedIdentity& saved) {
+    const SavedIdentity::TermsWords& w = saved.terms;
+    const std::size_t count = std::size_t(w[0] * w[1] + w[2] * w[3] + w[4] + w[5]);
+    const std::vector<unsigned char> bytes = reader.bytes(8 * count);
+    reader.check_sum();
+    const unsigned char* from = bytes.data();
+    const auto number = [&] {
+        const double x = std::bit_cast<double>(read_word(from));
+        from += 8;
+        return x;
+    };
+    ScoreTerms terms;
+    terms.factor.resize(Index(w[0]), Index(w[1]));
+    terms.bias.resize(Index(w[2]), Index(w[3]));
+    for (Matrix<double>* table : {&terms.factor, &terms.bias}) {
+        for (Index i = 0; i < table->size(); ++i) table->data()[i] = number();
+    }
+    for (std::uint64_t i = 0; i < w[4]; ++i) terms.sinks.push_back(number());
+    if (w[5] != 0) terms.soft_cap = number();
+    try {
+        check_terms<T>("load", terms, saved.kind.shape.heads);
+    } catch (const std::invalid_argument&) {
+        reject_cache("has no sensible score terms");
+    }
+    return std::make_shared<const ScoreTerms>(std::move(terms));
 }
 
 // The identity of what the stream goes on with, if it is a cache of elements as this build has them.
@@ -133,15 +186,18 @@ SavedIdentity read_identity(SavedReader& reader) {
     reader.check_sum();
     SavedIdentity::Words words{};
     for (std::size_t i = 0; i < words.size(); ++i) words[i] = read_word(bytes.data() + 8 * i);
-    return SavedIdentity::from_words<T>(words);
+    SavedIdentity saved = SavedIdentity::from_words<T>(words);
+    if (saved.terms != SavedIdentity::TermsWords()) saved.kind.terms = read_terms<T>(reader, saved);
+    return saved;
 }
 
 // How many elements a head of a saved cache has. The sizes are sensible one by one, and nothing else is known of them;
 // throws std::runtime_error if there cannot be so many in all.
-inline Index saved_elements(const SavedIdentity& saved) {
+template <Scalar T>
+Index saved_elements(const SavedIdentity& saved) {
     double most = 0x1p60 / double(saved.kind.shape.kv_heads);
     Index elements = 0;
-    for_saved_arrays(saved.kind, saved.size, saved.undoable, [&](const SavedArrays& arrays) {
+    for_saved_arrays<T>(saved.kind, saved.size, saved.undoable, saved.is_masked, [&](const SavedArrays& arrays) {
         most -= double(arrays.count) * double(arrays.rows) * double(arrays.cols);
         if (most < 0) reject_cache("is too large");
         elements += arrays.count * arrays.rows * arrays.cols;
@@ -152,22 +208,23 @@ inline Index saved_elements(const SavedIdentity& saved) {
 // Reads the tokens into `state`, which has none yet, and is of the saved kind.
 template <Scalar T>
 void read_state(SavedReader& reader, const SavedIdentity& saved, SequenceState<T>& state) {
-    const std::size_t head_bytes = std::size_t(saved_elements(saved)) * sizeof(T);
+    const std::size_t head_bytes = std::size_t(saved_elements<T>(saved)) * sizeof(T);
     const std::vector<unsigned char> bytes = reader.bytes(head_bytes * std::size_t(state.heads()));
     reader.check_sum();
-    state.make_room(saved.size);
+    state.make_room(saved.size, saved.is_masked);
     for (Index h = 0; h < state.heads(); ++h) {
         HeadState<T>& head = state.head(h);
         const unsigned char* from = bytes.data() + std::size_t(h) * head_bytes;
         head.history().set_undoable(saved.undoable);
-        for_saved_arrays(saved.kind, saved.size, head.history().undoable(), [&](const SavedArrays& arrays) {
-            for (Index i = 0; i < arrays.count; ++i) {
-                const auto array = SavedArray<T>::of(head, arrays, i);
-                for (Index row = 0; row < arrays.rows; ++row, from += std::size_t(arrays.cols) * sizeof(T)) {
-                    std::memcpy(array.data + row * array.stride, from, std::size_t(arrays.cols) * sizeof(T));
+        for_saved_arrays<T>(
+            saved.kind, saved.size, head.history().undoable(), saved.is_masked, [&](const SavedArrays& arrays) {
+                for (Index i = 0; i < arrays.count; ++i) {
+                    const auto array = SavedArray<T>::of(head, arrays, i);
+                    for (Index row = 0; row < arrays.rows; ++row, from += std::size_t(arrays.cols) * sizeof(T)) {
+                        std::memcpy(array.data + row * array.stride, from, std::size_t(arrays.cols) * sizeof(T));
+                    }
                 }
-            }
-        });
+            });
         head.set_size(saved.size);
         make_open_gates(head);
     }

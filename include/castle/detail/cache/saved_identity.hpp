@@ -13,6 +13,7 @@
 #include <castle/detail/check/attention_kind.hpp>
 #include <castle/detail/check/checks.hpp>
 #include <castle/detail/check/message.hpp>
+#include <castle/terms.hpp>
 
 namespace castle {
 inline namespace CASTLE_ABI {
@@ -31,16 +32,30 @@ struct SavedIdentity {
     LayerWords layer = {};
     Index size = 0;
     Index undoable = 0;  // finished blocks that can be undone
+    bool is_masked = false;
+
+    // How much there is of the score terms, which come after the identity: rows and columns of the two tables, sinks,
+    // and whether there is a cap.
+    using TermsWords = std::array<std::uint64_t, 6>;
+    TermsWords terms = {};
+
+    static TermsWords words_of(const ScoreTerms* terms) {
+        if (terms == nullptr) return {};
+        return {std::uint64_t(terms->factor.rows()), std::uint64_t(terms->factor.cols()),
+                std::uint64_t(terms->bias.rows()),   std::uint64_t(terms->bias.cols()),
+                std::uint64_t(terms->sinks.size()),  std::uint64_t(terms->soft_cap ? 1 : 0)};
+    }
 
     static constexpr std::array<char, 8> magic = {'c', 'a', 's', 't', 'l', 'e', 'K', 'V'};
 
     // What a build expects: the format's version, the order of an element's bytes, their number, the layout.
     using Format = std::array<std::uint64_t, 5>;
     template <Scalar T>
-    static constexpr Format format = {2, std::endian::native == std::endian::little ? 1 : 2, sizeof(T), block_size,
+    static constexpr Format format = {3, std::endian::native == std::endian::little ? 1 : 2, sizeof(T), block_size,
                                       panel_size};
 
-    static constexpr std::size_t word_count = Format().size() + AttentionKind::word_count + LayerWords().size() + 2;
+    static constexpr std::size_t word_count =
+        Format().size() + AttentionKind::word_count + LayerWords().size() + TermsWords().size() + 3;
     using Words = std::array<std::uint64_t, word_count>;
 
     template <Scalar T>
@@ -49,6 +64,8 @@ struct SavedIdentity {
         auto to = std::ranges::copy(format<T>, all.begin()).out;
         to = std::ranges::copy(kind.to_words(), to).out;
         to = std::ranges::copy(layer, to).out;
+        to = std::ranges::copy(terms, to).out;
+        *to++ = std::uint64_t(is_masked ? 1 : 0);
         *to++ = std::uint64_t(size);
         *to++ = std::uint64_t(undoable);
         return all;
@@ -66,14 +83,26 @@ struct SavedIdentity {
         const std::uint64_t* from = w.data() + own.size();
         SavedIdentity saved{.kind = AttentionKind::from_words(from)};
         std::copy_n(from + AttentionKind::word_count, saved.layer.size(), saved.layer.begin());
+        std::copy_n(from + AttentionKind::word_count + saved.layer.size(), saved.terms.size(), saved.terms.begin());
+        saved.is_masked = w[word_count - 3] != 0;
         saved.size = Index(w[word_count - 2]);
         saved.undoable = Index(w[word_count - 1]);
         // Words that are no flags would come back as others.
         if (!saved.kind.is_sensible<T>() || saved.to_words<T>() != w || saved.size < 0 || saved.size > most_tokens ||
-            saved.undoable < 0 || saved.undoable > most_size / block_size || saved.undoable > saved.size / block_size) {
+            !saved.has_sensible_terms() || saved.undoable < 0 || saved.undoable > most_size / block_size ||
+            saved.undoable > saved.size / block_size) {
             reject_cache("has no sensible sizes");
         }
         return saved;
+    }
+
+    bool has_sensible_terms() const {
+        const auto is_table = [&](std::uint64_t rows, std::uint64_t cols) {
+            return rows <= std::uint64_t(most_heads) && cols <= std::uint64_t(most_tokens) &&
+                   (rows == 0) == (cols == 0);
+        };
+        return is_table(terms[0], terms[1]) && is_table(terms[2], terms[3]) && terms[4] <= std::uint64_t(most_heads) &&
+               terms[5] <= 1;
     }
 };
 

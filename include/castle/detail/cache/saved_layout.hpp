@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cstdint>
 
 #include <castle/detail/base/layout.hpp>
 #include <castle/detail/check/attention_kind.hpp>
@@ -13,7 +14,17 @@ namespace castle {
 inline namespace CASTLE_ABI {
 namespace detail {
 
-enum class SavedPart { lookahead_keys, causal_keys, values, open_block, lookahead_queries, fold_operands, fold_keys };
+enum class SavedPart {
+    lookahead_keys,
+    causal_keys,
+    values,
+    open_block,
+    open_words,
+    lookahead_queries,
+    fold_operands,
+    fold_words,
+    fold_keys
+};
 
 // `count` arrays, one after the other, from panel `first` on. Each is [rows, cols], the elements of a column (of a row,
 // for values) belonging to one token; what belongs to no token before `end` counts as 0.
@@ -29,8 +40,8 @@ struct SavedArrays {
 
 // Calls f(arrays) for all arrays of a head with `size` tokens of which the last `undoable` finished blocks can be
 // undone. What undoes blocks comes last, the last block first: whoever can undo fewer has no use for the end.
-template <class F>
-void for_saved_arrays(const AttentionKind& kind, Index size, Index undoable, const F& f) {
+template <Scalar T, class F>
+void for_saved_arrays(const AttentionKind& kind, Index size, Index undoable, bool is_masked, const F& f) {
     if (size == 0) return;
     const Index d = kind.shape.d, dv = kind.shape.dv, window = kind.lookahead_window;
     const Index panels = ceil_div(size, panel_size);
@@ -52,18 +63,32 @@ void for_saved_arrays(const AttentionKind& kind, Index size, Index undoable, con
                       .end = tokens,
                       .block = block});
     };
+    // Of a block, for each panel that may absorb its tokens.
+    const auto words = [&](SavedPart part, Index block, Index tokens) {
+        if (!is_masked || tokens == block * block_size) return;
+        const Index oldest = oldest_panel(window, block * block_size);
+        f(SavedArrays{.part = part,
+                      .first = oldest,
+                      .count = ceil_div(tokens, panel_size) - oldest,
+                      .rows = block_size,
+                      .cols = Index(sizeof(std::uint64_t) / sizeof(T)),
+                      .end = tokens,
+                      .block = block});
+    };
     if (kind.has_lookahead()) panels_of(SavedPart::lookahead_keys, 0, panels, size);
     panels_of(SavedPart::causal_keys, 0, panels, size);
     f(SavedArrays{.part = SavedPart::values, .first = 0, .count = panels, .rows = panel_size, .cols = dv, .end = size});
     if (!kind.has_lookahead()) return;
     const Index open = size / block_size;
     operands(SavedPart::open_block, open, size);
+    words(SavedPart::open_words, open, size);
     panels_of(SavedPart::lookahead_queries, oldest_panel(window, size), panels, size);
     // Block by block further back, with the queries that it asks for once it is undone.
     for (Index b = open - 1; b >= open - undoable; --b) {
         const Index origin = b * block_size, end = origin + block_size, oldest = oldest_panel(window, origin);
         panels_of(SavedPart::lookahead_queries, oldest, (std::min)(oldest_panel(window, end), panels), size);
         operands(SavedPart::fold_operands, b, end);
+        words(SavedPart::fold_words, b, end);
         panels_of(SavedPart::fold_keys, oldest, ceil_div(end, panel_size), end, b);
     }
 }
@@ -93,6 +118,10 @@ struct SavedArray {
                 return {state.values(p), state.dv_padded(), used, arrays.cols};
             case SavedPart::open_block:
                 return operands(state.open_block().lookahead_keys());
+            case SavedPart::open_words:
+            case SavedPart::fold_words:
+                return {reinterpret_cast<T*>(state.words(arrays.block, p)), arrays.cols,
+                        (std::min)(block_size, arrays.end - arrays.block * block_size), arrays.cols};
             case SavedPart::lookahead_queries:
                 return keys(state.lookahead_queries(p));
             case SavedPart::fold_operands:

@@ -5,6 +5,7 @@
 #include <bit>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -13,6 +14,7 @@
 #include <castle/detail/check/message.hpp>
 #include <castle/input.hpp>
 #include <castle/options.hpp>
+#include <castle/terms.hpp>
 
 namespace castle {
 inline namespace CASTLE_ABI {
@@ -25,19 +27,28 @@ struct AttentionKind {
     bool silu = true;
     bool causal_keys = true;
     double scale = 1;  // as the scalar has it
+    std::shared_ptr<const ScoreTerms> terms = nullptr;
 
-    bool operator==(const AttentionKind&) const = default;
+    bool operator==(const AttentionKind& other) const {
+        return shape == other.shape && lookahead_window == other.lookahead_window && silu == other.silu &&
+               causal_keys == other.causal_keys && scale == other.scale && has_terms_of(other);
+    }
+    bool has_terms_of(const AttentionKind& other) const {
+        return terms == other.terms || (terms != nullptr && other.terms != nullptr && *terms == *other.terms);
+    }
 
     // Of an attention of this shape and these options, if both fit.
     template <Scalar T>
     static AttentionKind checked(std::string_view where, const Shape& shape, const Options& options) {
         check_sizes(where, shape);
         check_options<T>(where, options);
+        check_terms<T>(where, options.terms, shape.heads);
         return {.shape = shape,
                 .lookahead_window = options.lookahead_window,
                 .silu = options.silu,
                 .causal_keys = options.causal_keys,
-                .scale = double(static_cast<T>(scale_for(options, shape.d)))};
+                .scale = double(static_cast<T>(scale_for(options, shape.d))),
+                .terms = options.terms.has_any() ? std::make_shared<const ScoreTerms>(options.terms) : nullptr};
     }
 
     // Without lookahead it is standard attention.
@@ -50,6 +61,7 @@ struct AttentionKind {
                 .lookahead_window = lookahead_window,
                 .silu = silu,
                 .causal_keys = causal_keys,
+                .terms = terms != nullptr ? *terms : ScoreTerms(),
                 .executor = std::move(executor)};
     }
 
@@ -67,6 +79,7 @@ struct AttentionKind {
         compare("silu", Index(silu), Index(other.silu));
         compare("causal_keys", Index(causal_keys), Index(other.causal_keys));
         compare("scale", scale, other.scale);
+        if (words.empty() && !has_terms_of(other)) words = text("other score terms than ", others_name);
         return words;
     }
 

@@ -2,7 +2,9 @@
 #pragma once
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
+#include <cstdint>
 #include <limits>
 #include <span>
 #include <string>
@@ -10,7 +12,10 @@
 
 #include <castle/detail/check/message.hpp>
 #include <castle/input.hpp>
+#include <castle/mask.hpp>
 #include <castle/options.hpp>
+#include <castle/output.hpp>
+#include <castle/terms.hpp>
 
 // Every check of what a caller passes. Decoding runs them for every token: they compare plain data, and make words of
 // it only where something fails.
@@ -79,6 +84,93 @@ void check_options(std::string_view where, const Options& options) {
     }
 }
 
+// The score terms of so many query heads.
+template <Scalar T>
+void check_terms(std::string_view where, const ScoreTerms& terms, Index heads) {
+    const auto is_finite = [](double x) { return std::isfinite(static_cast<T>(x)); };
+    const auto check_table = [&](std::string_view name, const Matrix<double>& table) {
+        if (table.size() == 0) return;
+        if (table.rows() != 1 && table.rows() != heads) {
+            fail(where, "options.terms.", name, " is ", extents_of(table), " but must have 1 row or ", heads,
+                 ", one for each head");
+        }
+        for (Index h = 0; h < table.rows(); ++h) {
+            for (Index k = 0; k < table.cols(); ++k) {
+                if (is_finite(table(h, k))) continue;
+                fail(where, "options.terms.", name, "(", h, ", ", k, ") is ", table(h, k),
+                     " but must be finite, also in the scalar of the matrices");
+            }
+        }
+    };
+    check_table("factor", terms.factor);
+    check_table("bias", terms.bias);
+    if (terms.soft_cap && !(static_cast<T>(*terms.soft_cap) > 0 && is_finite(*terms.soft_cap))) {
+        fail(where, "options.terms.soft_cap is ", *terms.soft_cap,
+             " but must be above 0 and finite, also in the scalar of the matrices");
+    }
+    if (terms.sinks.empty()) return;
+    if (Index(terms.sinks.size()) != heads) {
+        fail(where, "options.terms.sinks has ", Index(terms.sinks.size()), " elements but there are ", heads, " heads");
+    }
+    for (Index h = 0; h < heads; ++h) {
+        const double sink = terms.sinks[std::size_t(h)];
+        if (!is_finite(sink)) fail(where, "options.terms.sinks[", h, "] is ", sink, " but must be finite");
+    }
+}
+
+// Where the gradients of these terms go.
+template <Scalar T>
+void check_terms_gradient(std::string_view where, const ScoreTerms& terms, const TermsGradientView<T>& g) {
+    const auto check_one = [&](std::string_view name, const MatrixView<T>& m, Index rows, Index cols) {
+        if (m.rows() == 0 || (m.rows() == rows && m.cols() == cols)) return;
+        fail(where, "d_terms.", name, " is ", extents_of(m), " but must be ", Extents{rows, cols},
+             ", as in the options, or empty");
+    };
+    check_one("factor", g.factor, terms.factor.rows(), terms.factor.cols());
+    check_one("bias", g.bias, terms.bias.rows(), terms.bias.cols());
+    check_one("sinks", g.sinks, terms.sinks.empty() ? 0 : 1, Index(terms.sinks.size()));
+}
+
+template <Scalar T>
+void check_mass_gradient(std::string_view where, const OutputGradient<T>& d_output, bool has_mass) {
+    if (d_output.mass.rows() == 0 || has_mass) return;
+    fail(where, "d_mass is ", extents_of(d_output.mass), " but the forward pass was asked for no masses");
+}
+
+// That the tables reach from rows [first, end) to every key that the mask lets them see, of `keys` keys.
+inline void check_distances(std::string_view where, const ScoreTerms* terms, const MaskRule* rule, Index first,
+                            Index end, Index keys) {
+    if (terms == nullptr || !terms->has_tables() || first >= end) return;
+    const Index distances = terms->distances();
+    if (distances >= (std::max)(end, keys)) return;
+    for (Index row = first; row < end; ++row) {
+        const KeyRange reach = rule != nullptr ? rule->reach(row, row + 1) : KeyRange{0, row + 1};
+        const Index reach_end = (std::min)(reach.end, keys);
+        for (Index p = reach.begin / panel_size; p * panel_size < reach_end; ++p) {
+            // Those that are too far away.
+            std::uint64_t far = range_word(0, row - distances + 1, p) | range_word(row + distances, keys, p);
+            if (far != 0) far &= rule != nullptr ? rule->word(row, p, keys) : range_word(0, row + 1, p);
+            if (far == 0) continue;
+            const Index key = p * panel_size + std::countr_zero(far);
+            fail(where, "options.terms has tables of ", distances, " distances but row ", row, " sees key ", key,
+                 ", at distance ", key < row ? row - key : key - row);
+        }
+    }
+}
+
+// The masks of a call on so many sequences.
+inline void check_masks(std::string_view where, std::string_view name, const Masks& masks, Index sequences) {
+    if (masks.size() > 1 && masks.size() != sequences) {
+        fail(where, name, " has ", masks.size(), " masks but there are ", sequences, " sequences");
+    }
+}
+
+// The mask, null if it is causal, and the tables for rows [first, end) of a sequence that has `end` tokens after them.
+inline void check_sight(std::string_view where, const Mask* mask, const ScoreTerms* terms, Index first, Index end) {
+    if (mask != nullptr) check_mask_rows(where, *mask, first, end, end);
+    check_distances(where, terms, mask != nullptr ? mask->rule() : nullptr, first, end, end);
+}
+
 // What the arguments of one call must have the shapes of.
 struct Call {
     std::string_view where;    // the call
@@ -130,6 +222,29 @@ struct Call {
     template <class View>
     void check_out(std::string_view name, const View& m) const {
         check_argument("", name, m, shape.heads * shape.dv);
+    }
+    // All that an Output or an OutputGradient has.
+    template <class Views>
+    void check_outputs(std::string_view group, const Views& all) const {
+        check_argument(group, "out", all.out, shape.heads * shape.dv);
+        check_by_products(group, all);
+    }
+    template <class Views>
+    void check_by_products(std::string_view group, const Views& all) const {
+        if (all.log_sum_exp.rows() != 0) check_argument(group, "log_sum_exp", all.log_sum_exp, shape.heads);
+        if (all.mass.rows() != 0) check_argument(group, "mass", all.mass, shape.heads);
+    }
+    template <Scalar T>
+    void check_output(std::string_view group, const Output<T>& output, Index sequences) const {
+        check_outputs(group, output);
+        check_mass_over(group, output, sequences);
+    }
+    template <Scalar T>
+    void check_mass_over(std::string_view group, const Output<T>& output, Index sequences) const {
+        check_masks(where, text(group, "mass_over"), output.mass_over, sequences);
+        if (output.mass.rows() != 0 && output.mass_over.size() == 0) {
+            fail(where, group, "mass is ", extents_of(output.mass), " but ", group, "mass_over has no mask");
+        }
     }
 
   private:

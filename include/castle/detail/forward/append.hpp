@@ -9,15 +9,22 @@
 #include <castle/detail/forward/group_steps.hpp>
 #include <castle/detail/forward/group_views.hpp>
 #include <castle/detail/forward/pieces.hpp>
-#include <castle/detail/state/aligned_buffer.hpp>
+#include <castle/detail/simd/aligned_buffer.hpp>
 #include <castle/detail/state/sequences.hpp>
 #include <castle/executor.hpp>
 #include <castle/input.hpp>
+#include <castle/mask.hpp>
 
 // What is behind every form: new tokens onto the states of some sequences.
 namespace castle {
 inline namespace CASTLE_ABI {
 namespace detail {
+
+// The masks of a call's sequences, and those of the keys on which mass is asked for, if it is.
+struct CallMasks {
+    Masks seen = {};
+    Masks mass_over = {};
+};
 
 // Rows that lie one after the other in the call and in the step's input.
 struct RowRun {
@@ -25,6 +32,36 @@ struct RowRun {
     Index row;
     Index count;
     Index position;  // of the first of them, where they belong to one sequence
+};
+
+// The rows of a call as one step has them: those of sequence i begin at position(i) of it.
+template <class Position>
+class WholeCall {
+  public:
+    WholeCall(std::span<const Index> counts, const Position& position) : counts_(counts), position_(position) {}
+
+    Index rows() const {
+        Index rows = 0;
+        for (const Index count : counts_) rows += count;
+        return rows;
+    }
+    template <class F>
+    void for_runs(const F& f) const {
+        f(RowRun{.call_row = 0, .row = 0, .count = rows(), .position = 0});
+    }
+    template <class F>
+    void for_sequences(const F& f) const {
+        Index row = 0;
+        for (Index i = 0; i < Index(counts_.size()); ++i) {
+            const Index count = counts_[std::size_t(i)];
+            if (count > 0) f(RowRun{.call_row = row, .row = row, .count = count, .position = position_(i)});
+            row += count;
+        }
+    }
+
+  private:
+    std::span<const Index> counts_;
+    Position position_;
 };
 
 // The tokens that one call appends to some sequences: counts[i] rows onto sequence i, the rows of one sequence after
@@ -41,10 +78,11 @@ class AppendTransaction {
     // With `together` sequences share their steps without threads too, for the sake of what else is done with a step's
     // rows. Scratch is taken from `memory`, which grows where it is too small. With one token for each sequence none is
     // needed.
-    AppendTransaction(const Sequences<T>& sequences, std::span<const Index> counts, bool together,
-                      AlignedBuffer<T>& memory, const Executor& executor)
+    AppendTransaction(const Sequences<T>& sequences, std::span<const Index> counts, const CallMasks& masks,
+                      bool together, AlignedBuffer<T>& memory, const Executor& executor)
         : sequences_(sequences),
           counts_(counts),
+          masks_(masks),
           executor_(executor),
           // Otherwise one sequence after the other: many do not fit the processor's caches, and would be fetched anew
           // for every step.
@@ -52,8 +90,14 @@ class AppendTransaction {
         Index row = 0;
         for (Index i = 0; i < Index(counts.size()); ++i) {
             SequenceState<T>& one = sequences[i];
-            one.work() = {.call_row = row, .before = one.size(), .after = one.size() + tokens(i)};
-            if (tokens(i) > 0) one.make_room(one.work().after);
+            const MaskRule* rule = masks_.seen[i] != nullptr ? masks_.seen[i]->rule() : nullptr;
+            one.work() = {.call_row = row,
+                          .before = one.size(),
+                          .after = one.size() + tokens(i),
+                          .rule = rule,
+                          .mass_over = masks_.mass_over[i]};
+            if (tokens(i) > 0) one.make_room(one.work().after, rule != nullptr);
+            looks_ahead_ = looks_ahead_ || looks_ahead(i);
             row += tokens(i);
         }
         Index scratch = 0;
@@ -65,6 +109,15 @@ class AppendTransaction {
     // Whether no sequence gets more than one token.
     bool is_one_each() const {
         return std::all_of(counts_.begin(), counts_.end(), [](Index count) { return count <= 1; });
+    }
+
+    // Whether rows of a sequence may see keys after their group. All rows of the call are to have their keys before the
+    // first is attended then.
+    bool looks_ahead() const { return looks_ahead_; }
+
+    // All rows of the call.
+    auto whole() const {
+        return WholeCall(counts_, [this](Index i) { return work(i).before; });
     }
 
     // The most rows that one step has.
@@ -91,7 +144,8 @@ class AppendTransaction {
                 for (Index i = first; i < end; ++i) {
                     auto& w = work(i);
                     const Index from = begins ? w.before : w.group.end;
-                    w.group = Group::next(from, w.after, packed ? row : w.call_row + from - w.before);
+                    w.group = Group::next(from, w.after, packed ? row : w.call_row + from - w.before, sight(i),
+                                          sequences_[i].head(0).is_masked());
                     row += w.group.rows();
                 }
                 if (row == 0) break;
@@ -153,6 +207,17 @@ class AppendTransaction {
 
   private:
     auto& work(Index i) const { return sequences_[i].work(); }
+    Sight sight(Index i) const { return {.rule = work(i).rule, .keys = work(i).after, .mass_over = work(i).mass_over}; }
+    bool looks_ahead(Index i) const {
+        const auto& w = work(i);
+        if (w.rule == nullptr || tokens(i) == 0) return false;
+        for (Index first = w.before; first < w.after;) {
+            const Index end = Group::next(first, w.after, 0).end;
+            if (sight(i).reach(first, end).end > end) return true;
+            first = end;
+        }
+        return false;
+    }
     Index tokens(Index i) const { return counts_[std::size_t(i)]; }
     const AttentionKind& kind() const { return sequences_[0].kind(); }
 
@@ -190,17 +255,26 @@ class AppendTransaction {
     void attend(Index first, Index end, Index rows, const Input<T>& input, const OutputRows<T>& output) const {
         const Shape& shape = kind().shape;
         const auto head = [&](Index i, Index h) -> HeadState<T>& { return sequences_[i].head(h); };
+        // Of a sequence that looks ahead all keys of the call, before its first group.
+        const auto blocks_ahead = [&](Index i) {
+            const auto& w = work(i);
+            if (!looks_ahead_ || w.group.rows() == 0 || w.group.first != w.before || !looks_ahead(i)) return Index(0);
+            return ceil_div(w.after, block_size) - w.before / block_size;
+        };
+        const auto pack_ahead = [&](Index i, Index h, Index b) {
+            const auto& w = work(i);
+            const Index origin = (w.before / block_size + b) * block_size;
+            const Index from = (std::max)(origin, w.before), to = (std::min)(origin + block_size, w.after);
+            pack_keys(head(i, h), from, to - from, views_of_group(shape, input, h, 0, input.causal.q.rows()),
+                      w.group.row + from - w.before);
+        };
         const auto pack = [&](Index i, Index h, Index b) {
             pack_block(head(i, h), scratch(i, h), b, views_of_group(shape, input, h, 0, input.causal.q.rows()));
         };
         const auto make_gates = [&](Index i, Index h, Index span) { sweep_gates(head(i, h), scratch(i, h), span); };
         const auto sweep = [&](Index i, Index h, Index span) { sweep_span(head(i, h), scratch(i, h), span); };
         const auto merge = [&](Index i, Index h, Index b) {
-            const Index group = kind().group();
-            const OutputRows<T> own{.out = view_of_group(output.out, h, group * shape.dv, 0, output.out.rows()),
-                                    .log_sum_exp = output.log_sum_exp.from(h * group * output.log_sum_exp_stride),
-                                    .log_sum_exp_stride = output.log_sum_exp_stride};
-            merge_spans(head(i, h), scratch(i, h), b, own);
+            merge_spans(head(i, h), scratch(i, h), b, output.of_group(h, kind().group(), shape.dv));
             if (b == work(i).group.blocks() - 1) keep_open_block(head(i, h), scratch(i, h));
         };
         const auto has_gates = [&](Index i) {
@@ -209,9 +283,11 @@ class AppendTransaction {
         // One head after the other finds its memory in the processor's caches from step to step.
         const auto run_head = [&](Index i, Index h) {
             const Group& group = work(i).group;
+            for (Index b = 0; b < blocks_ahead(i); ++b) pack_ahead(i, h, b);
             for (Index b = 0; b < group.blocks(); ++b) pack(i, h, b);
-            for (Index span = 0; has_gates(i) && span < group.spans(); ++span) make_gates(i, h, span);
-            for (Index span = 0; span < group.spans(); ++span) sweep(i, h, span);
+            const Index begin = group.first_span(), spans = group.spans();
+            for (Index span = begin; has_gates(i) && span < spans; ++span) make_gates(i, h, span);
+            for (Index span = begin; span < spans; ++span) sweep(i, h, span);
             for (Index b = 0; b < group.blocks(); ++b) merge(i, h, b);
         };
         if (!executor_) {
@@ -222,7 +298,8 @@ class AppendTransaction {
             return;
         }
         // A head with one block and one span runs all steps as one piece.
-        const auto is_whole = [&](Index i) { return work(i).group.blocks() == 1 && work(i).group.spans() == 1; };
+        const auto spans_of = [&](Index i) { return work(i).group.spans() - work(i).group.first_span(); };
+        const auto is_whole = [&](Index i) { return work(i).group.blocks() == 1 && spans_of(i) == 1; };
         Index whole = 0, active = 0;
         for (Index i = first; i < end; ++i) {
             whole += is_whole(i) ? 1 : 0;
@@ -231,6 +308,7 @@ class AppendTransaction {
         const auto pieces = [&](const auto& count) { return Pieces<T>(first, end, shape.kv_heads, sequences_, count); };
         const auto divided = [&](Index i, Index n) { return is_whole(i) ? 0 : n; };
         const Executor& light = executor_for_rows(executor_, rows);
+        if (looks_ahead_) pieces([&](Index i) { return is_whole(i) ? 0 : blocks_ahead(i); }).run(executor_, pack_ahead);
         pieces([&](Index i) {
             return work(i).group.blocks();
         }).run(whole > 0 ? executor_ : light, [&](Index i, Index h, Index b) {
@@ -241,27 +319,32 @@ class AppendTransaction {
             }
         });
         if (whole == active) return;
+        const auto from_first = [&](const auto& run_span) {
+            return [&](Index i, Index h, Index span) { run_span(i, h, work(i).group.first_span() + span); };
+        };
         pieces([&](Index i) {
-            return has_gates(i) ? divided(i, work(i).group.spans()) : 0;
-        }).run(executor_, make_gates);
-        pieces([&](Index i) { return divided(i, work(i).group.spans()); }).run(executor_, sweep);
+            return has_gates(i) ? divided(i, spans_of(i)) : 0;
+        }).run(executor_, from_first(make_gates));
+        pieces([&](Index i) { return divided(i, spans_of(i)); }).run(executor_, from_first(sweep));
         pieces([&](Index i) { return divided(i, work(i).group.blocks()); }).run(light, merge);
     }
 
     Sequences<T> sequences_;
     std::span<const Index> counts_;
+    CallMasks masks_;
     const Executor& executor_;
     Index rows_together_;
+    bool looks_ahead_ = false;
     T* memory_ = nullptr;
 };
 
 // Appends the tokens of `input` to the sequences, with the outputs to `out`; shapes have been checked.
 template <Scalar T>
-void append(const Sequences<T>& sequences, std::span<const Index> counts, const Input<T>& input,
+void append(const Sequences<T>& sequences, std::span<const Index> counts, const CallMasks& masks, const Input<T>& input,
             const OutputRows<T>& output, const Executor& executor) {
     if (input.causal.q.rows() == 0) return;
     AlignedBuffer<T> memory;
-    AppendTransaction<T> transaction(sequences, counts, /*together=*/false, memory, executor);
+    AppendTransaction<T> transaction(sequences, counts, masks, /*together=*/false, memory, executor);
     transaction.for_steps(/*packed=*/false, [&](const auto& step) { step.attend(input, output); });
 }
 

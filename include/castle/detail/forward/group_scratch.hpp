@@ -41,6 +41,7 @@ class GroupScratch {
             .origin = origin,
             .first = (std::max)(origin, group_.first),
             .end = (std::min)(origin + block_size, group_.end),
+            .sight = group_.sight,
             .operands = i == 0 ? state_.open_block() : BlockOperands<T>(operands_ + (i - 1) * sizes.elements(), sizes)};
     }
 

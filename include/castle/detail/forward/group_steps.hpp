@@ -6,16 +6,50 @@
 #include <limits>
 
 #include <castle/detail/forward/group_scratch.hpp>
+#include <castle/detail/forward/group_views.hpp>
 #include <castle/detail/forward/panel_sweep.hpp>
 #include <castle/detail/simd/packet_math.hpp>
 #include <castle/detail/simd/tile.hpp>
 #include <castle/detail/simd/transpose.hpp>
 #include <castle/input.hpp>
+#include <castle/output.hpp>
 
 // The steps that a group of tokens goes through, for one key-value head and the query heads on it.
 namespace castle {
 inline namespace CASTLE_ABI {
 namespace detail {
+
+// Copies the keys and values of tokens [first, first + count), which are of one block, to their panel; they are the
+// rows of the input from `row` on.
+template <Scalar T>
+void pack_keys(HeadState<T>& state, Index first, Index count, const Input<T>& input, Index row) {
+    const Index d = state.d(), p = first / panel_size, column = first % panel_size;
+    const auto pack = [&](const ConstMatrixView<T>& from, T* to) {
+        transpose(from.row(row), from.outer_stride(), count, d, T(1), to + column, panel_size);
+    };
+    pack(input.causal.k, state.causal_keys(p));
+    for (Index i = 0; i < count; ++i) {
+        std::copy_n(input.causal.v.row(row + i), state.dv(), state.values(p) + (column + i) * state.dv_padded());
+    }
+    if (!state.has_lookahead()) return;
+    // U of a panel begins at zero with the panel's first token.
+    if (column == 0) std::fill_n(state.lookahead_keys(p), d * panel_size, T(0));
+    pack(input.lookahead.q, state.lookahead_queries(p));
+}
+
+// What the panels absorb of the rows' block, for later calls that find it open or undo it.
+template <Scalar T>
+void keep_words(HeadState<T>& state, const BlockRows<T>& rows) {
+    const Index block = rows.origin / block_size;
+    if (!state.is_masked() || !(rows.is_split() || state.history().keeps(block))) return;
+    for (Index p = oldest_panel(state.window(), rows.origin); p * panel_size < rows.end; ++p) {
+        BlockWords seen, absorbed{};
+        see(rows.sight.rule, rows.origin, rows.first, rows.end, p, rows.sight.keys, seen);
+        absorb(seen, state.window(), rows.origin, rows.first, rows.end, p, absorbed);
+        const Index skip = rows.first - rows.origin;
+        std::copy_n(absorbed.begin() + skip, block_size - skip, state.words(block, p) + skip);
+    }
+}
 
 // Copies the rows of the group's block b to where the kernels read them, and makes the block's triangles.
 template <Scalar T>
@@ -24,25 +58,18 @@ void pack_block(HeadState<T>& state, const GroupScratch<T>& scratch, Index b, co
     const BlockRows<T> rows = scratch.block(b);
     const Index row = scratch.group().row + rows.first - scratch.group().first;
     const Index skip = rows.first - rows.origin;
-    const Index p = rows.first / panel_size;
-    const Index column = rows.first % panel_size;
     const auto pack = [&](const ConstMatrixView<T>& from, Index first_col, T scale, T* to, Index stride) {
         transpose(from.row(row) + first_col, from.outer_stride(), rows.count(), d, scale, to, stride);
     };
 
-    pack(input.causal.k, 0, T(1), state.causal_keys(p) + column, panel_size);
-    for (Index i = 0; i < rows.count(); ++i) {
-        std::copy_n(input.causal.v.row(row + i), state.dv(), state.values(p) + (column + i) * state.dv_padded());
-    }
+    pack_keys(state, rows.first, rows.count(), input, row);
     const BlockOperands<T>& block = rows.operands;
     for (Index h = 0; h < state.group(); ++h) {
         pack(input.causal.q, h * d, state.scale(), block.causal_queries(h) + skip, block_size);
     }
     if (!state.has_lookahead()) return;
 
-    // U of a panel begins at zero with the panel's first token.
-    if (rows.first % panel_size == 0) std::fill_n(state.lookahead_keys(p), d * panel_size, T(0));
-    pack(input.lookahead.q, 0, T(1), state.lookahead_queries(p) + column, panel_size);
+    keep_words(state, rows);
     pack(input.lookahead.k, 0, state.scale(), block.lookahead_keys() + skip, block_size);
     pack(input.lookahead.v, 0, T(1), block.lookahead_values() + skip, block_size);
     // Of the triangle only the columns of tokens that are there.
@@ -61,16 +88,16 @@ void pack_block(HeadState<T>& state, const GroupScratch<T>& scratch, Index b, co
     if (rows.finishes() && state.history().keeps(index)) state.history().keep_operands(index, block);
 }
 
-// Calls f(panel, rows) for the panels of a span and the group's blocks that see them. Panel-outer: each panel is
+// Calls f(panel, rows) for the panels of a span and the group's blocks that may see them. Panel-outer: each panel is
 // fetched once per group.
 template <Scalar T, class F>
 void for_panels(const GroupScratch<T>& scratch, Index span, const F& f) {
     const Group& group = scratch.group();
-    const Index end = (std::min)((span + 1) * span_panels, ceil_div(group.end, panel_size));
-    for (Index p = span * span_panels; p < end; ++p) {
+    const Index end = (std::min)((span + 1) * span_panels, ceil_div(group.keys.end, panel_size));
+    for (Index p = (std::max)(span * span_panels, group.keys.begin / panel_size); p < end; ++p) {
         for (Index b = 0; b < group.blocks(); ++b) {
             const BlockRows<T> rows = scratch.block(b);
-            if (p * panel_size < rows.end) f(p, rows);
+            if (group.sight.rule != nullptr || p * panel_size < rows.end) f(p, rows);
         }
     }
 }
@@ -94,14 +121,73 @@ void sweep_span(HeadState<T>& state, const GroupScratch<T>& scratch, Index span)
     });
 }
 
-// Where the rows of a step go: those of a key-value head's query heads, side by side, and what became of their sums
-// where that is asked for, one query head after the other.
+// Where the rows of a step go: those of all query heads, or of those of one key-value head, side by side; and what
+// became of their sums where that is asked for.
 template <Scalar T>
 struct OutputRows {
     MatrixView<T> out;
+    // For the caller, a column a query head.
+    MatrixView<T> whole_log_sum_exp = {};
+    MatrixView<T> mass = {};
+    // For the backward pass, one query head after the other.
     LogSumExp<T> log_sum_exp = {};
-    Index log_sum_exp_stride = 0;  // from one query head to the next
+    T* kept_mass = nullptr;
+    Index stride = 0;  // from one query head to the next
+
+    bool has_mass() const { return mass.data() != nullptr || kept_mass != nullptr; }
+    bool has_by_products() const { return whole_log_sum_exp.data() != nullptr || mass.data() != nullptr; }
+
+    // Some rows of all of them, for the caller only.
+    OutputRows rows_from(Index first, Index count) const {
+        const auto cut = [&](const MatrixView<T>& m) { return m.data() == nullptr ? m : m.middle_rows(first, count); };
+        return {.out = cut(out), .whole_log_sum_exp = cut(whole_log_sum_exp), .mass = cut(mass)};
+    }
+
+    // What is that of one key-value head, with `group` query heads.
+    OutputRows of_group(Index kv_head, Index group, Index dv) const {
+        const auto cut = [&](const MatrixView<T>& m, Index cols) {
+            return m.data() == nullptr ? m : view_of_group(m, kv_head, cols, 0, m.rows());
+        };
+        const Index first = kv_head * group * stride;
+        return {.out = cut(out, group * dv),
+                .whole_log_sum_exp = cut(whole_log_sum_exp, group),
+                .mass = cut(mass, group),
+                .log_sum_exp = log_sum_exp.from(first),
+                .kept_mass = kept_mass != nullptr ? kept_mass + first : nullptr,
+                .stride = stride};
+    }
 };
+
+template <Scalar T>
+OutputRows<T> output_rows(const Output<T>& output) {
+    const auto view = [](const MatrixView<T>& m) { return m.rows() > 0 ? m : MatrixView<T>(); };
+    return {.out = output.out, .whole_log_sum_exp = view(output.log_sum_exp), .mass = view(output.mass)};
+}
+// The masks of the mass that is asked for.
+template <Scalar T>
+Masks mass_over(const Output<T>& output) {
+    return output.mass.rows() > 0 ? output.mass_over : Masks();
+}
+
+// exp(x) of one number x <= 0, as all others are computed.
+template <Scalar T>
+T exp_of_one(T x) {
+    alignas(64) T result[std::size_t(Simd<T>::width)];
+    Simd<T>::store(result, exp_nonpositive<T>(Simd<T>::set(x)));
+    return result[0];
+}
+
+// Whether the mask leaves a row of the group no key at all.
+inline bool sees_nothing(const Group& group, Index row) {
+    const Sight& sight = group.sight;
+    if (sight.rule == nullptr) return false;
+    const Index t = group.first + row;
+    const KeyRange reach = sight.reach(t, t + 1);
+    for (Index p = reach.begin / panel_size; p * panel_size < reach.end; ++p) {
+        if ((sight.rule->word(t, p, sight.keys) & range_word(0, sight.keys, p)) != 0) return false;
+    }
+    return true;
+}
 
 // out = softmax V^C for the rows of the group's block b, from the spans' parts, in the order of the spans.
 template <Scalar T>
@@ -110,33 +196,56 @@ void merge_spans(const HeadState<T>& state, const GroupScratch<T>& scratch, Inde
     const Index dv = state.dv_padded();
     const Group& group = scratch.group();
     const BlockRows<T> rows = scratch.block(b);
+    const TermTables<T>* terms = state.terms();
+    const bool has_sinks = terms != nullptr && terms->has_sinks();
+    const Index first_span = group.first_span();
+    const bool has_mass = output.has_mass();
     const auto merge = [&](Index row, Index h) {
-        const Index spans = (group.first + row) / span_size + 1;
+        const Index spans = group.sight.rule != nullptr ? group.spans() : (group.first + row) / span_size + 1;
         const Index softmax_row = h * group.rows() + row;
-        T largest = scratch.softmax(0).largest()[softmax_row];
-        for (Index s = 1; s < spans; ++s) largest = (std::max)(largest, scratch.softmax(s).largest()[softmax_row]);
+        T largest = scratch.softmax(first_span).largest()[softmax_row];
+        for (Index s = first_span + 1; s < spans; ++s) {
+            largest = (std::max)(largest, scratch.softmax(s).largest()[softmax_row]);
+        }
+        if (has_sinks) largest = (std::max)(largest, terms->sink(state.first_head() + h));
         if (largest == -std::numeric_limits<T>::infinity()) largest = T(0);
 
-        T* merged = scratch.softmax(0).out(softmax_row);
-        auto sum = S::zero();
-        for (Index s = 0; s < spans; ++s) {
+        T* merged = scratch.softmax(first_span).out(softmax_row);
+        auto sum = S::zero(), mass = S::zero();
+        for (Index s = first_span; s < spans; ++s) {
             const SoftmaxRows<T> part = scratch.softmax(s);
             const auto factor = exp_nonpositive<T>(S::set(part.largest()[softmax_row] - largest));
             sum = S::fma(factor, S::load(part.sum(softmax_row)), sum);
+            if (has_mass) mass = S::fma(factor, S::load(part.mass(softmax_row)), mass);
             for (Index c = 0; c < dv; c += S::width) {
                 const auto x = S::load(part.out(softmax_row) + c);
-                S::store(merged + c, s == 0 ? S::mul(factor, x) : S::fma(factor, x, S::load(merged + c)));
+                S::store(merged + c, s == first_span ? S::mul(factor, x) : S::fma(factor, x, S::load(merged + c)));
             }
         }
-        const T total = S::sum(sum);
-        for (Index c = 0; c < dv; c += S::width) S::store(merged + c, S::div(S::load(merged + c), S::set(total)));
+        T total = S::sum(sum);
+        if (has_sinks) total += exp_of_one(terms->sink(state.first_head() + h) - largest);
         const Index to = group.row + row;
+        const bool is_empty = total == 0 && sees_nothing(group, row);
+        if (is_empty) {
+            std::fill_n(merged, dv, T(0));
+        } else {
+            for (Index c = 0; c < dv; c += S::width) {
+                S::store(merged + c, S::add(S::div(S::load(merged + c), S::set(total)), S::zero()));
+            }
+        }
         std::copy_n(merged, state.dv(), output.out.row(to) + h * state.dv());
         if (output.log_sum_exp) {
-            const LogSumExp<T> own = output.log_sum_exp.from(h * output.log_sum_exp_stride + to);
+            const LogSumExp<T> own = output.log_sum_exp.from(h * output.stride + to);
             *own.largest = largest;
             *own.log_sum = std::log(total);
         }
+        if (output.whole_log_sum_exp.data() != nullptr) {
+            output.whole_log_sum_exp.row(to)[h] = largest + std::log(total);
+        }
+        if (!has_mass) return;
+        const T share = is_empty ? T(0) : S::sum(mass) / total;
+        if (output.mass.data() != nullptr) output.mass.row(to)[h] = share;
+        if (output.kept_mass != nullptr) output.kept_mass[h * output.stride + to] = share;
     };
     for (Index h = 0; h < state.group(); ++h) {
         for (Index row = rows.first - group.first; row < rows.end - group.first; ++row) merge(row, h);

@@ -9,6 +9,7 @@
 #include <castle/detail/simd/packet_math.hpp>
 #include <castle/detail/simd/tile.hpp>
 #include <castle/detail/state/block_operands.hpp>
+#include <castle/detail/state/group.hpp>
 #include <castle/detail/state/head_state.hpp>
 
 // What the forward and the backward pass share: gates and scores of the rows of one block against keys of one panel.
@@ -23,6 +24,7 @@ struct BlockRows {
     Index origin;
     Index first;
     Index end;
+    Sight sight;
     BlockOperands<T> operands;
 
     Index count() const { return end - first; }
@@ -40,9 +42,13 @@ struct QueryRows {
     Index count;
     Index first;  // token of the block that row 0 is
     Index step;   // tokens from one row to the next: 1 or 0
+    Index head;   // query head of the group that row 0 belongs to
 
     // Rows that go through a product together. Of one token memory is the limit, and wide tiles read it best.
     Index highest_tile() const { return step == 0 ? 2 : tile_rows; }
+
+    // Of the group, the one that row i belongs to.
+    Index head_of(Index i) const { return head + (step == 0 ? i : 0); }
 
     // Tokens of the block up to that of row i.
     Index tokens(Index i) const { return first + step * i + 1; }
@@ -53,7 +59,8 @@ struct QueryRows {
                 .triangle = Operand<T>{rows.operands.triangle(h), block_size, 1}.rows_from(skip),
                 .count = rows.count(),
                 .first = skip,
-                .step = 1};
+                .step = 1,
+                .head = h};
     }
     // Of heads [h, h + count), of which the block has one row each.
     static QueryRows of_heads(const BlockRows<T>& rows, Index h, Index count) {
@@ -63,7 +70,8 @@ struct QueryRows {
                 .triangle = {operands.triangle(h) + skip * block_size, operands.triangle_stride(), 1},
                 .count = count,
                 .first = skip,
-                .step = 0};
+                .step = 0,
+                .head = h};
     }
 };
 
@@ -118,6 +126,22 @@ class PanelScores {
         } else {
             for (Index i = 0; i < rows.count; ++i) std::fill_n(scores + i * panel_size, Cols, T(0));
         }
+    }
+
+    // s^C - SiLU(s^U) in place of s^C, for rows of lookahead scores beside them.
+    template <Index Cols>
+    void subtract_lookahead(const QueryRows<T>& rows, const T* lookahead_scores, T* scores) const {
+        if (!state_.has_lookahead()) return;
+        with_lookahead_term([&](const auto& term) {
+            for (Index i = 0; i < rows.count; ++i) {
+                T* score = scores + i * panel_size;
+                const T* lookahead = lookahead_scores + i * panel_size;
+                for_packets<T, Cols>([&](Index c) CASTLE_INLINE_LAMBDA {
+                    Simd<T>::store(score + c,
+                                   term(Simd<T>::load(lookahead + c)).subtracted_from(Simd<T>::load(score + c)));
+                });
+            }
+        });
     }
 
     // Calls f with the function that makes of s^U the term to subtract from a score.

@@ -2,12 +2,15 @@
 #pragma once
 
 #include <algorithm>
+#include <cstdint>
 #include <limits>
 
 #include <castle/detail/base/layout.hpp>
 #include <castle/detail/forward/panel_scores.hpp>
 #include <castle/detail/score/absorption.hpp>
 #include <castle/detail/score/gates.hpp>
+#include <castle/detail/score/mask_words.hpp>
+#include <castle/detail/score/score_terms.hpp>
 #include <castle/detail/score/softmax_rows.hpp>
 #include <castle/detail/simd/packet_math.hpp>
 #include <castle/detail/simd/tile.hpp>
@@ -43,7 +46,13 @@ class PanelSweep {
           first_key_(p * panel_size),
           columns_((std::min)(round_up(rows.end - first_key_, block_size), panel_size)),
           absorbed_(tokens().by_keys(first_key_, panel_size) != Absorbed::none),
-          gates_(absorbed_ && rows.is_split() ? state.gates(p) : own_gates_) {}
+          is_masked_(rows.sight.rule != nullptr || state.is_masked()),
+          gates_(absorbed_ && rows.is_split() ? state.gates(p) : own_gates_) {
+        if (is_masked_) set_words();
+        if (rows.sight.mass_over != nullptr) {
+            see(rows.sight.mass_over->rule(), rows.origin, rows.first, rows.end, p, rows.sight.keys, mass_words_);
+        }
+    }
 
     void make_gates() {
         if (absorbed_) compute_gates();
@@ -55,8 +64,13 @@ class PanelSweep {
     // gates may have been made before, in the state.
     void run(bool has_gates, SoftmaxRows<T> softmax, Index softmax_row, Index head_stride) {
         if (!has_gates) make_gates();
+        if (is_masked_ && absorbing_ == Cover::some) {
+            close_gates<panel_size>(absorbed_words_, 0, block_rows(), gates_);
+        }
         const Index heads = state_.group();
-        if (rows_.count() > 1 || heads == 1) {
+        if (is_masked_ && seen_ == Cover::none) {
+            // Earlier rows of the block may have seen the panel, which takes them in below.
+        } else if (rows_.count() > 1 || heads == 1) {
             for (Index h = 0; h < heads; ++h) {
                 attend(QueryRows<T>::of_head(rows_, h), {softmax, softmax_row + h * head_stride, 1});
             }
@@ -68,13 +82,37 @@ class PanelSweep {
         }
         if (absorbed_ && rows_.finishes()) {
             const Index block = rows_.origin / block_size;
-            if (state_.history().keeps(block)) state_.history().keep_panel(block, p_, state_.lookahead_keys(p_));
-            fold_block(state_, tokens(), block_size, rows_.operands, gates_, p_, state_.lookahead_keys(p_));
+            T* u = state_.lookahead_keys(p_);
+            if (state_.history().keeps(block)) state_.history().keep_panel(block, p_, u);
+            if (is_masked_) {
+                fold_words<panel_size>(absorbed_words_, 0, state_.d(),
+                                       Operand<T>{rows_.operands.lookahead_values(), block_size, 1}, gates_, block_size,
+                                       u);
+            } else {
+                fold_block(state_, tokens(), block_size, rows_.operands, gates_, p_, u);
+            }
         }
     }
 
   private:
     const AbsorbedTokens& tokens() const { return panel_scores_.tokens(); }
+
+    // Tokens of the block up to the last that is there.
+    Index block_rows() const { return rows_.end - rows_.origin; }
+
+    // What the rows see of the panel and what the panel absorbs, by the mask. Of earlier rows of the block the state
+    // knows it.
+    void set_words() {
+        const Index first = rows_.first - rows_.origin;
+        columns_ = panel_size;
+        see(rows_.sight.rule, rows_.origin, rows_.first, rows_.end, p_, rows_.sight.keys, seen_words_);
+        seen_ = cover_of(seen_words_, first, block_rows());
+        if (!absorbed_) return;
+        if (first > 0) absorbed_words_ = state_.words_of(rows_.origin / block_size, p_);
+        absorb(seen_words_, state_.window(), rows_.origin, rows_.first, rows_.end, p_, absorbed_words_);
+        absorbing_ = cover_of(absorbed_words_, 0, block_rows());
+        absorbed_ = absorbing_ != Cover::none;
+    }
 
     void compute_gates() {
         tokens().for_column_ranges(p_, columns_, [&](auto columns, Index first, Absorbed absorbed) {
@@ -104,34 +142,54 @@ class PanelSweep {
     }
 
     void compute_lookahead_scores(const QueryRows<T>& rows) {
+        if (is_masked_) {
+            compute_masked_lookahead_scores(rows);
+            return;
+        }
         tokens().for_column_ranges(p_, columns_, [&](auto columns, Index first, Absorbed absorbed) {
             panel_scores_.template compute_lookahead_scores<constant<decltype(columns)>>(
                 rows, first, absorbed, gates_ + first, lookahead_scores_ + first);
         });
     }
 
-    // Keys of the panel that row i sees.
+    // Gates of keys that do not absorb a token are 0, which adds nothing while all else is finite.
+    void compute_masked_lookahead_scores(const QueryRows<T>& rows) {
+        const Index tokens = rows.tokens(rows.count - 1);
+        const bool leave_out = absorbing_ == Cover::some && !is_finite(rows.triangle, rows.count, tokens);
+        const Absorbed absorbed = absorbing_ == Cover::none || leave_out ? Absorbed::none : Absorbed::all;
+        panel_scores_.template compute_lookahead_scores<panel_size>(rows, 0, absorbed, gates_, lookahead_scores_);
+        if (!leave_out) return;
+        for (Index i = 0; i < rows.count; ++i) {
+            multiply_add_where<panel_size>(1, rows.tokens(i), rows.triangle.rows_from(i), gates_, panel_size,
+                                           lookahead_scores_ + i * panel_size, panel_size, absorbed_words_.data());
+        }
+    }
+
+    // Keys of the panel that row i sees, from the first on, where no words say which.
     Index visible(const QueryRows<T>& rows, Index i) const {
+        if (is_masked_) return panel_size;
         return (std::min)(rows_.origin + rows.tokens(i) - first_key_, panel_size);
     }
 
-    // scores_ = s^C - SiLU(s^U), as far as they are asked for. Of the panel only the first Cols keys are seen.
+    // The word of row i.
+    std::uint64_t seen_word(const QueryRows<T>& rows, Index i) const {
+        return seen_words_[std::size_t(rows.tokens(i) - 1)];
+    }
+
+    // Of the panel only the first Cols keys are seen.
     template <Index Cols>
     void compute_scores(const QueryRows<T>& rows) {
         panel_scores_.template compute_causal_scores<Cols>(rows, 0, scores_);
-        if (!state_.has_lookahead()) return;
-        panel_scores_.with_lookahead_term([&](const auto& term) {
-            for (Index i = 0; i < rows.count; ++i) {
-                T* score = scores_ + i * panel_size;
-                const T* lookahead = lookahead_scores_ + i * panel_size;
-                for_packets<T, Cols>([&](Index c) CASTLE_INLINE_LAMBDA {
-                    S::store(score + c, term(S::load(lookahead + c)).subtracted_from(S::load(score + c)));
-                });
-            }
-        });
+        panel_scores_.template subtract_lookahead<Cols>(rows, lookahead_scores_, scores_);
+        const TermTables<T>* terms = state_.terms();
+        if (terms == nullptr || !terms->changes_scores()) return;
+        for (Index i = 0; i < rows.count; ++i) {
+            terms->template apply<Cols>(state_.first_head() + rows.head_of(i), rows_.origin + rows.tokens(i) - 1,
+                                        first_key_, scores_ + i * panel_size);
+        }
     }
 
-    // Scores above the diagonal are excluded; then weights = exp(score - largest) in place of the scores, and what the
+    // What a row does not see is excluded; then weights = exp(score - largest) in place of the scores, and what the
     // rows have so far is to be multiplied with rescale_.
     template <Index Cols>
     void compute_weights(const QueryRows<T>& rows, const Softmax& softmax) {
@@ -140,11 +198,20 @@ class PanelSweep {
         T base[block_size];
         for (Index i = 0; i < rows.count; ++i) {
             T* score = scores_ + i * panel_size;
-            std::fill(score + (std::min)(visible(rows, i), Cols), score + Cols, minus_infinity);
             T& row_largest = softmax.rows.largest()[softmax.row(i)];
             Packet largest = S::set(row_largest);
-            for_packets<T, Cols>([&](Index c)
-                                     CASTLE_INLINE_LAMBDA { largest = S::larger(S::load(score + c), largest); });
+            if (is_masked_ && seen_ == Cover::some) {
+                const Lanes<Cols, T> lanes(seen_word(rows, i));
+                for_packets<T, Cols>([&](Index c) CASTLE_INLINE_LAMBDA {
+                    const Packet seen = S::select(lanes[c], S::load(score + c), S::set(minus_infinity));
+                    S::store(score + c, seen);
+                    largest = S::larger(seen, largest);
+                });
+            } else {
+                std::fill(score + (std::min)(visible(rows, i), Cols), score + Cols, minus_infinity);
+                for_packets<T, Cols>([&](Index c)
+                                         CASTLE_INLINE_LAMBDA { largest = S::larger(S::load(score + c), largest); });
+            }
             rescale_[i] = row_largest;
             row_largest = S::largest(largest);
             // Where no score is finite yet, any finite base gives the weights 0 that belong there.
@@ -165,6 +232,22 @@ class PanelSweep {
             });
             S::store(row_sum, sum);
         }
+        if (rows_.sight.mass_over != nullptr) add_mass<Cols>(rows, softmax);
+    }
+
+    // The weights of keys that the second mask shows; those of others that are not seen are 0.
+    template <Index Cols>
+    void add_mass(const QueryRows<T>& rows, const Softmax& softmax) {
+        for (Index i = 0; i < rows.count; ++i) {
+            const T* weight = scores_ + i * panel_size;
+            T* row_mass = softmax.rows.mass(softmax.row(i));
+            const Lanes<Cols, T> lanes(mass_words_[std::size_t(rows.tokens(i) - 1)]);
+            Packet mass = S::mul(S::load(row_mass), S::set(rescale_[i]));
+            for_packets<T, Cols>([&](Index c) CASTLE_INLINE_LAMBDA {
+                mass = S::add(mass, S::select(lanes[c], S::load(weight + c), S::zero()));
+            });
+            S::store(row_mass, mass);
+        }
     }
 
     // out = rescale out + weights V^C
@@ -172,6 +255,10 @@ class PanelSweep {
         const Index dv = state_.dv_padded();
         const T* values = state_.values(p_);
         const Index stride = softmax.step * dv;
+        if (is_masked_ && seen_ == Cover::some && !is_finite(values, panel_size, dv, dv)) {
+            accumulate_seen_values(rows, softmax);
+            return;
+        }
         const auto tiles = [&](auto height, Index i) {
             const auto weights = Operand<T>{scores_, panel_size, 1}.rows_from(i);
             const Index common = visible(rows, i);
@@ -188,14 +275,39 @@ class PanelSweep {
         for_row_tiles(rows.count, tiles, rows.highest_tile());
     }
 
+    // The same where values of keys that are not seen may be infinite or NaN, and are left out.
+    void accumulate_seen_values(const QueryRows<T>& rows, const Softmax& softmax) {
+        const Index dv = state_.dv_padded();
+        const T* values = state_.values(p_);
+        for (Index i = 0; i < rows.count; ++i) {
+            const Operand<T> weights = Operand<T>{scores_, panel_size, 1}.rows_from(i);
+            T* out = softmax.rows.out(softmax.row(i));
+            for_column_tiles<T, 1>(dv, [&](auto packets, Index c) {
+                Tile<T, 1, constant<decltype(packets)>> tile;
+                tile.load_scaled(out + c, dv, rescale_ + i);
+                for_runs(seen_word(rows, i), [&](const ColumnRange& run) {
+                    tile.multiply_add(weights.cols_from(run.begin), values + run.begin * dv + c, dv,
+                                      run.end - run.begin);
+                });
+                tile.store(out + c, dv);
+            });
+        }
+    }
+
     HeadState<T>& state_;
     const BlockRows<T>& rows_;
     PanelScores<T> panel_scores_;
     Index p_;
     Index first_key_;
     Index columns_;  // of the panel that some row sees, in whole blocks
-    bool absorbed_;
+    bool absorbed_;  // whether keys absorb tokens of the block
+    bool is_masked_;
     T* gates_;
+    Cover seen_ = Cover::all;  // where it is masked
+    Cover absorbing_ = Cover::none;
+    BlockWords seen_words_;
+    BlockWords absorbed_words_;
+    BlockWords mass_words_;
     alignas(64) T own_gates_[block_size * panel_size];
     alignas(64) T lookahead_scores_[block_size * panel_size];
     alignas(64) T scores_[block_size * panel_size];

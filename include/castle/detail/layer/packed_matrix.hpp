@@ -5,10 +5,10 @@
 #include <iterator>
 
 #include <castle/detail/base/layout.hpp>
+#include <castle/detail/simd/aligned_buffer.hpp>
 #include <castle/detail/simd/prefetch.hpp>
 #include <castle/detail/simd/tile.hpp>
 #include <castle/detail/simd/transpose.hpp>
-#include <castle/detail/state/aligned_buffer.hpp>
 #include <castle/types.hpp>
 
 namespace castle {

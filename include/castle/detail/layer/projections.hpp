@@ -30,6 +30,8 @@ class Projections {
         : kind_(kind), widths_(kind), in_(kind.d_model, widths_.projected()), out_(widths_.queries, kind.d_model) {}
 
     const LayerKind& kind() const { return kind_; }
+    // Of the same shape.
+    void set_attention(AttentionKind attention) { kind_.attention = std::move(attention); }
     const LayerWidths& widths() const { return widths_; }
     Index parameters() const { return kind_.d_model * (widths_.projected() + widths_.queries); }
 

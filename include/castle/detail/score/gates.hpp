@@ -3,6 +3,7 @@
 
 #include <castle/detail/base/layout.hpp>
 #include <castle/detail/score/absorption.hpp>
+#include <castle/detail/score/mask_words.hpp>
 #include <castle/detail/simd/packet_math.hpp>
 #include <castle/detail/simd/simd.hpp>
 #include <castle/detail/simd/tile.hpp>
@@ -45,6 +46,31 @@ void fold_tokens(const AbsorbedTokens& tokens, Absorbed absorbed, Index p, Index
             tile.store(u + k * panel_size + c, panel_size);
         });
     });
+}
+
+// 0 in place of the gates of the first `count` tokens that keys, Cols of them from `column` on, do not absorb.
+template <Index Cols, Scalar T>
+void close_gates(const BlockWords& words, Index column, Index count, T* gates) {
+    for (Index j = 0; j < count; ++j) keep_columns<Cols>(words[std::size_t(j)] >> column, T(0), gates + j * panel_size);
+}
+
+// fold_tokens under a mask: `words` say which of the panel's columns absorb which tokens, and gates of others are 0.
+template <Index Cols, Fold fold = Fold::add, Scalar T>
+void fold_words(const BlockWords& words, Index column, Index d, Operand<T> values, const T* gates, Index count, T* u) {
+    if (is_finite(values, d, count)) {
+        fold_tokens<Cols, fold>(AbsorbedTokens(every_key, 0, 0), Absorbed::all, 0, column, d, values, gates, count, u);
+        return;
+    }
+    BlockWords own = words;
+    for (auto& word : own) word = word >> column & range_word(0, Cols, 0);
+    const auto negate = [&] {
+        for (Index k = 0; k < d; ++k) {
+            for (Index c = 0; c < Cols; ++c) u[k * panel_size + c] = -u[k * panel_size + c];
+        }
+    };
+    if (fold == Fold::subtract) negate();
+    multiply_add_where<Cols>(d, count, values, gates, panel_size, u, panel_size, own.data());
+    if (fold == Fold::subtract) negate();
 }
 
 }  // namespace detail

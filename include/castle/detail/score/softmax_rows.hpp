@@ -25,7 +25,8 @@ struct LogSumExp {
 };
 
 // The softmax of some query rows over one span of keys: for each row the largest score, the sum of
-// exp(score - largest) in parts, one a lane of a packet, and the sum of exp(score - largest) v.
+// exp(score - largest) in parts, one a lane of a packet, that over the keys of a second mask, where one is asked for,
+// and the sum of exp(score - largest) v.
 template <Scalar T>
 class SoftmaxRows {
   public:
@@ -33,19 +34,21 @@ class SoftmaxRows {
 
     // In whole cache lines: those of neighbouring spans are written at the same time.
     static Index elements(Index rows, Index dv_padded) {
-        return round_up(rows * (dv_padded + lanes + 1), cache_line / Index(sizeof(T)));
+        return round_up(rows * (dv_padded + 2 * lanes + 1), cache_line / Index(sizeof(T)));
     }
 
     SoftmaxRows(T* data, Index rows, Index dv_padded) : data_(data), rows_(rows), dv_padded_(dv_padded) {}
 
     T* out(Index row) const { return data_ + row * dv_padded_; }
     T* sum(Index row) const { return data_ + rows_ * dv_padded_ + row * lanes; }
-    T* largest() const { return data_ + rows_ * (dv_padded_ + lanes); }
+    T* mass(Index row) const { return data_ + rows_ * (dv_padded_ + lanes) + row * lanes; }
+    T* largest() const { return data_ + rows_ * (dv_padded_ + 2 * lanes); }
 
     // As before the first key, for the first `count` rows.
     void clear(Index count) const {
         std::fill_n(out(0), count * dv_padded_, T(0));
         std::fill_n(sum(0), count * lanes, T(0));
+        std::fill_n(mass(0), count * lanes, T(0));
         std::fill_n(largest(), count, -std::numeric_limits<T>::infinity());
     }
 

@@ -50,13 +50,20 @@ struct ExpConstants<double> {
     };
 };
 
-// e^x, or e^-x where Sign is -1, is significand * power, for x (-x) between the two ends.
+// e^x, or e^-x where Sign is -1, is significand * power, for x (-x) between the two ends; the significand is 1 + rest.
 template <Scalar T>
 struct Exponential {
-    typename Simd<T>::Packet significand;
-    typename Simd<T>::Packet power;
+    using Packet = typename Simd<T>::Packet;
 
-    EIGEN_ALWAYS_INLINE typename Simd<T>::Packet value() const { return Simd<T>::mul(significand, power); }
+    Packet significand;
+    Packet power;
+    Packet rest;
+
+    EIGEN_ALWAYS_INLINE Packet value() const { return Simd<T>::mul(significand, power); }
+    // e^x - 1 without what a difference of the two would lose.
+    EIGEN_ALWAYS_INLINE Packet minus_one() const {
+        return Simd<T>::fma(rest, power, Simd<T>::sub(power, Simd<T>::set(1)));
+    }
 };
 
 template <Scalar T, int Sign = 1>
@@ -86,8 +93,7 @@ EIGEN_ALWAYS_INLINE Exponential<T> exponential(typename Simd<T>::Packet x) {
         e_r = S::fma(e_r, r, S::set(degree % 2 == 0 ? C::q[next] : sign * C::q[next]));
     });
     e_r = S::fma(e_r, r, S::set(sign));
-    e_r = S::fma(e_r, r, S::set(1));
-    return {e_r, power};
+    return {S::fma(e_r, r, S::set(1)), power, S::mul(e_r, r)};
 }
 
 // e^x for x <= 0, within 1.5 ulp where the result is normal, and a number between 0 and the smallest normal one where
@@ -188,6 +194,36 @@ class SiluTerm {
 
   private:
     SigmoidParts<T> parts_;
+};
+
+// cap tanh(x / cap) and its derivative, from e^(-2 |x / cap|): tanh is the quotient of 1 - e and 1 + e, and its
+// derivative 4 e / (1 + e)^2, neither of which cancels.
+template <Scalar T>
+class SoftCap {
+    using S = Simd<T>;
+    using Packet = typename S::Packet;
+
+  public:
+    EIGEN_ALWAYS_INLINE SoftCap(Packet x, T cap)
+        : u_(S::div(x, S::set(cap))),
+          exponential_(exp_nonpositive_parts<T>(S::mul(S::set(-2), S::larger(u_, S::negate(u_))))),
+          minus_one_(exponential_.minus_one()),
+          cap_(cap) {}
+
+    EIGEN_ALWAYS_INLINE Packet value() const {
+        const Packet size = S::div(S::mul(S::set(-cap_), minus_one_), S::add(S::set(2), minus_one_));
+        return S::select(S::less(u_, S::zero()), S::negate(size), size);
+    }
+    EIGEN_ALWAYS_INLINE Packet derivative() const {
+        const Packet sum = S::add(S::set(2), minus_one_);
+        return S::div(S::mul(S::set(4), exponential_.value()), S::mul(sum, sum));
+    }
+
+  private:
+    Packet u_;
+    Exponential<T> exponential_;
+    Packet minus_one_;
+    T cap_;
 };
 
 }  // namespace detail

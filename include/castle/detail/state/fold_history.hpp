@@ -5,7 +5,7 @@
 #include <utility>
 
 #include <castle/detail/base/layout.hpp>
-#include <castle/detail/state/aligned_buffer.hpp>
+#include <castle/detail/simd/aligned_buffer.hpp>
 #include <castle/detail/state/block_operands.hpp>
 #include <castle/detail/state/panel_store.hpp>
 

@@ -2,15 +2,19 @@
 #pragma once
 
 #include <algorithm>
+#include <cstdint>
 #include <limits>
+#include <memory>
 #include <utility>
 #include <vector>
 
 #include <castle/detail/base/layout.hpp>
 #include <castle/detail/check/attention_kind.hpp>
 #include <castle/detail/score/absorption.hpp>
+#include <castle/detail/score/mask_words.hpp>
+#include <castle/detail/score/score_terms.hpp>
+#include <castle/detail/simd/aligned_buffer.hpp>
 #include <castle/detail/simd/simd.hpp>
-#include <castle/detail/state/aligned_buffer.hpp>
 #include <castle/detail/state/block_operands.hpp>
 #include <castle/detail/state/fold_history.hpp>
 #include <castle/detail/state/panel_store.hpp>
@@ -34,14 +38,18 @@ struct Keeping {
 template <Scalar T>
 class HeadState {
   public:
-    HeadState(const AttentionKind& kind, Keeping keeping)
+    // The first query head of its group is `first_head` of all.
+    HeadState(const AttentionKind& kind, Keeping keeping, std::shared_ptr<const TermTables<T>> terms, Index first_head)
         : kind_(kind),
+          terms_(std::move(terms)),
+          first_head_(first_head),
           dv_padded_(round_up(kind.shape.dv, Simd<T>::width)),
           history_blocks_(has_lookahead() ? ceil_div(keeping.rollback, block_size) : 0),
           keeps_every_query_(keeping.every_query),
           panels_(((has_lookahead() ? 2 : 1) * d() + dv_padded_) * panel_size),
           query_panels_(d() * panel_size),
           gate_tiles_(block_size * panel_size),
+          word_panels_(word_slots() * block_size),
           history_(d(), history_blocks_, most_panels(block_size)) {}
 
     HeadState(HeadState&&) = default;
@@ -58,6 +66,14 @@ class HeadState {
     bool has_lookahead() const { return kind_.has_lookahead(); }
     bool has_silu() const { return kind_.silu; }
     bool has_causal_scores() const { return kind_.causal_keys; }
+    // Null where scores are plain.
+    const TermTables<T>* terms() const { return terms_.get(); }
+    // Of the same shape.
+    void set_kind(const AttentionKind& kind, std::shared_ptr<const TermTables<T>> terms) {
+        kind_ = kind;
+        terms_ = std::move(terms);
+    }
+    Index first_head() const { return first_head_; }
     OperandSizes operand_sizes() const { return {.d = d(), .group = group(), .has_lookahead = has_lookahead()}; }
 
     Index size() const { return size_; }
@@ -76,8 +92,11 @@ class HeadState {
 
     // A call that leaves `after` tokens makes room, the only part that throws, and starts; then comes its work, and it
     // finishes. Where making room throws, no token has changed.
-    void make_room(Index after) {
-        reserve(after);
+    //
+    // From the first call that has a mask on, what keys have absorbed of the blocks that are not final is written down.
+    void make_room(Index after, bool has_mask) {
+        reserve(after, has_mask);
+        if (has_mask && has_lookahead() && !is_masked_) start_words();
         own(size_, after);
     }
     void start(Index after) { history_.start(after); }
@@ -94,14 +113,17 @@ class HeadState {
     // Makes room for `tokens` tokens in all; after it, extending by single tokens up to there allocates nothing, but
     // for what has to be owned. Changes nothing that can be seen if an allocation throws. Before it there is no memory
     // at all, so sizes that come from an untrusted file are safe.
-    void reserve(Index tokens) {
-        const Index panels = ceil_div(tokens, panel_size);
-        if (panels <= panels_.size()) return;
+    void reserve(Index tokens, bool has_mask = false) {
+        const Index panels = (std::max)(ceil_div(tokens, panel_size), panels_.size());
+        const Index word_panels =
+            has_lookahead() && (has_mask || is_masked_) ? (std::min)(panels, most_query_panels()) : 0;
+        if (panels <= panels_.size() && word_panels <= word_panels_.size()) return;
         const Index query_panels = has_lookahead() ? (std::min)(panels, most_query_panels()) : 0;
         const Index gate_tiles = has_lookahead() ? (std::min)(panels, most_gate_tiles()) : 0;
         auto fresh_panels = panels_.missing(panels);
         auto fresh_queries = query_panels_.missing(query_panels);
         auto fresh_tiles = gate_tiles_.missing(gate_tiles);
+        auto fresh_words = word_panels_.missing(word_panels);
         auto fresh_history = history_.missing(panels);
         if (has_lookahead()) own_keys_.resize(std::size_t(panels));
         AlignedBuffer<T> block(open_block_.size() > 0 ? 0 : operand_sizes().elements());
@@ -109,6 +131,7 @@ class HeadState {
         panels_.add(std::move(fresh_panels));
         query_panels_.add(std::move(fresh_queries));
         gate_tiles_.add(std::move(fresh_tiles));
+        word_panels_.add(std::move(fresh_words));
         history_.add(std::move(fresh_history));
         if (block.size() > 0) open_block_ = std::move(block);
     }
@@ -122,13 +145,15 @@ class HeadState {
             elements += query_panels_.elements_for((std::min)(panels, most_query_panels())) +
                         gate_tiles_.elements_for((std::min)(panels, most_gate_tiles())) + history_.elements_for(panels);
         }
-        return elements * Index(sizeof(T));
+        const Index words = is_masked_ ? word_panels_.elements_for((std::min)(panels, most_query_panels())) : 0;
+        return elements * Index(sizeof(T)) + words * Index(sizeof(std::uint64_t));
     }
 
     // As before the first token, with the memory kept. What is not zeroed is written before it is read.
     void clear() {
         cut(0);
         history_.forget();
+        is_masked_ = false;
     }
 
     // The same tokens once more, in memory that is shared until one of the two writes there. What is reserved for more
@@ -145,6 +170,7 @@ class HeadState {
         query_panels_.own(first, end);
         const Index oldest = oldest_panel(window(), before);
         gate_tiles_.own(oldest, end);
+        if (is_masked_) word_panels_.own(oldest, end);
         if (before / block_size == after / block_size) return;
         history_.own(oldest, end);
         own_keys(oldest, end);
@@ -162,13 +188,13 @@ class HeadState {
         Index elements = panels_.elements() + query_panels_.elements() + gate_tiles_.elements() + open_block_.size() +
                          history_.elements();
         for (const Panel<T>& keys : own_keys_) elements += keys ? key_elements() : 0;
-        return elements * Index(sizeof(T));
+        return elements * Index(sizeof(T)) + word_panels_.elements() * Index(sizeof(std::uint64_t));
     }
     Index shared_bytes() const {
         Index elements = panels_.shared_elements() + query_panels_.shared_elements() + gate_tiles_.shared_elements() +
                          history_.shared_elements();
         for (const Panel<T>& keys : own_keys_) elements += keys.is_shared() ? key_elements() : 0;
-        return elements * Index(sizeof(T));
+        return elements * Index(sizeof(T)) + word_panels_.shared_elements() * Index(sizeof(std::uint64_t));
     }
 
     // Panel p, [d][panel_size] each; the values [panel_size][dv_padded]. Q^U is a ring buffer: panels that the window
@@ -187,6 +213,21 @@ class HeadState {
     T* gates(Index p) { return gate_tiles_[p % gate_tiles_.size()]; }
     const T* gates(Index p) const { return const_cast<HeadState*>(this)->gates(p); }
 
+    // Whether a call had a mask, and so words say which keys of a panel absorb which tokens of a block: of the open one
+    // and of those that can be undone. Panels that the window has left behind absorb none.
+    bool is_masked() const { return is_masked_; }
+    void set_masked() { is_masked_ = has_lookahead(); }
+    std::uint64_t* words(Index block, Index p) {
+        return word_panels_[p % word_panels_.size()] + block % word_slots() * block_size;
+    }
+    BlockWords words_of(Index block, Index p) const {
+        BlockWords words{};
+        if (p >= oldest_panel(window(), block * block_size)) {
+            std::copy_n(const_cast<HeadState*>(this)->words(block, p), block_size, words.begin());
+        }
+        return words;
+    }
+
     BlockOperands<T> open_block() { return {open_block_.data(), operand_sizes()}; }
     BlockOperands<T> open_block() const { return const_cast<HeadState*>(this)->open_block(); }
 
@@ -199,6 +240,7 @@ class HeadState {
         const AbsorbedTokens tokens(window(), origin, origin + block_size);
         for (Index p = oldest_panel(window(), origin); p * panel_size < origin + block_size; ++p) {
             if (tokens.by_keys(p * panel_size, panel_size) == Absorbed::none) continue;
+            if (is_masked_ && cover_of(words_of(block, p), 0, block_size) == Cover::none) continue;
             history_.restore_panel(block, p, lookahead_keys(p));
         }
         history_.undone();
@@ -208,13 +250,17 @@ class HeadState {
     // A fork.
     HeadState(const HeadState& from)
         : kind_(from.kind_),
+          terms_(from.terms_),
+          first_head_(from.first_head_),
           dv_padded_(from.dv_padded_),
           history_blocks_(from.history_blocks_),
           keeps_every_query_(from.keeps_every_query_),
+          is_masked_(from.is_masked_),
           size_(from.size_),
           panels_(from.panels_.share(ceil_div(size_, panel_size))),
           query_panels_(from.query_panels_.share(panels_.size())),
           gate_tiles_(from.gate_tiles_.share(panels_.size())),
+          word_panels_(from.word_panels_.share(panels_.size())),
           open_block_(from.open_block_.copy()),
           history_(from.history_.fork(panels_.size())) {
         own_keys_.reserve(std::size_t(panels_.size()));
@@ -257,15 +303,37 @@ class HeadState {
                                   : most_panels((std::max)(group_size, (history_blocks_ + 1) * block_size));
     }
 
+    // Blocks whose words are kept at the same time: those of a group under way, and those that can be undone.
+    Index word_slots() const { return history_blocks_ + group_blocks; }
+
+    // From causal calls on, whose words nobody has written down.
+    void start_words() {
+        is_masked_ = true;
+        const Index open = size_ / block_size;
+        for (Index block = open - history_.undoable(); block <= open; ++block) {
+            const Index origin = block * block_size, end = (std::min)(origin + block_size, size_);
+            for (Index p = oldest_panel(window(), origin); p * panel_size < end; ++p) {
+                BlockWords seen{}, absorbed{};
+                see(nullptr, origin, origin, end, p, size_, seen);
+                absorb(seen, window(), origin, origin, end, p, absorbed);
+                std::copy_n(absorbed.begin(), block_size, words(block, p));
+            }
+        }
+    }
+
     AttentionKind kind_;
+    std::shared_ptr<const TermTables<T>> terms_;
+    Index first_head_;
     Index dv_padded_;
     Index history_blocks_;
     bool keeps_every_query_;
+    bool is_masked_ = false;
     Index size_ = 0;
     PanelStore<T> panels_;            // U, K^C, V^C, in the order in which a step of decoding reads them
     std::vector<Panel<T>> own_keys_;  // where there is one, U in place of that in panels_, whose K^C and V^C are shared
     PanelStore<T> query_panels_;      // Q^U
     PanelStore<T> gate_tiles_;
+    PanelStore<std::uint64_t> word_panels_;
     AlignedBuffer<T> open_block_;
     FoldHistory<T> history_;
 };

@@ -6,14 +6,14 @@
 #include <memory>
 #include <utility>
 
-#include <castle/detail/state/aligned_buffer.hpp>
+#include <castle/detail/simd/aligned_buffer.hpp>
 
 namespace castle {
 inline namespace CASTLE_ABI {
 namespace detail {
 
 // A part of a slab of memory, held by one owner or by several. Who holds it alone may write to it.
-template <Scalar T>
+template <class T>
 class Panel {
   public:
     // Memory for panels that lie one after the other, and how many hold each of them.

@@ -19,7 +19,7 @@ namespace detail {
 //
 // At full size, which is as many as are needed together, the store is a ring: panel p is slot p mod size(). While there
 // is room for fewer, that is p itself, so that neither growing nor sharing the first ones moves any.
-template <Scalar T>
+template <class T>
 class PanelStore {
   public:
     using Panels = std::vector<Panel<T>>;

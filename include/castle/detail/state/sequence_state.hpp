@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <memory>
 #include <utility>
 #include <vector>
 
@@ -9,7 +10,7 @@
 #include <castle/detail/check/attention_kind.hpp>
 #include <castle/detail/check/checks.hpp>
 #include <castle/detail/score/softmax_rows.hpp>
-#include <castle/detail/state/aligned_buffer.hpp>
+#include <castle/detail/simd/aligned_buffer.hpp>
 #include <castle/detail/state/group.hpp>
 #include <castle/detail/state/head_state.hpp>
 
@@ -22,15 +23,26 @@ namespace detail {
 template <Scalar T>
 class SequenceState {
   public:
-    SequenceState(const AttentionKind& kind, Keeping keeping) {
+    using Terms = std::shared_ptr<const TermTables<T>>;
+
+    SequenceState(const AttentionKind& kind, Keeping keeping) : SequenceState(kind, keeping, terms_of(kind)) {}
+    SequenceState(const AttentionKind& kind, Keeping keeping, const Terms& terms) {
         heads_.reserve(std::size_t(kind.shape.kv_heads));
-        for (Index h = 0; h < kind.shape.kv_heads; ++h) heads_.emplace_back(kind, keeping);
+        for (Index h = 0; h < kind.shape.kv_heads; ++h) heads_.emplace_back(kind, keeping, terms, h * kind.group());
+    }
+    // The tables of the kind's score terms.
+    static Terms terms_of(const AttentionKind& kind) {
+        return kind.terms != nullptr ? TermTables<T>::make(*kind.terms) : nullptr;
     }
     SequenceState(SequenceState&&) = default;
     SequenceState& operator=(SequenceState&&) = default;
     ~SequenceState() = default;
 
     const AttentionKind& kind() const { return heads_.front().kind(); }
+    // Of the same shape.
+    void set_kind(const AttentionKind& kind, const Terms& terms) {
+        for (auto& head : heads_) head.set_kind(kind, terms);
+    }
     Index heads() const { return Index(heads_.size()); }
     HeadState<T>& head(Index h) { return heads_[std::size_t(h)]; }
     const HeadState<T>& head(Index h) const { return heads_[std::size_t(h)]; }
@@ -47,10 +59,10 @@ class SequenceState {
 
     // See HeadState. A call that leaves `after` tokens makes room, the only part that throws, and starts; then comes
     // its work, and it finishes.
-    void make_room(Index after) {
+    void make_room(Index after, bool has_mask = false) {
         const Index elements = step_elements(capacity_for(after));
         AlignedBuffer<T> step(elements > step_.size() ? elements : 0);
-        for (auto& head : heads_) head.make_room(after);
+        for (auto& head : heads_) head.make_room(after, has_mask);
         if (step.size() > 0) step_ = std::move(step);
     }
     // Room for so many tokens in all.
@@ -99,8 +111,10 @@ class SequenceState {
         Index call_row = 0;     // where the call's rows for this sequence begin
         Index first_piece = 0;  // of the step that is under way
         // Where tokens are appended:
-        Index before = 0;      // tokens
-        Index after = 0;       // tokens
+        Index before = 0;                // tokens
+        Index after = 0;                 // tokens
+        const MaskRule* rule = nullptr;  // the mask of the call
+        const Mask* mass_over = nullptr;
         Group group = {};      // that is under way; none has no rows
         T* scratch = nullptr;  // of all heads; none for one token, which has its own
         // In a backward pass, of the record's memory:

@@ -33,7 +33,7 @@ inline void prefer_huge_pages([[maybe_unused]] void* memory, [[maybe_unused]] st
 //
 // A large buffer stands on huge pages where it can: decoding streams through all of a cache, and with small pages it
 // spends a twentieth of its time on looking up where they are.
-template <Scalar T>
+template <class T>
 class AlignedBuffer {
   public:
     AlignedBuffer() = default;
