@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
 #include <array>
+#include <chrono>
+#include <cstddef>
 #include <cstdint>
 #include <string>
 #include <utility>
@@ -9,7 +12,7 @@
 
 #include <castle/castle.hpp>
 
-#include "support.hpp"
+#include "training.hpp"
 
 // What masks and score terms cost, and what they save: standard attention of one head, one thread, both passes. Every
 // case is a ratio to the plain causal one, which runs beside it.
@@ -17,7 +20,7 @@ namespace {
 
 using castle::Index;
 using castle::Mask;
-using castle::Matrix;
+using castle_bench::Matrix;
 namespace masks = castle::masks;
 
 constexpr Index d = 64;
@@ -70,106 +73,112 @@ std::vector<Case> cases(Index n) {
     return all;
 }
 
-struct Setting {
-    Case one;
-    castle::Options options;
-    castle::Workspace<float> workspace;
-    Matrix<float> q, k, v, qu, ku, vu, out, sums, mass;
-    castle::Gradient<float> gradient;
-    Mask mass_over;
-
+class Setting {
+  public:
     explicit Setting(Case c)
-        : one(std::move(c)),
-          options{.lookahead_window = one.window, .terms = one.terms},
-          workspace({.d = d, .dv = d}, options),
-          gradient(one.length, {.d = d, .dv = d}) {
-        for (Matrix<float>* m : {&q, &k, &v, &qu, &ku, &vu, &out}) *m = Matrix<float>::Random(one.length, d);
-        sums = mass = Matrix<float>::Random(one.length, 1);
-        mass_over = masks::packed(one.length, one.length, [](Index, Index s) { return s % 3 == 0; });
-    }
-
-    castle::Input<float> input() const {
-        return {.causal = {.q = q, .k = k, .v = v}, .lookahead = {.q = qu, .k = ku, .v = vu}};
-    }
-    castle::Output<float> output() {
-        if (!one.by_products) return {.out = out};
-        return {.out = out, .log_sum_exp = sums, .mass = mass, .mass_over = mass_over};
+        : one_(std::move(c)),
+          options_{.lookahead_window = one_.window, .terms = one_.terms},
+          input_(one_.length, shape()),
+          out_(Matrix::Random(one_.length, d)),
+          sums_(Matrix::Random(one_.length, 1)),
+          mass_(sums_),
+          d_out_(out_),
+          gradient_(one_.length, shape()) {
+        for (std::size_t i = 0; i < std::max<std::size_t>(one_.documents.size(), 1); ++i) {
+            workspaces_.emplace_back(shape(), options_);
+        }
+        if (one_.by_products) {
+            mass_over_ = masks::packed(one_.length, one_.length, [](Index, Index s) { return s % 3 == 0; });
+        }
     }
 
     void parallel() {
-        if (one.documents.empty()) {
-            castle::parallel({.d = d, .dv = d}, input(), output(), options, one.mask);
-            return;
-        }
-        Index first = 0;
-        for (const Index length : one.documents) {
-            castle::parallel({.d = d, .dv = d}, input().tokens(first, length),
-                             castle::MatrixView<float>(out).middle_rows(first, length), options);
-            first += length;
-        }
+        for_parts([&](std::size_t, Index first, Index count) {
+            castle::parallel(shape(), input(first, count), output(first, count), options_, one_.mask);
+        });
     }
-    void forward(Index first, Index count) {
-        if (one.documents.empty()) {
-            castle::forward(workspace, input(), output(), one.mask);
-        } else {
-            castle::forward(workspace, input().tokens(first, count),
-                            castle::MatrixView<float>(out).middle_rows(first, count));
-        }
+    void forward() {
+        for_parts([&](std::size_t i, Index first, Index count) {
+            castle::forward(workspaces_[i], input(first, count), output(first, count), one_.mask);
+        });
     }
-    void backward(Index first, Index count) {
-        castle::GradientView<float> all = gradient.view();
-        const auto rows = [&](castle::MatrixView<float>& m) { m = m.middle_rows(first, count); };
-        for (auto* x : {&all.causal, &all.lookahead}) {
-            for (auto* m : {&x->q, &x->k, &x->v}) rows(*m);
-        }
-        castle::OutputGradient<float> d_out{.out = castle::ConstMatrixView<float>(v).middle_rows(first, count)};
-        if (one.by_products) {
-            d_out.log_sum_exp = sums;
-            d_out.mass = mass;
-        }
-        castle::backward(workspace, input().tokens(first, count), d_out, all);
+    void backward() {
+        for_parts([&](std::size_t i, Index first, Index count) {
+            castle::GradientView<float> rows = gradient_.view();
+            for (auto* x : {&rows.causal, &rows.lookahead}) {
+                for (auto* m : {&x->q, &x->k, &x->v}) *m = m->middle_rows(first, count);
+            }
+            castle::OutputGradient<float> d_output{
+                .out = castle::ConstMatrixView<float>(d_out_).middle_rows(first, count)};
+            if (one_.by_products) {
+                d_output.log_sum_exp = sums_;
+                d_output.mass = mass_;
+            }
+            castle::backward(workspaces_[i], input(first, count), d_output, rows);
+        });
     }
+
+  private:
+    static castle::Shape shape() { return castle_bench::heads_of(d); }
+    castle::Input<float> input(Index first, Index count) const { return input_.input().tokens(first, count); }
+    castle::Output<float> output(Index first, Index count) {
+        castle::Output<float> output{.out = castle::MatrixView<float>(out_).middle_rows(first, count)};
+        if (one_.by_products) {
+            output.log_sum_exp = sums_;
+            output.mass = mass_;
+            output.mass_over = mass_over_;
+        }
+        return output;
+    }
+    // f(i, first, count): the whole, or the documents one by one.
     template <class F>
-    void for_parts(const F& f) {
-        if (one.documents.empty()) {
-            f(Index(0), one.length);
+    void for_parts(const F& f) const {
+        if (one_.documents.empty()) {
+            f(std::size_t(0), Index(0), one_.length);
             return;
         }
         Index first = 0;
-        for (const Index length : one.documents) {
-            f(first, length);
-            first += length;
+        for (std::size_t i = 0; i < one_.documents.size(); ++i) {
+            f(i, first, one_.documents[i]);
+            first += one_.documents[i];
         }
     }
+
+    Case one_;
+    castle::Options options_;
+    castle_bench::RandomInput input_;
+    Matrix out_, sums_, mass_, d_out_;
+    castle::Gradient<float> gradient_;
+    std::vector<castle::Workspace<float>> workspaces_;
+    Mask mass_over_;
 };
 
 void forward(benchmark::State& state, const Case& one) {
     Setting setting(one);
-    for (auto _ : state) setting.parallel();
+    for (auto _ : state) {
+        const auto start = std::chrono::steady_clock::now();
+        setting.parallel();
+        benchmark::ClobberMemory();
+        state.SetIterationTime(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+    }
 }
 
 void backward(benchmark::State& state, const Case& one) {
     Setting setting(one);
-    for (auto _ : state) {
-        setting.for_parts([&](Index first, Index count) {
-            state.PauseTiming();
-            setting.forward(first, count);
-            state.ResumeTiming();
-            setting.backward(first, count);
-        });
-    }
+    castle_bench::measure_pass(
+        state, castle_bench::Pass::backward, [&] { setting.forward(); }, [&] { setting.backward(); });
 }
 
 [[maybe_unused]] const bool registered = [] {
     std::vector<Case> all = cases(4096);
     for (const Case& small : cases(512)) all.push_back(small);
     for (const Case& one : all) {
-        const std::string size = "/L:" + std::to_string(one.length);
-        const auto add = [&](const std::string& name, void (*run)(benchmark::State&, const Case&)) {
-            benchmark::RegisterBenchmark((name + "/" + one.name + size).c_str(),
-                                         [=](benchmark::State& state) { run(state, one); })
-                ->Unit(benchmark::kMillisecond)
-                ->MinTime(0.3);
+        const auto add = [&](const std::string& pass, void (*run)(benchmark::State&, const Case&)) {
+            const std::string name = pass + "/" + one.name + "/L:" + std::to_string(one.length);
+            castle_bench::report_extremes(
+                benchmark::RegisterBenchmark(name.c_str(), [=](benchmark::State& state) { run(state, one); })
+                    ->Unit(benchmark::kMillisecond))
+                ->UseManualTime();
         };
         add("forward", forward);
         add("backward", backward);
