@@ -35,14 +35,19 @@ void parallel(const Shape& shape, const Input<T>& input, std::type_identity_t<Ma
 /// The same with all that an Output has. Under a mask of documents each is run as a sequence of its own, and bitwise
 /// equal to it; under other masks it is bitwise identical to `extend` with that mask. Throws, too, if the mask does not
 /// fit, see `extend`, or its documents do not come to `L` tokens.
+///
+/// Cross-attention: with a lookahead window of 0 and a mask, `input.causal.k` and `v` may be those of another sequence,
+/// of `n` rows. Rows are then the queries' positions and keys those of the other sequence; `masks::full()` shows every
+/// row all `n` keys.
 template <Scalar T>
 void parallel(const Shape& shape, const Input<T>& input, const std::type_identity_t<Output<T>>& output,
               const Options& options = {}, const Masks& mask = {}) {
-    const detail::AttentionKind kind = detail::checked_kind("parallel", shape, input, options);
+    const detail::AttentionKind kind = detail::checked_kind("parallel", shape, input, options, mask);
     const Index rows = input.causal.q.rows();
-    const detail::WholeSequence whole("parallel", rows, mask, output.mass_over);
+    const detail::WholeSequence whole("parallel", rows, mask, output.mass_over,
+                                      detail::cross_keys(input, kind.has_lookahead(), mask));
     detail::call_of_whole("parallel", shape, input).check_output("", output, 1);
-    whole.check("parallel", kind.terms.get());
+    whole.check_sights("parallel", kind.terms.get());
     detail::append_whole<T>(kind, whole, input, detail::output_rows(output), options.executor);
 }
 
@@ -50,7 +55,7 @@ void parallel(const Shape& shape, const Input<T>& input, const std::type_identit
 template <Scalar T>
 [[nodiscard]] Matrix<T> parallel(const Shape& shape, const Input<T>& input, const Options& options = {},
                                  const Masks& mask = {}) {
-    detail::checked_kind("parallel", shape, input, options);
+    detail::checked_kind("parallel", shape, input, options, mask);
     Matrix<T> out(input.causal.q.rows(), shape.heads * shape.dv);
     parallel(shape, input, out, options, mask);
     return out;

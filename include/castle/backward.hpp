@@ -66,7 +66,8 @@ Call call_of_training(std::string_view where, const Workspace<T>& workspace, con
 template <Scalar T>
 void check_backward(Workspace<T>& workspace, const Input<T>& input, const OutputGradient<T>& d_output) {
     const TrainingRecord<T>& record = WorkspaceAccess::record(workspace);
-    const Call call = call_of_training("backward", workspace, input);
+    Call call = call_of_training("backward", workspace, input);
+    call.cross_keys = record.cross_keys();
     call.check_input(input, record.kind().has_lookahead());
     check_forward_pass("backward", "input", call.rows, workspace.size());
     call.check_outputs("d_", d_output);
@@ -89,22 +90,26 @@ void forward(Workspace<T>& workspace, std::span<const Index> counts, const std::
 }
 
 /// The same under one mask for all sequences, or one for each, and with all that an Output has; `backward` remembers
-/// them. Positions begin anew with every sequence. Throws, too, if a mask does not fit; see `extend`.
+/// them. Positions begin anew with every sequence. One sequence may have keys and values of another one, see
+/// `parallel`. Throws, too, if a mask does not fit; see `extend`.
 template <Scalar T>
 void forward(Workspace<T>& workspace, std::span<const Index> counts, const std::type_identity_t<Input<T>>& input,
              const std::type_identity_t<Output<T>>& output, const Masks& masks = {}, const Executor& executor = {}) {
     detail::TrainingRecord<T>& record = detail::WorkspaceAccess::record(workspace);
-    const detail::Call call = detail::call_of_training("forward", workspace, input);
+    detail::Call call = detail::call_of_training("forward", workspace, input);
+    detail::check_masks("forward", "masks", masks, Index(counts.size()));
+    if (counts.size() == 1) call.cross_keys = detail::cross_keys(input, record.kind().has_lookahead(), masks);
     call.check_input(input, record.kind().has_lookahead());
     call.check_output("", output, Index(counts.size()));
     detail::check_counts("forward", counts, "input.causal.q", call.rows);
-    detail::check_masks("forward", "masks", masks, Index(counts.size()));
     for (Index i = 0; i < Index(counts.size()); ++i) {
-        detail::check_sight("forward", masks[i], record.kind().terms.get(), 0, counts[std::size_t(i)]);
+        detail::check_sight("forward", masks[i], record.kind().terms.get(), 0, counts[std::size_t(i)],
+                            detail::mass_over(output)[i], call.cross_keys);
     }
     const Executor& threads = detail::executor_for(executor, workspace.options());
-    detail::WorkspaceAccess::start(workspace, counts, {.seen = masks, .mass_over = detail::mass_over(output)},
-                                   call.rows, threads);
+    detail::WorkspaceAccess::start(
+        workspace, counts, {.seen = masks, .mass_over = detail::mass_over(output), .cross_keys = call.cross_keys},
+        call.rows, threads);
     if (call.rows == 0) return;
     const MatrixView<T> kept = detail::WorkspaceAccess::out(workspace);
     detail::OutputRows<T> rows = detail::output_rows(output);
@@ -119,7 +124,9 @@ void forward(Workspace<T>& workspace, std::span<const Index> counts, const std::
 template <Scalar T>
 void forward(Workspace<T>& workspace, const std::type_identity_t<Input<T>>& input,
              const std::type_identity_t<Output<T>>& output, const Masks& mask = {}, const Executor& executor = {}) {
-    const detail::WholeSequence whole("forward", input.causal.q.rows(), mask, output.mass_over);
+    const bool has_lookahead = detail::WorkspaceAccess::record(workspace).kind().has_lookahead();
+    const detail::WholeSequence whole("forward", input.causal.q.rows(), mask, output.mass_over,
+                                      detail::cross_keys(input, has_lookahead, mask));
     const detail::CallMasks masks = whole.masks();
     Output<T> own = output;
     own.mass_over = masks.mass_over;
@@ -158,7 +165,8 @@ void backward(Workspace<T>& workspace, const std::type_identity_t<Input<T>>& inp
               const std::type_identity_t<TermsGradientView<T>>& d_terms = {}, const Executor& executor = {}) {
     detail::TrainingRecord<T>& record = detail::WorkspaceAccess::record(workspace);
     detail::check_backward(workspace, input, d_output);
-    const detail::Call call = detail::call_of_training("backward", workspace, input);
+    detail::Call call = detail::call_of_training("backward", workspace, input);
+    call.cross_keys = record.cross_keys();
     call.check_gradient(gradient, input.has_lookahead());
     detail::check_terms_gradient<T>("backward", workspace.options().terms, d_terms);
     const Executor& threads = detail::executor_for(executor, workspace.options());
@@ -173,6 +181,8 @@ template <Scalar T>
     detail::check_backward(workspace, input, {.out = d_out});
     const bool has_lookahead = detail::WorkspaceAccess::record(workspace).kind().has_lookahead();
     Gradient<T> gradient(input.causal.q.rows(), workspace.shape(), has_lookahead || input.has_lookahead());
+    gradient.causal.k.resize(input.causal.k.rows(), gradient.causal.k.cols());
+    gradient.causal.v.resize(input.causal.k.rows(), gradient.causal.v.cols());
     backward(workspace, input, d_out, gradient.view());
     return gradient;
 }

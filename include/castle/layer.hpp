@@ -154,7 +154,7 @@ class Layer {
         eigen_assert(!cache.state_.is_moved_from() && "a cache that was moved from");
         check_made_for("cache", cache.kind_);
         detail::check_masks(where, "mask", mask, 1);
-        check_sight(mask[0], cache.size(), x.rows());
+        check_sight(mask[0], detail::mass_over(output)[0], cache.size(), x.rows());
         append(cache.state_, std::array{x.rows()}, mask, x, output, cache.row_, executor);
     }
 
@@ -194,7 +194,7 @@ class Layer {
         for (std::size_t i = 0; i < caches.size(); ++i) {
             const auto& made_for = caches[i]->kind_;
             if (made_for != kind()) check_made_for(detail::text("caches[", Index(i), "]"), made_for);
-            check_sight(masks[Index(i)], caches[i]->size(), counts[i]);
+            check_sight(masks[Index(i)], detail::mass_over(output)[Index(i)], caches[i]->size(), counts[i]);
         }
         if (caches.empty()) return;
         const auto state = [&](Index i) -> auto& { return caches[std::size_t(i)]->state_; };
@@ -214,7 +214,7 @@ class Layer {
         check_tokens("x", x, x.rows());
         check_output(x.rows(), output, 1);
         const detail::WholeSequence whole(where, x.rows(), mask, output.mass_over);
-        whole.check(where, kind().attention.terms.get());
+        whole.check_sights(where, kind().attention.terms.get());
         const auto terms = detail::SequenceState<T>::terms_of(kind().attention);
         std::vector<detail::SequenceState<T>> states;
         states.reserve(whole.counts().size());
@@ -265,7 +265,9 @@ class Layer {
         detail::check_counts(where, counts, "x", rows);
         check_made_for("workspace", workspace.kind_);
         detail::check_masks(where, "masks", masks, Index(counts.size()));
-        for (std::size_t i = 0; i < counts.size(); ++i) check_sight(masks[Index(i)], 0, counts[i]);
+        for (std::size_t i = 0; i < counts.size(); ++i) {
+            check_sight(masks[Index(i)], detail::mass_over(output)[Index(i)], 0, counts[i]);
+        }
         const Executor& threads = detail::executor_for(executor, options_);
         workspace.start(counts, {.seen = masks, .mass_over = detail::mass_over(output)}, rows * row_elements(),
                         rows * Rows::padded(queries()), threads);
@@ -447,8 +449,8 @@ class Layer {
     }
 
     // The mask for `count` tokens after the first `size`.
-    void check_sight(const Mask* mask, Index size, Index count) const {
-        detail::check_sight(where, mask, kind().attention.terms.get(), size, size + count);
+    void check_sight(const Mask* mask, const Mask* mass_over, Index size, Index count) const {
+        detail::check_sight(where, mask, kind().attention.terms.get(), size, size + count, mass_over);
     }
 
     // A cache or a workspace.

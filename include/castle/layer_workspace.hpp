@@ -32,14 +32,14 @@ class LayerWorkspace {
     /// Tokens of the forward pass that waits for its backward pass; 0 if none does.
     Index size() const { return record_.size(); }
 
-    /// For a layer whose score terms have been set to these, from the next forward pass on; see `Layer::set_terms`.
-    /// Throws std::invalid_argument, and changes nothing then, if they do not fit.
+    /// For a layer whose score terms have been set to these; see `Layer::set_terms`. A forward pass that waits for its
+    /// backward pass is lost. Throws std::invalid_argument, and changes nothing then, if they do not fit.
     void set_terms(ScoreTerms terms) {
         Options options = kind_.attention.options({});
         options.terms = std::move(terms);
-        kind_.attention =
-            detail::AttentionKind::checked<T>("LayerWorkspace::set_terms", kind_.attention.shape, options);
-        record_.set_terms(kind_.attention);
+        auto kind = detail::AttentionKind::checked<T>("LayerWorkspace::set_terms", kind_.attention.shape, options);
+        record_.set_terms(kind);
+        kind_.attention = std::move(kind);
     }
 
     /// Memory that the workspace holds, in bytes.

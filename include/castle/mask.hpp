@@ -60,6 +60,12 @@ class MaskRule {
     // No row of [first, end) sees a key outside of it.
     virtual KeyRange reach(Index first, Index end) const = 0;
 
+    // One after the last key that has to be there for these rows; masks that show what is there ask for none.
+    virtual Index needs(Index first, Index end) const {
+        const Index last = reach(first, end).end;
+        return last == every_key ? 0 : last;
+    }
+
     // How many rows it knows.
     virtual Index rows() const { return every_key; }
 
@@ -89,7 +95,7 @@ class RowRule : public MaskRule {
 
 class FullRule final : public RowRule<FullRule> {
   public:
-    std::uint64_t of_row(Index, Index, Index) const { return ~std::uint64_t(0); }
+    std::uint64_t of_row(Index, Index p, Index keys) const { return range_word(0, keys, p); }
     KeyRange reach(Index, Index) const override { return {0, every_key}; }
     bool sees_itself() const override { return true; }
 };
@@ -235,6 +241,9 @@ class PairRule final : public MaskRule {
         const Index last = (std::min)(a.end, b.end);
         return {(std::min)((std::max)(a.begin, b.begin), last), last};
     }
+    Index needs(Index first, Index end) const override {
+        return both ? MaskRule::needs(first, end) : (std::max)(a_->needs(first, end), b_->needs(first, end));
+    }
     Index rows() const override { return (std::min)(a_->rows(), b_->rows()); }
     bool sees_itself() const override {
         return both ? a_->sees_itself() && b_->sees_itself() : a_->sees_itself() || b_->sees_itself();
@@ -258,9 +267,10 @@ class Mask {
     /// Not for users: see castle::masks.
     explicit Mask(std::shared_ptr<const detail::MaskRule> rule) : rule_(std::move(rule)) {}
 
-    /// Whether row `row` sees key `key`, with `keys` keys there. Slow; to look at, and for textbook forms.
+    /// Whether row `row` sees key `key`, with `keys` keys there; a row that the mask does not know sees none. Slow; to
+    /// look at, and for textbook forms.
     bool sees(Index row, Index key, Index keys) const {
-        if (key >= keys) return false;
+        if (key >= keys || (rule_ != nullptr && row >= rule_->rows())) return false;
         if (rule_ == nullptr) return key <= row;
         return (rule_->word(row, key / detail::panel_size, keys) >> (key % detail::panel_size) & 1) != 0;
     }
@@ -304,6 +314,7 @@ class Masks {
     Masks(const Mask& one) : one_(one), size_(1) {}
     Masks(std::span<const Mask> masks) : many_(masks), size_(Index(masks.size())) {}
     Masks(const std::vector<Mask>& masks) : Masks(std::span<const Mask>(masks)) {}
+    Masks(std::vector<Mask>&&) = delete;  // would dangle
 
     Index size() const { return size_; }
     /// That of sequence `i`; null if there are none.
@@ -383,18 +394,21 @@ class DocumentsRule final : public RowRule<DocumentsRule> {
     std::vector<Mask> within_;
 };
 
+// That the mask knows the rows up to `end`.
+inline void check_mask_size(std::string_view where, std::string_view name, const Mask& mask, Index end) {
+    if (mask.rule() == nullptr || end <= mask.rule()->rows()) return;
+    fail(where, name, " has ", mask.rule()->rows(), " rows but the call has row ", end - 1);
+}
+
 // That rows [first, end) see keys that are there, `keys` of them, and at least one.
 inline void check_mask_rows(std::string_view where, const Mask& mask, Index first, Index end, Index keys) {
     const MaskRule* rule = mask.rule();
     if (rule == nullptr || first >= end) return;
-    if (end > rule->rows()) {
-        fail(where, "mask has ", rule->rows(), " rows but the call has row ", end - 1);
-    }
-    const Index last = rule->reach(first, end).end;
-    if (last > keys && last != every_key) {
+    check_mask_size(where, "mask", mask, end);
+    if (rule->needs(first, end) > keys) {
         for (Index row = first; row < end; ++row) {
-            const Index own = rule->reach(row, row + 1).end;
-            for (Index p = keys / panel_size; p * panel_size < own && own != every_key; ++p) {
+            const Index own = rule->needs(row, row + 1);
+            for (Index p = keys / panel_size; p * panel_size < own; ++p) {
                 const std::uint64_t beyond = rule->word(row, p, keys) & ~range_word(0, keys, p);
                 if (beyond == 0) continue;
                 fail(where, "row ", row, " of mask sees key ", p * panel_size + std::countr_zero(beyond),
@@ -491,7 +505,7 @@ Mask matrix(const Eigen::DenseBase<M>& sees) {
 
 /// A function of the caller's: row `t` sees key `s` where `sees(t, s)`. It is asked about every row and every key that
 /// is there by the end of the call, later ones included, more than once, and on all threads; where that takes long,
-/// `packed` asks it once.
+/// `packed` asks it once. It must not throw, and always answers the same.
 template <class Sees>
 requires std::predicate<const Sees&, Index, Index> Mask predicate(Sees sees) {
     return Mask(std::make_shared<detail::PredicateRule<Sees>>(std::move(sees)));

@@ -49,8 +49,8 @@ class Workspace {
     const Shape& shape() const { return record_.kind().shape; }
     const Options& options() const { return options_; }
 
-    /// Other score terms from the next forward pass on, for tables and sinks that are trained. Throws
-    /// std::invalid_argument, and changes nothing then, if they do not fit.
+    /// Other score terms, for tables and sinks that are trained. A forward pass that waits for its backward pass is
+    /// lost. Throws std::invalid_argument, and changes nothing then, if they do not fit.
     void set_terms(ScoreTerms terms) {
         Options options = options_;
         options.terms = std::move(terms);

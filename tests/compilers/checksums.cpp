@@ -96,6 +96,35 @@ class Run {
         print(name + ".backward.lookahead", gradient.lookahead);
     }
 
+    // Under a mask, with every score term and by-product.
+    void masked(const std::string& name, const castle::Shape& shape, castle::Options options,
+                const castle::Mask& mask) const {
+        const Heads x(6, shape);
+        const std::array<double, 1> gamma{0.01};
+        options.terms = {.factor = castle::tables::decay(gamma, length),
+                         .bias = castle::tables::alibi(shape.heads, length),
+                         .soft_cap = 20.0,
+                         .sinks = std::vector<double>(std::size_t(shape.heads), 0.5)};
+        const castle::Mask mass_over = castle::masks::sliding_window(9);
+        Matrix out(length, shape.heads * shape.dv), sums(length, shape.heads), mass(length, shape.heads);
+        castle::Workspace<T> workspace(shape, options);
+        castle::forward(workspace, x.input(),
+                        castle::Output<T>{.out = out, .log_sum_exp = sums, .mass = mass, .mass_over = mass_over}, mask);
+        print(name + ".out", out);
+        print(name + ".log_sum_exp", sums);
+        print(name + ".mass", mass);
+        castle::Gradient<T> gradient(length, shape);
+        Matrix factor(1, length), bias(shape.heads, length), sinks(1, shape.heads);
+        castle::backward(workspace, x.input(),
+                         castle::OutputGradient<T>{.out = x.d_out, .log_sum_exp = sums, .mass = mass}, gradient.view(),
+                         {.factor = factor, .bias = bias, .sinks = sinks});
+        print(name + ".backward.causal", gradient.causal);
+        print(name + ".backward.lookahead", gradient.lookahead);
+        print(name + ".backward.factor", factor);
+        print(name + ".backward.bias", bias);
+        print(name + ".backward.sinks", sinks);
+    }
+
     void causal() const {
         const Heads x(2, one);
         print("causal.attention", castle::causal_attention(x.qc, x.kc, x.vc));
@@ -292,6 +321,12 @@ void run(const std::string& scalar) {
     run.packed("packed", shape, {});
     run.packed("packed_windowed", shape, {.lookahead_window = 50});
     run.packed("packed_standard", shape, {.lookahead_window = 0});
+    namespace masks = castle::masks;
+    run.masked("sliding_window", shape, {}, masks::sliding_window(40, 3));
+    run.masked("prefix", shape, {.lookahead_window = 50}, masks::prefix(90));
+    run.masked("documents", shape, {.lookahead_window = 0}, masks::documents({50, 7, 474}));
+    run.masked("predicate", shape, {},
+               masks::predicate([](Index t, Index s) { return s <= t && t * s % 7 != 3; }) | masks::sliding_window(1));
     run.grouped_layer("grouped_layer", castle::unlimited);
     run.grouped_layer("grouped_standard_layer", 0);
 }

@@ -128,6 +128,50 @@ TYPED_TEST(MaskedCache, GoesOnAsIfDetoursHadNeverBeen) {
     }
 }
 
+// Keys of later tokens are there before the first of a call is attended, and take nobody's place.
+TYPED_TEST(MaskedCache, SeesLaterKeysOfALongCallWithAWindow) {
+    using T = TypeParam;
+    Random random(15850);
+    const Index first = 500, length = 900;
+    const Mask mask = masks::predicate([](Index t, Index s) { return t < first ? s <= t : true; });
+    for (const Index window : {Index(1), Index(16), Index(100), castle::unlimited}) {
+        const castle::Options options{.lookahead_window = window};
+        const Head<T> head = random_heads<T>(random, length, shape);
+        Matrix<T> expected(length, shape.heads * shape.dv), out(length, shape.heads * shape.dv);
+        castle::Workspace<T> workspace(shape, options);  // which keeps all lookahead queries
+        castle::forward(workspace, head.input(), castle::Output<T>{.out = expected}, mask);
+        castle::UqKvCache<T> cache(shape, options);
+        const castle::MatrixView<T> rows(out);
+        castle::extend(cache, head.first_tokens(first), rows.middle_rows(0, first));
+        castle::extend(cache, head.input().tokens(first, length - first), rows.middle_rows(first, length - first),
+                       masks::full());
+        EXPECT_TRUE(same_bits(out, expected)) << "window " << window;
+    }
+}
+
+// Where nothing is seen there is nothing to sweep, wherever the keys end.
+TYPED_TEST(MaskedCache, SeesNothingAtTheEndOfASpan) {
+    using T = TypeParam;
+    Random random(15860);
+    const Index length = 512;
+    const Mask mask =
+        (masks::packed(length, 600, [](Index, Index s) { return s >= 550; }) & masks::causal()).allowing_empty_rows();
+    const Head<T> head = random_heads<T>(random, length, shape);
+    for (const Index window : {Index(0), castle::unlimited}) {
+        castle::Workspace<T> workspace(shape, {.lookahead_window = window});
+        Matrix<T> out(length, shape.heads * shape.dv);
+        castle::forward(workspace, head.input(), castle::Output<T>{.out = out}, mask);
+        EXPECT_TRUE((out.array() == 0).all());
+        const castle::Gradient<T> g = castle::backward(workspace, head.input(), out);
+        EXPECT_TRUE((g.causal.v.array() == 0).all());
+        castle::UqKvCache<T> cache(shape, {.lookahead_window = window});
+        for (Index t = 0; t < length; ++t) {
+            castle::extend(cache, head.input().tokens(t, 1), castle::MatrixView<T>(out).middle_rows(t, 1), mask);
+        }
+        EXPECT_TRUE((out.array() == 0).all());
+    }
+}
+
 TYPED_TEST(MaskedCache, OfABatchGivesEachSequenceWhatItHasAlone) {
     using T = TypeParam;
     ThreadPool threads(3);

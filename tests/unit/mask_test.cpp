@@ -91,8 +91,13 @@ TEST(Mask, RejectsWhatIsNotThere) {
     EXPECT_EQ(rejection(masks::prefix(100), 0, 50),
               "castle::extend: row 0 of mask sees key 50 but there are only 50 keys");
     EXPECT_EQ(rejection(masks::prefix(100) & masks::causal(), 0, 50), "did not throw");
-    EXPECT_EQ(rejection(masks::prefix(100) & masks::full(), 20, 50),
+    EXPECT_EQ(rejection(masks::prefix(100) | masks::causal(), 20, 50),
               "castle::extend: row 20 of mask sees key 70 but there are only 70 keys");
+    const Mask any = masks::predicate([](Index t, Index s) { return s <= t; });
+    EXPECT_EQ(rejection(masks::prefix(100) | any, 20, 50),
+              "castle::extend: row 20 of mask sees key 70 but there are only 70 keys");
+    // What is there, of the prefix.
+    EXPECT_EQ(rejection(masks::prefix(100) & masks::full(), 20, 50), "did not throw");
     EXPECT_EQ(rejection(masks::modality(std::vector<bool>(30, true), castle::Future::all), 0, 20),
               "castle::extend: row 0 of mask sees key 20 but there are only 20 keys");
     EXPECT_EQ(rejection(masks::packed(60, 60, [](Index, Index) { return true; }), 20, 50),
@@ -123,6 +128,7 @@ TEST(Mask, RejectsRowsWithoutKeysUnlessItSaysThatTheyMayBe) {
 }
 
 TEST(Mask, RejectsSizesThatMeanNothing) {
+    const std::vector<Mask> two(2);
     const auto says = [](const auto& call) { return message<std::invalid_argument>(call); };
     EXPECT_EQ(says([] { masks::sliding_window(0); }),
               "castle::masks::sliding_window: window is 0 but must be at least 1");
@@ -137,8 +143,8 @@ TEST(Mask, RejectsSizesThatMeanNothing) {
                   masks::documents({3, 4}, masks::prefix(4));
               }),
               "castle::masks::documents: row 0 of mask sees key 3 but there are only 3 keys");
-    EXPECT_EQ(says([] {
-                  masks::documents({3, 4, 5}, std::vector<Mask>(2));
+    EXPECT_EQ(says([&] {
+                  masks::documents({3, 4, 5}, two);
               }),
               "castle::masks::documents: within has 2 masks but lengths has 3 elements");
     EXPECT_EQ(says([] { masks::packed(-1, 2, [](Index, Index) { return true; }); }),
@@ -156,6 +162,10 @@ TEST(ScoreTerms, AreRejectedWhereTheyDoNotFit) {
     };
     EXPECT_EQ(says({.factor = Matrix<double>::Ones(3, 5)}),
               "castle::UqKvCache: options.terms.factor is [3, 5] but must have 1 row or 2, one for each head");
+    EXPECT_EQ(says({.factor = Matrix<double>(2, 0), .soft_cap = 50.0}),
+              "castle::UqKvCache: options.terms.factor is [2, 0] but must have a column");
+    EXPECT_EQ(says({.bias = Matrix<double>(0, 5), .soft_cap = 50.0}),
+              "castle::UqKvCache: options.terms.bias is [0, 5] but must have 1 row or 2, one for each head");
     Matrix<double> bad = Matrix<double>::Ones(2, 5);
     bad(1, 3) = 1e300;
     EXPECT_EQ(says({.bias = bad}),
@@ -181,6 +191,28 @@ TEST(ScoreTerms, AreRejectedWhereTheyDoNotFit) {
               "castle::extend: options.terms has tables of 10 distances but row 0 sees key 10, at distance 10");
 }
 
+TEST(Mask, OfMassesHasToKnowEveryRow) {
+    Random random(17350);
+    const castle::Shape shape{.d = 2, .dv = 2};
+    const Head<float> head = random_heads<float>(random, 40, shape);
+    Matrix<float> out(40, 2), mass(40, 1);
+    const std::vector<Mask> too_short = {masks::packed(10, 10, [](Index, Index) { return true; }),
+                                         masks::documents({4, 6})};
+    for (const Mask& mass_over : too_short) {
+        const castle::Output<float> output{.out = out, .mass = mass, .mass_over = mass_over};
+        castle::UqKvCache<float> cache(shape);
+        castle::Workspace<float> workspace(shape);
+        const auto says = [](const auto& call) { return message<std::invalid_argument>(call); };
+        const std::string words = "mass_over has 10 rows but the call has row 39";
+        EXPECT_EQ(says([&] { castle::extend(cache, head.input(), output); }), "castle::extend: " + words);
+        EXPECT_EQ(says([&] { castle::parallel(shape, head.input(), output); }), "castle::parallel: " + words);
+        EXPECT_EQ(says([&] { castle::forward(workspace, head.input(), output); }), "castle::forward: " + words);
+        EXPECT_EQ(cache.size(), 0);
+    }
+    EXPECT_FALSE(too_short[0].sees(10, 0, 40));
+    EXPECT_FALSE(too_short[1].sees(10, 0, 40));
+}
+
 TEST(ScoreTerms, HaveTheTablesThatPapersHave) {
     EXPECT_EQ(tables::alibi_slopes(8),
               (std::vector<double>{0.5, 0.25, 0.125, 0.0625, 0.03125, 0.015625, 0.0078125, 0.00390625}));
@@ -194,6 +226,21 @@ TEST(ScoreTerms, HaveTheTablesThatPapersHave) {
     const Matrix<double> decay = tables::decay(std::array{0.5, 0.0}, 3);
     EXPECT_DOUBLE_EQ(decay(0, 2), std::exp(-1.0));
     EXPECT_EQ(decay(1, 2), 1.0);
+}
+
+// A forward pass that was made with other terms has no backward pass any more.
+TEST(ScoreTerms, ThatAreSetEndAForwardPass) {
+    Random random(17360);
+    const castle::Shape shape{.d = 2, .dv = 2};
+    const Head<float> head = random_heads<float>(random, 40, shape);
+    castle::Workspace<float> workspace(shape, {.terms = {.bias = Matrix<double>::Zero(1, 40)}});
+    Matrix<float> out(40, 2);
+    castle::forward(workspace, head.input(), out);
+    workspace.set_terms({.bias = Matrix<double>::Ones(1, 40)});
+    EXPECT_EQ(workspace.size(), 0);
+    EXPECT_THROW(static_cast<void>(castle::backward(workspace, head.input(), out)), std::invalid_argument);
+    EXPECT_THROW(workspace.set_terms({.sinks = {1, 2}}), std::invalid_argument);
+    EXPECT_EQ(workspace.options().terms.bias(0, 0), 1);
 }
 
 template <class T>

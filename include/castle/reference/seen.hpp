@@ -73,7 +73,7 @@ template <Scalar T>
 void check_whole(std::string_view where, const Shape& shape, const Input<T>& input, const Options& options,
                  const Mask& mask) {
     checked_kind(where, shape, input, options);
-    check_sight(where, &mask, &options.terms, 0, input.causal.q.rows());
+    check_sight(where, &mask, &options.terms, 0, input.causal.q.rows(), nullptr);
 }
 
 }  // namespace detail

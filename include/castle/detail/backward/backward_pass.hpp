@@ -36,7 +36,8 @@ struct BackwardInput {
     GradientView<T> gradient;
     Sight sight;
 
-    Index tokens() const { return d_output.out.rows(); }
+    Index rows() const { return d_output.out.rows(); }
+    Index keys() const { return sight.keys; }
 };
 
 // The backward pass of one key-value head: the blocks of the sweep in reverse, a group of them at a time, as the sweep
@@ -45,23 +46,23 @@ struct BackwardInput {
 template <Scalar T>
 class BackwardPass {
   public:
-    // Scratch for a head of `tokens` tokens, and how many of LastBadBlocks.
-    static Index elements(const HeadState<T>& state, Index tokens) {
-        return ceil_div(tokens, panel_size) * GradientState<T>::elements(state.kind()) +
-               blocks_of_groups(tokens) *
-                   (packed_elements(state) + ceil_div(tokens, span_size) * part_elements(state)) +
-               terms_elements(state, tokens);
+    // Scratch for a head of so many rows and keys, and how many of LastBadBlocks.
+    static Index elements(const HeadState<T>& state, Index rows, Index keys) {
+        return panels(keys) * GradientState<T>::elements(state.kind()) +
+               blocks_of_groups(rows) * (packed_elements(state) + spans(keys) * part_elements(state)) +
+               terms_elements(state, rows, keys);
     }
-    static Index panels(Index tokens) { return ceil_div(tokens, panel_size); }
+    static Index panels(Index keys) { return ceil_div(keys, panel_size); }
 
     BackwardPass(HeadState<T>& state, const BackwardInput<T>& input, T* memory, LastBadBlocks* last_bad_blocks)
         : state_(state),
           gradients_(state.kind(), memory, last_bad_blocks),
           input_(input),
-          blocks_(blocks_of_groups(input.tokens())),
-          memory_(memory + panels(input.tokens()) * GradientState<T>::elements(state.kind())) {}
+          blocks_(blocks_of_groups(input.rows())),
+          memory_(memory + panels(input.keys()) * GradientState<T>::elements(state.kind())) {}
 
-    Index tokens() const { return input_.tokens(); }
+    // That rows and keys can have.
+    Index distances() const { return (std::max)(input_.rows(), input_.keys()); }
     static Index groups(Index tokens) { return ceil_div(tokens, group_size); }
     static Group group(Index tokens, Index g, const Sight& sight) {
         return Group::next(g * group_size, tokens, 0, sight);
@@ -70,15 +71,15 @@ class BackwardPass {
     // All steps one after the other.
     void run() {
         start_terms();
-        for (Index p = 0; p < panels(tokens()); ++p) start_panel(p);
-        for (Index g = groups(tokens()) - 1; g >= 0; --g) {
-            const Group one = group(tokens(), g, input_.sight);
+        for (Index p = 0; p < panels(input_.keys()); ++p) start_panel(p);
+        for (Index g = groups(input_.rows()) - 1; g >= 0; --g) {
+            const Group one = group(input_.rows(), g, input_.sight);
             for (Index b = 0; b < one.blocks(); ++b) pack_block(one, b);
             for (Index span = one.first_span(); span < one.spans(); ++span) sweep_span(one, span);
             add_terms(one);
             for (Index b = 0; b < one.blocks(); ++b) finish_block(one, b);
         }
-        for (Index p = 0; p < panels(tokens()); ++p) finish_panel(p);
+        for (Index p = 0; p < panels(input_.keys()); ++p) finish_panel(p);
     }
 
     void start_panel(Index p) { gradients_.start(p, input_.input.causal.v); }
@@ -125,14 +126,16 @@ class BackwardPass {
         }
     }
 
-    // The gradients of score terms: of query head h those of its tables, for distances below the number of tokens, and
+    // The gradients of score terms: of query head h those of its tables, for all distances, and
     // of its sink.
     const T* d_factor(Index h) const { return terms(h); }
-    const T* d_bias(Index h) const { return terms(h) + tokens(); }
-    T d_sink(Index h) const { return terms(h)[2 * tokens()]; }
+    const T* d_bias(Index h) const { return terms(h) + distances(); }
+    T d_sink(Index h) const { return terms(h)[2 * distances()]; }
 
     void start_terms() {
-        if (state_.terms() != nullptr) std::fill_n(terms(0), terms_elements(state_, tokens()), T(0));
+        if (state_.terms() != nullptr) {
+            std::fill_n(terms(0), terms_elements(state_, input_.rows(), input_.keys()), T(0));
+        }
     }
 
     // Adds what the group's rows give to them, in the order of the spans and the blocks.
@@ -181,7 +184,7 @@ class BackwardPass {
     void finish_panel(Index p) {
         const BlockRows<T> rows{.origin = p * panel_size,
                                 .first = p * panel_size,
-                                .end = (std::min)((p + 1) * panel_size, tokens()),
+                                .end = (std::min)((p + 1) * panel_size, input_.keys()),
                                 .sight = {},
                                 .operands = {nullptr, state_.operand_sizes()}};
         const GradientView<T>& gradient = input_.gradient;
@@ -210,9 +213,10 @@ class BackwardPass {
         return state.terms() != nullptr && state.terms()->has_tables();
     }
     // Of each query head the gradients of its tables, factors before biases, and of its sink.
-    static Index terms_elements(const HeadState<T>& state, Index tokens) {
-        return state.terms() != nullptr ? state.group() * (2 * tokens + 1) : 0;
+    static Index terms_elements(const HeadState<T>& state, Index rows, Index keys) {
+        return state.terms() != nullptr ? state.group() * (2 * (std::max)(rows, keys) + 1) : 0;
     }
+    static Index spans(Index keys) { return (std::max)(ceil_div(keys, span_size), Index(1)); }
     bool has_mass_gradient() const { return input_.d_output.mass.rows() > 0; }
 
     // delta = dO . O, and what the gradients of the logarithm of the sum and of the mass take from every score.
@@ -228,7 +232,7 @@ class BackwardPass {
 
     void add_sink(const Group& group, Index h) {
         const T sink = state_.terms()->sink(state_.first_head() + h);
-        T& sum = terms(h)[2 * tokens()];
+        T& sum = terms(h)[2 * distances()];
         for (Index b = 0; b < group.blocks(); ++b) {
             const BlockRows<T> rows = block(group, b);
             for (Index i = 0; i < rows.count(); ++i) {
@@ -245,9 +249,9 @@ class BackwardPass {
         for (const T* part : {sums, sums + TableSums::distances}) {
             for (Index place = 0; place < span_size + TableSums::last_row; ++place) {
                 const Index distance = place < nearest ? nearest - place : place - nearest;
-                if (distance < tokens()) to[distance] += part[place];
+                if (distance < distances()) to[distance] += part[place];
             }
-            to += tokens();
+            to += distances();
         }
     }
 
@@ -271,8 +275,8 @@ class BackwardPass {
         return sums(span, b).data() + sums_elements(state_) + h * TableSums::elements;
     }
     T* terms(Index h) const {
-        return memory_ + blocks_ * (packed_elements(state_) + ceil_div(tokens(), span_size) * part_elements(state_)) +
-               h * (2 * tokens() + 1);
+        return memory_ + blocks_ * (packed_elements(state_) + spans(input_.keys()) * part_elements(state_)) +
+               h * (2 * distances() + 1);
     }
 
     // Of query head h: dQ^C += dT V^U and dV^U += dT^T scale Q^C, of dT the lower triangle. No key absorbs token 0.

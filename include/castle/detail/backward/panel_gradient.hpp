@@ -341,7 +341,7 @@ class PanelGradient {
     void add_mass_gradient(const T* d_mass) {
         for (Index i = 0; i < rows_.count(); ++i) {
             T* d_score = d_scores_ + i * panel_size;
-            const Lanes<Cols, T> lanes(mass_words_[std::size_t(i)] >> column_);
+            const Lanes<T> lanes(mass_words_[std::size_t(i)] >> column_);
             for_packets<T, Cols>([&](Index c) CASTLE_INLINE_LAMBDA {
                 const Packet more = S::select(lanes[c], S::set(d_mass[i]), S::zero());
                 S::store(d_score + c, S::add(S::load(d_score + c), more));
@@ -427,7 +427,7 @@ class PanelGradient {
         const auto add = [&](const T* d, const T* y) {
             for_packets<T, Cols>([&](Index c) CASTLE_INLINE_LAMBDA {
                 S::store(factors + c, S::fma(S::load(d + c), S::load(y + c), S::load(factors + c)));
-                S::store(biases + c, S::add(S::load(biases + c), S::load(d + c)));
+                S::store(biases + c, S::add(S::load(biases + c), S::opaque(S::load(d + c))));  // no product is added
             });
         };
         if (!is_partly_seen(i)) {

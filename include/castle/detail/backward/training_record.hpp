@@ -37,15 +37,17 @@ class TrainingRecord {
     Index size() const { return size_; }
     std::span<const Index> counts() const { return counts_; }
     bool has_mass() const { return !mass_over_.empty(); }
+    Index cross_keys() const { return cross_keys_; }
     // All rows of the call.
     auto whole() const {
         return WholeCall(counts(), [](Index) { return Index(0); });
     }
 
-    // Other score terms of the same shapes, from the next forward pass on.
+    // Other score terms of the same shapes. A forward pass that waits for its backward pass is no more.
     void set_terms(const AttentionKind& kind) {
+        terms_ = SequenceState<T>::terms_of(kind);
         kind_ = kind;
-        terms_ = SequenceState<T>::terms_of(kind_);
+        finish();
         for (auto& state : states_) state.set_kind(kind_, terms_);
     }
 
@@ -66,6 +68,7 @@ class TrainingRecord {
             to.clear();
             for (Index i = 0; i < from.size(); ++i) to.push_back(*from[i]);
         };
+        cross_keys_ = masks.cross_keys;
         keep(masks.seen, seen_);
         keep(masks.mass_over, mass_over_);
         place();
@@ -143,7 +146,7 @@ class TrainingRecord {
                                        .gradient = views_of_group(kind_.shape, gradient, h, first, rows),
                                        .sight = sight(i)};
             BackwardPass<T> pass(state(i).head(h), own, memory_.data() + work.first_element + place * head_elements(i),
-                                 last_bad_blocks_.data() + work.first_panel + place * BackwardPass<T>::panels(rows));
+                                 last_bad_blocks_.data() + work.first_panel + place * BackwardPass<T>::panels(keys(i)));
             f(pass);
         };
         if (size_ > 0) {
@@ -151,6 +154,11 @@ class TrainingRecord {
                 place_parts(first, end, executor);
                 run_batch(first, end, with_pass, d_terms, executor);
             });
+        }
+        if (size_ == 0 && cross_keys_ > 0) {
+            // No query has seen them.
+            gradient.causal.k.map().setZero();
+            gradient.causal.v.map().setZero();
         }
         finish();
     }
@@ -173,17 +181,20 @@ class TrainingRecord {
             places_[std::size_t(order_[place])] = Index(place);
             if (place == states_.size()) states_.emplace_back(kind_, Keeping{.every_query = true}, terms_);
             states_[place].clear();
-            states_[place].make_room(counts_[std::size_t(order_[place])]);
+            states_[place].make_room((std::max)(counts_[std::size_t(order_[place])], cross_keys_));
         }
     }
 
-    CallMasks masks() const { return {.seen = seen_, .mass_over = mass_over_}; }
+    CallMasks masks() const { return {.seen = seen_, .mass_over = mass_over_, .cross_keys = cross_keys_}; }
     Sight sight(Index i) const {
         const auto of = [&](const std::vector<Mask>& masks) {
             return masks.empty() ? nullptr : &masks[masks.size() == 1 ? 0 : std::size_t(i)];
         };
         const Mask* seen = of(seen_);
-        return {.rule = seen != nullptr ? seen->rule() : nullptr, .keys = count(i), .mass_over = of(mass_over_)};
+        return {.rule = seen != nullptr ? seen->rule() : nullptr,
+                .keys = keys(i),
+                .has_own_keys = cross_keys_ < 0,
+                .mass_over = of(mass_over_)};
     }
 
     // Adds the gradients of the terms that a pass of key-value head h has, of the query heads of its group.
@@ -194,7 +205,7 @@ class TrainingRecord {
             const auto add = [&](const MatrixView<T>& to, const T* from) {
                 if (to.rows() == 0) return;
                 T* row = to.row(to.rows() == 1 ? 0 : head);
-                for (Index k = 0; k < (std::min)(to.cols(), pass.tokens()); ++k) row[k] += from[k];
+                for (Index k = 0; k < (std::min)(to.cols(), pass.distances()); ++k) row[k] += from[k];
             };
             add(d_terms.factor, pass.d_factor(i));
             add(d_terms.bias, pass.d_bias(i));
@@ -203,7 +214,9 @@ class TrainingRecord {
     }
 
     Index count(Index i) const { return counts_[std::size_t(i)]; }
-    Index head_elements(Index i) { return BackwardPass<T>::elements(state(i).head(0), count(i)); }
+    // Of the keys that its rows see or, in cross-attention, of the other sequence's.
+    Index keys(Index i) const { return cross_keys_ >= 0 ? cross_keys_ : count(i); }
+    Index head_elements(Index i) { return BackwardPass<T>::elements(state(i).head(0), count(i), keys(i)); }
 
     // With threads some sequences go together, otherwise one after the other.
     template <class F>
@@ -225,7 +238,7 @@ class TrainingRecord {
             state(i).work().first_element = used.elements;
             state(i).work().first_panel = used.panels;
             used.elements += heads * head_elements(i);
-            used.panels += heads * BackwardPass<T>::panels(count(i));
+            used.panels += heads * BackwardPass<T>::panels(keys(i));
         }
         return used;
     }
@@ -250,7 +263,7 @@ class TrainingRecord {
             Pieces<T>(first, end, kind_.shape.kv_heads, Sequences<T>(one), n)
                 .run(executor, [&](Index i, Index h, Index k) { with_pass(i, h, [&](auto& pass) { f(pass, i, k); }); });
         };
-        const auto panels = [&](Index i) { return BackwardPass<T>::panels(count(i)); };
+        const auto panels = [&](Index i) { return BackwardPass<T>::panels(keys(i)); };
         Index most = 0;
         for (Index i = first; i < end; ++i) most = (std::max)(most, BackwardPass<T>::groups(count(i)));
         const bool has_terms = kind_.terms != nullptr;
@@ -291,6 +304,7 @@ class TrainingRecord {
     AlignedBuffer<T> mass_;
     AlignedBuffer<T> memory_;
     SelfMovable<std::vector<LastBadBlocks>> last_bad_blocks_{std::vector<LastBadBlocks>()};
+    Index cross_keys_ = -1;  // see CallMasks
     Index size_ = 0;
 };
 

@@ -107,9 +107,11 @@ struct AttentionKind {
 
 // That of a call on a whole sequence, if shapes and options fit.
 template <Scalar T>
-AttentionKind checked_kind(std::string_view where, const Shape& shape, const Input<T>& input, const Options& options) {
+AttentionKind checked_kind(std::string_view where, const Shape& shape, const Input<T>& input, const Options& options,
+                           const Masks& mask = {}) {
     const AttentionKind kind = AttentionKind::checked<T>(where, shape, options);
-    call_of_whole(where, shape, input).check_input(input, kind.has_lookahead());
+    const Index keys = cross_keys(input, kind.has_lookahead(), mask);
+    call_of_whole(where, shape, input, keys).check_input(input, kind.has_lookahead());
     return kind;
 }
 

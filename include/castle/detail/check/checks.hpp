@@ -89,7 +89,9 @@ template <Scalar T>
 void check_terms(std::string_view where, const ScoreTerms& terms, Index heads) {
     const auto is_finite = [](double x) { return std::isfinite(static_cast<T>(x)); };
     const auto check_table = [&](std::string_view name, const Matrix<double>& table) {
-        if (table.size() == 0) return;
+        if (table.rows() == 0 && table.cols() == 0) return;
+        if (table.cols() == 0)
+            fail(where, "options.terms.", name, " is ", extents_of(table), " but must have a column");
         if (table.rows() != 1 && table.rows() != heads) {
             fail(where, "options.terms.", name, " is ", extents_of(table), " but must have 1 row or ", heads,
                  ", one for each head");
@@ -104,7 +106,8 @@ void check_terms(std::string_view where, const ScoreTerms& terms, Index heads) {
     };
     check_table("factor", terms.factor);
     check_table("bias", terms.bias);
-    if (terms.soft_cap && !(static_cast<T>(*terms.soft_cap) > 0 && is_finite(*terms.soft_cap))) {
+    if (terms.soft_cap &&
+        !(static_cast<T>(*terms.soft_cap) >= (std::numeric_limits<T>::min)() && is_finite(*terms.soft_cap))) {
         fail(where, "options.terms.soft_cap is ", *terms.soft_cap,
              " but must be above 0 and finite, also in the scalar of the matrices");
     }
@@ -148,10 +151,10 @@ inline void check_distances(std::string_view where, const ScoreTerms* terms, con
         const Index reach_end = (std::min)(reach.end, keys);
         for (Index p = reach.begin / panel_size; p * panel_size < reach_end; ++p) {
             // Those that are too far away.
-            std::uint64_t far = range_word(0, row - distances + 1, p) | range_word(row + distances, keys, p);
-            if (far != 0) far &= rule != nullptr ? rule->word(row, p, keys) : range_word(0, row + 1, p);
-            if (far == 0) continue;
-            const Index key = p * panel_size + std::countr_zero(far);
+            std::uint64_t beyond = range_word(0, row - distances + 1, p) | range_word(row + distances, keys, p);
+            if (beyond != 0) beyond &= rule != nullptr ? rule->word(row, p, keys) : range_word(0, row + 1, p);
+            if (beyond == 0) continue;
+            const Index key = p * panel_size + std::countr_zero(beyond);
             fail(where, "options.terms has tables of ", distances, " distances but row ", row, " sees key ", key,
                  ", at distance ", key < row ? row - key : key - row);
         }
@@ -166,9 +169,13 @@ inline void check_masks(std::string_view where, std::string_view name, const Mas
 }
 
 // The mask, null if it is causal, and the tables for rows [first, end) of a sequence that has `end` tokens after them.
-inline void check_sight(std::string_view where, const Mask* mask, const ScoreTerms* terms, Index first, Index end) {
-    if (mask != nullptr) check_mask_rows(where, *mask, first, end, end);
-    check_distances(where, terms, mask != nullptr ? mask->rule() : nullptr, first, end, end);
+// There are `keys` keys where these are another sequence's.
+inline void check_sight(std::string_view where, const Mask* mask, const ScoreTerms* terms, Index first, Index end,
+                        const Mask* mass_over, Index cross_keys = -1) {
+    const Index keys = cross_keys >= 0 ? cross_keys : end;
+    if (mass_over != nullptr) check_mask_size(where, "mass_over", *mass_over, end);
+    if (mask != nullptr) check_mask_rows(where, *mask, first, end, keys);
+    check_distances(where, terms, mask != nullptr ? mask->rule() : nullptr, first, end, keys);
 }
 
 // What the arguments of one call must have the shapes of.
@@ -179,6 +186,7 @@ struct Call {
     std::string_view object;   // what the call works on
     Shape shape = {};          // of its heads
     Index d_model = 0;         // of a layer
+    Index cross_keys = -1;     // where keys and values are those of another sequence, their number
 
     // One argument.
     template <class View>
@@ -202,8 +210,9 @@ struct Call {
     void check_all(std::string_view causal, std::string_view lookahead, const Views& x, bool has_lookahead) const {
         const Index keys = shape.kv_heads * shape.d;
         check_argument(causal, "q", x.causal.q, shape.heads * shape.d);
-        check_argument(causal, "k", x.causal.k, keys);
-        check_argument(causal, "v", x.causal.v, shape.kv_heads * shape.dv);
+        const Index key_rows = cross_keys >= 0 ? cross_keys : rows;
+        check_argument(causal, "k", x.causal.k, key_rows, keys);
+        check_argument(causal, "v", x.causal.v, key_rows, shape.kv_heads * shape.dv);
         if (!has_lookahead && x.lookahead.q.rows() == 0 && x.lookahead.k.rows() == 0 && x.lookahead.v.rows() == 0) {
             return;
         }
@@ -286,14 +295,24 @@ Shape own_shape(std::string_view where, const Input<T>& input, std::string_view 
     return {.d = input.causal.q.cols(), .dv = input.causal.v.cols()};
 }
 
+// The keys of an input whose rows are queries of standard attention to another sequence, under a mask: a number other
+// than that of the queries; otherwise -1.
+template <Scalar T>
+Index cross_keys(const Input<T>& input, bool has_lookahead, const Masks& mask) {
+    const bool is_masked = mask.size() == 1 && mask[0]->rule() != nullptr && mask[0]->rule()->lengths().empty();
+    const Index keys = input.causal.k.rows();
+    return !has_lookahead && is_masked && keys != input.causal.q.rows() ? keys : -1;
+}
+
 // A call on a whole sequence.
 template <Scalar T>
-Call call_of_whole(std::string_view where, const Shape& shape, const Input<T>& input) {
+Call call_of_whole(std::string_view where, const Shape& shape, const Input<T>& input, Index cross_keys = -1) {
     return {.where = where,
             .rows = input.causal.q.rows(),
             .rows_of = "the rows of input.causal.q",
             .object = "heads",
-            .shape = shape};
+            .shape = shape,
+            .cross_keys = cross_keys};
 }
 
 // The rows of a backward pass's input against the tokens of the forward pass that its workspace holds.

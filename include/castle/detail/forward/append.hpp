@@ -24,6 +24,7 @@ namespace detail {
 struct CallMasks {
     Masks seen = {};
     Masks mass_over = {};
+    Index cross_keys = -1;  // keys of the only sequence, from nothing, where they are those of another one
 };
 
 // Rows that lie one after the other in the call and in the step's input.
@@ -94,9 +95,10 @@ class AppendTransaction {
             one.work() = {.call_row = row,
                           .before = one.size(),
                           .after = one.size() + tokens(i),
+                          .keys = is_cross() ? masks_.cross_keys : one.size() + tokens(i),
                           .rule = rule,
                           .mass_over = masks_.mass_over[i]};
-            if (tokens(i) > 0) one.make_room(one.work().after, rule != nullptr);
+            if (tokens(i) > 0) one.make_room((std::max)(one.work().after, one.work().keys), rule != nullptr);
             looks_ahead_ = looks_ahead_ || looks_ahead(i);
             row += tokens(i);
         }
@@ -207,9 +209,14 @@ class AppendTransaction {
 
   private:
     auto& work(Index i) const { return sequences_[i].work(); }
-    Sight sight(Index i) const { return {.rule = work(i).rule, .keys = work(i).after, .mass_over = work(i).mass_over}; }
+    Sight sight(Index i) const {
+        return {
+            .rule = work(i).rule, .keys = work(i).keys, .has_own_keys = !is_cross(), .mass_over = work(i).mass_over};
+    }
+    bool is_cross() const { return masks_.cross_keys >= 0; }
     bool looks_ahead(Index i) const {
         const auto& w = work(i);
+        if (is_cross()) return true;
         if (w.rule == nullptr || tokens(i) == 0) return false;
         for (Index first = w.before; first < w.after;) {
             const Index end = Group::next(first, w.after, 0).end;
@@ -242,7 +249,8 @@ class AppendTransaction {
         return used;
     }
     Index head_scratch(Index i) const {
-        return GroupScratch<T>::elements(sequences_[i].head(0), (std::min)(tokens(i), group_size), work(i).after);
+        return GroupScratch<T>::elements(sequences_[i].head(0), (std::min)(tokens(i), group_size),
+                                         (std::max)(work(i).after, work(i).keys));
     }
 
     GroupScratch<T> scratch(Index i, Index h) const {
@@ -259,14 +267,14 @@ class AppendTransaction {
         const auto blocks_ahead = [&](Index i) {
             const auto& w = work(i);
             if (!looks_ahead_ || w.group.rows() == 0 || w.group.first != w.before || !looks_ahead(i)) return Index(0);
-            return ceil_div(w.after, block_size) - w.before / block_size;
+            return ceil_div(w.keys, block_size) - w.before / block_size;
         };
         const auto pack_ahead = [&](Index i, Index h, Index b) {
             const auto& w = work(i);
             const Index origin = (w.before / block_size + b) * block_size;
-            const Index from = (std::max)(origin, w.before), to = (std::min)(origin + block_size, w.after);
+            const Index from = (std::max)(origin, w.before), to = (std::min)(origin + block_size, w.keys);
             pack_keys(head(i, h), from, to - from, views_of_group(shape, input, h, 0, input.causal.q.rows()),
-                      w.group.row + from - w.before);
+                      w.group.row + from - w.before, /*is_ahead=*/true);
         };
         const auto pack = [&](Index i, Index h, Index b) {
             pack_block(head(i, h), scratch(i, h), b, views_of_group(shape, input, h, 0, input.causal.q.rows()));

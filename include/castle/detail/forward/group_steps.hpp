@@ -20,9 +20,10 @@ inline namespace CASTLE_ABI {
 namespace detail {
 
 // Copies the keys and values of tokens [first, first + count), which are of one block, to their panel; they are the
-// rows of the input from `row` on.
+// rows of the input from `row` on. Ahead of the block's turn its lookahead queries, which are in a ring buffer, are not
+// to take the place of those that earlier blocks need.
 template <Scalar T>
-void pack_keys(HeadState<T>& state, Index first, Index count, const Input<T>& input, Index row) {
+void pack_keys(HeadState<T>& state, Index first, Index count, const Input<T>& input, Index row, bool is_ahead) {
     const Index d = state.d(), p = first / panel_size, column = first % panel_size;
     const auto pack = [&](const ConstMatrixView<T>& from, T* to) {
         transpose(from.row(row), from.outer_stride(), count, d, T(1), to + column, panel_size);
@@ -34,7 +35,7 @@ void pack_keys(HeadState<T>& state, Index first, Index count, const Input<T>& in
     if (!state.has_lookahead()) return;
     // U of a panel begins at zero with the panel's first token.
     if (column == 0) std::fill_n(state.lookahead_keys(p), d * panel_size, T(0));
-    pack(input.lookahead.q, state.lookahead_queries(p));
+    if (!is_ahead) pack(input.lookahead.q, state.lookahead_queries(p));
 }
 
 // What the panels absorb of the rows' block, for later calls that find it open or undo it.
@@ -62,7 +63,7 @@ void pack_block(HeadState<T>& state, const GroupScratch<T>& scratch, Index b, co
         transpose(from.row(row) + first_col, from.outer_stride(), rows.count(), d, scale, to, stride);
     };
 
-    pack_keys(state, rows.first, rows.count(), input, row);
+    if (rows.sight.has_own_keys) pack_keys(state, rows.first, rows.count(), input, row, /*is_ahead=*/false);
     const BlockOperands<T>& block = rows.operands;
     for (Index h = 0; h < state.group(); ++h) {
         pack(input.causal.q, h * d, state.scale(), block.causal_queries(h) + skip, block_size);

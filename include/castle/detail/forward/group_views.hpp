@@ -20,9 +20,14 @@ template <class Views>
 Views views_of_group(const Shape& shape, const Views& all, Index kv_head, Index first, Index count) {
     const auto cut = [&](const auto& m, Index cols) { return view_of_group(m, kv_head, cols, first, count); };
     const Index d = shape.d;
+    // Keys of another sequence are all of one call.
+    const bool is_cross = all.causal.k.rows() != all.causal.q.rows();
+    const auto cut_keys = [&](const auto& m, Index cols) {
+        return is_cross ? view_of_group(m, kv_head, cols, 0, m.rows()) : cut(m, cols);
+    };
     Views own{.causal = {.q = cut(all.causal.q, shape.heads / shape.kv_heads * d),
-                         .k = cut(all.causal.k, d),
-                         .v = cut(all.causal.v, shape.dv)}};
+                         .k = cut_keys(all.causal.k, d),
+                         .v = cut_keys(all.causal.v, shape.dv)}};
     if (all.lookahead.q.rows() > 0) {
         own.lookahead = {.q = cut(all.lookahead.q, d), .k = cut(all.lookahead.k, d), .v = cut(all.lookahead.v, d)};
     }

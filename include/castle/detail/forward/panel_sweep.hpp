@@ -201,7 +201,7 @@ class PanelSweep {
             T& row_largest = softmax.rows.largest()[softmax.row(i)];
             Packet largest = S::set(row_largest);
             if (is_masked_ && seen_ == Cover::some) {
-                const Lanes<Cols, T> lanes(seen_word(rows, i));
+                const Lanes<T> lanes(seen_word(rows, i));
                 for_packets<T, Cols>([&](Index c) CASTLE_INLINE_LAMBDA {
                     const Packet seen = S::select(lanes[c], S::load(score + c), S::set(minus_infinity));
                     S::store(score + c, seen);
@@ -241,12 +241,16 @@ class PanelSweep {
         for (Index i = 0; i < rows.count; ++i) {
             const T* weight = scores_ + i * panel_size;
             T* row_mass = softmax.rows.mass(softmax.row(i));
-            const Lanes<Cols, T> lanes(mass_words_[std::size_t(rows.tokens(i) - 1)]);
-            Packet mass = S::mul(S::load(row_mass), S::set(rescale_[i]));
-            for_packets<T, Cols>([&](Index c) CASTLE_INLINE_LAMBDA {
-                mass = S::add(mass, S::select(lanes[c], S::load(weight + c), S::zero()));
-            });
-            S::store(row_mass, mass);
+            const Lanes<T> lanes(mass_words_[std::size_t(rows.tokens(i) - 1)]);
+            // In two sums, so that neither waits for the other.
+            const auto kept = [&](Index c)
+                                  CASTLE_INLINE_LAMBDA { return S::select(lanes[c], S::load(weight + c), S::zero()); };
+            Packet even = S::fma(S::load(row_mass), S::set(rescale_[i]), kept(0)), odd = kept(S::width);
+            for (Index c = 2 * S::width; c < Cols; c += 2 * S::width) {
+                even = S::add(even, S::opaque(kept(c)));
+                odd = S::add(odd, S::opaque(kept(c + S::width)));
+            }
+            S::store(row_mass, S::add(even, odd));
         }
     }
 

@@ -24,10 +24,11 @@ namespace detail {
 // mask, which run as if each were alone. Refers to the masks that it was made from.
 class WholeSequence {
   public:
-    WholeSequence(std::string_view where, Index rows, const Masks& mask, const Masks& mass_over)
-        : only_(rows), seen_(mask), mass_over_(mass_over) {
+    WholeSequence(std::string_view where, Index rows, const Masks& mask, const Masks& mass_over, Index cross_keys = -1)
+        : only_(rows), cross_keys_(cross_keys), seen_(mask), mass_over_(mass_over) {
         check_masks(where, "mask", mask, 1);
         check_masks(where, "mass_over", mass_over, 1);
+        if (mass_over.size() > 0) check_mask_size(where, "mass_over", *mass_over[0], rows);
         const MaskRule* rule = mask[0] != nullptr ? mask[0]->rule() : nullptr;
         if (rule == nullptr || rule->lengths().empty()) return;
         lengths_ = rule->lengths();
@@ -49,19 +50,20 @@ class WholeSequence {
 
     std::span<const Index> counts() const { return lengths_.empty() ? std::span<const Index>(&only_, 1) : lengths_; }
     CallMasks masks() const {
-        if (lengths_.empty()) return {.seen = seen_, .mass_over = mass_over_};
-        return {.seen = of_documents_, .mass_over = mass_of_documents_};
+        if (lengths_.empty()) return {.seen = seen_, .mass_over = mass_over_, .cross_keys = cross_keys_};
+        return {.seen = of_documents_, .mass_over = mass_of_documents_, .cross_keys = -1};
     }
 
-    void check(std::string_view where, const ScoreTerms* terms) const {
+    void check_sights(std::string_view where, const ScoreTerms* terms) const {
         const CallMasks all = masks();
         for (Index i = 0; i < Index(counts().size()); ++i) {
-            check_sight(where, all.seen[i], terms, 0, counts()[std::size_t(i)]);
+            check_sight(where, all.seen[i], terms, 0, counts()[std::size_t(i)], all.mass_over[i], cross_keys_);
         }
     }
 
   private:
     Index only_;
+    Index cross_keys_;
     Masks seen_;
     Masks mass_over_;
     std::span<const Index> lengths_;

@@ -78,34 +78,45 @@ struct ByteLanes {
     using Bits = std::conditional_t<sizeof(T) == 4, std::uint32_t, std::uint64_t>;
 
     alignas(64) static constexpr auto of = [] {
-        std::array<std::array<Bits, 8>, 256> lanes{};
+        std::array<std::array<T, 8>, 256> lanes{};
         for (std::size_t byte = 0; byte < 256; ++byte) {
-            for (std::size_t j = 0; j < 8; ++j) lanes[byte][j] = (byte >> j & 1) != 0 ? ~Bits(0) : Bits(0);
+            for (std::size_t j = 0; j < 8; ++j) {
+                lanes[byte][j] = std::bit_cast<T>((byte >> j & 1) != 0 ? ~Bits(0) : Bits(0));
+            }
         }
         return lanes;
     }();
 };
 
-// The lanes of the word's first Cols columns, as masks for Simd<T>::select.
-template <Index Cols, Scalar T>
+// The lanes of the word's columns, as masks for Simd<T>::select.
+template <Scalar T>
 class Lanes {
+    using S = Simd<T>;
+
   public:
-    EIGEN_ALWAYS_INLINE explicit Lanes(std::uint64_t word) {
-        for (Index c = 0; c < Cols; c += 8) {
-            std::memcpy(lanes_ + c, ByteLanes<T>::of[std::size_t(word >> c & 0xff)].data(), 8 * sizeof(T));
+    explicit Lanes(std::uint64_t word) : word_(word) {}
+
+    // Those of the packet at column c.
+    EIGEN_ALWAYS_INLINE typename S::Packet operator[](Index c) const {
+        const auto of_byte = [&](Index first) { return ByteLanes<T>::of[std::size_t(word_ >> first & 0xff)].data(); };
+        if constexpr (S::width <= 8) {
+            return S::load(of_byte(c & ~Index(7)) + (c & 7));
+        } else {
+            alignas(64) T lanes[std::size_t(S::width)];
+            for (Index j = 0; j < S::width; j += 8) std::memcpy(lanes + j, of_byte(c + j), 8 * sizeof(T));
+            return S::load(lanes);
         }
     }
-    EIGEN_ALWAYS_INLINE typename Simd<T>::Packet operator[](Index c) const { return Simd<T>::load(lanes_ + c); }
 
   private:
-    alignas(64) T lanes_[std::size_t(Cols)];
+    std::uint64_t word_;
 };
 
 // x = other in the columns that the word leaves out of Cols.
 template <Index Cols, Scalar T>
 void keep_columns(std::uint64_t word, T other, T* x) {
     using S = Simd<T>;
-    const Lanes<Cols, T> lanes(word);
+    const Lanes<T> lanes(word);
     for_packets<T, Cols>(
         [&](Index c) CASTLE_INLINE_LAMBDA { S::store(x + c, S::select(lanes[c], S::load(x + c), S::set(other))); });
 }

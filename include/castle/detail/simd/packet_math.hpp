@@ -196,31 +196,31 @@ class SiluTerm {
     SigmoidParts<T> parts_;
 };
 
-// cap tanh(x / cap) and its derivative, from e^(-2 |x / cap|): tanh is the quotient of 1 - e and 1 + e, and its
-// derivative 4 e / (1 + e)^2, neither of which cancels.
+// cap tanh(x / cap) and its derivative. With e = e^(2 x / cap), tanh is (e - 1) / (e + 1), where e - 1 is known without
+// cancellation, and its derivative e (2 / (e + 1))^2.
 template <Scalar T>
 class SoftCap {
     using S = Simd<T>;
+    using C = ExpConstants<T>;
     using Packet = typename S::Packet;
 
   public:
     EIGEN_ALWAYS_INLINE SoftCap(Packet x, T cap)
-        : u_(S::div(x, S::set(cap))),
-          exponential_(exp_nonpositive_parts<T>(S::mul(S::set(-2), S::larger(u_, S::negate(u_))))),
+        : exponential_(exponential<T>(
+              S::smaller(S::larger(S::mul(x, S::set(T(2) / cap)), S::set(C::lowest)), S::set(C::highest)))),
           minus_one_(exponential_.minus_one()),
           cap_(cap) {}
 
     EIGEN_ALWAYS_INLINE Packet value() const {
-        const Packet size = S::div(S::mul(S::set(-cap_), minus_one_), S::add(S::set(2), minus_one_));
-        return S::select(S::less(u_, S::zero()), S::negate(size), size);
+        // Whoever goes on with a sum does not get a product.
+        return S::opaque(S::mul(S::set(cap_), S::div(minus_one_, S::add(minus_one_, S::set(2)))));
     }
     EIGEN_ALWAYS_INLINE Packet derivative() const {
-        const Packet sum = S::add(S::set(2), minus_one_);
-        return S::div(S::mul(S::set(4), exponential_.value()), S::mul(sum, sum));
+        const Packet part = S::div(S::set(2), S::add(minus_one_, S::set(2)));
+        return S::mul(S::mul(exponential_.value(), part), part);
     }
 
   private:
-    Packet u_;
     Exponential<T> exponential_;
     Packet minus_one_;
     T cap_;

@@ -19,6 +19,7 @@ inline constexpr Index batch_rows = 4 * group_size;
 struct Sight {
     const MaskRule* rule = nullptr;
     Index keys = 0;
+    bool has_own_keys = true;         // whether rows bring keys of their own; otherwise the keys are another sequence's
     const Mask* mass_over = nullptr;  // of the keys on which the rows' mass is asked for, if it is
 
     // Outside of these keys no row of [first, end) sees any.
@@ -26,7 +27,7 @@ struct Sight {
         if (rule == nullptr) return {0, end};
         const KeyRange all = rule->reach(first, end);
         const Index last = (std::min)(all.end, keys);
-        return {(std::min)(all.begin, last), last};
+        return all.begin < last ? KeyRange{all.begin, last} : KeyRange{0, 0};
     }
 };
 

@@ -96,8 +96,25 @@ class HeadState {
     // From the first call that has a mask on, what keys have absorbed of the blocks that are not final is written down.
     void make_room(Index after, bool has_mask) {
         reserve(after, has_mask);
-        if (has_mask && has_lookahead() && !is_masked_) start_words();
         own(size_, after);
+        if (!has_mask || is_masked_ || !has_lookahead()) return;
+        word_panels_.own(oldest_panel(window(), (size_ / block_size - history_.undoable()) * block_size),
+                         ceil_div(after, panel_size));
+    }
+    // Once all heads have room: the words of what causal calls have left, which nobody has written down.
+    void start_words() {
+        if (is_masked_ || !has_lookahead()) return;
+        is_masked_ = true;
+        const Index open = size_ / block_size;
+        for (Index block = open - history_.undoable(); block <= open; ++block) {
+            const Index origin = block * block_size, end = (std::min)(origin + block_size, size_);
+            for (Index p = oldest_panel(window(), origin); p * panel_size < end; ++p) {
+                BlockWords seen{}, absorbed{};
+                see(nullptr, origin, origin, end, p, size_, seen);
+                absorb(seen, window(), origin, origin, end, p, absorbed);
+                std::copy_n(absorbed.begin(), block_size, words(block, p));
+            }
+        }
     }
     void start(Index after) { history_.start(after); }
     void finish(Index after) {
@@ -216,7 +233,6 @@ class HeadState {
     // Whether a call had a mask, and so words say which keys of a panel absorb which tokens of a block: of the open one
     // and of those that can be undone. Panels that the window has left behind absorb none.
     bool is_masked() const { return is_masked_; }
-    void set_masked() { is_masked_ = has_lookahead(); }
     std::uint64_t* words(Index block, Index p) {
         return word_panels_[p % word_panels_.size()] + block % word_slots() * block_size;
     }
@@ -305,21 +321,6 @@ class HeadState {
 
     // Blocks whose words are kept at the same time: those of a group under way, and those that can be undone.
     Index word_slots() const { return history_blocks_ + group_blocks; }
-
-    // From causal calls on, whose words nobody has written down.
-    void start_words() {
-        is_masked_ = true;
-        const Index open = size_ / block_size;
-        for (Index block = open - history_.undoable(); block <= open; ++block) {
-            const Index origin = block * block_size, end = (std::min)(origin + block_size, size_);
-            for (Index p = oldest_panel(window(), origin); p * panel_size < end; ++p) {
-                BlockWords seen{}, absorbed{};
-                see(nullptr, origin, origin, end, p, size_, seen);
-                absorb(seen, window(), origin, origin, end, p, absorbed);
-                std::copy_n(absorbed.begin(), block_size, words(block, p));
-            }
-        }
-    }
 
     AttentionKind kind_;
     std::shared_ptr<const TermTables<T>> terms_;

@@ -64,6 +64,9 @@ class SequenceState {
         AlignedBuffer<T> step(elements > step_.size() ? elements : 0);
         for (auto& head : heads_) head.make_room(after, has_mask);
         if (step.size() > 0) step_ = std::move(step);
+        for (auto& head : heads_) {
+            if (has_mask) head.start_words();
+        }
     }
     // Room for so many tokens in all.
     void reserve(Index tokens) {
@@ -113,6 +116,7 @@ class SequenceState {
         // Where tokens are appended:
         Index before = 0;                // tokens
         Index after = 0;                 // tokens
+        Index keys = 0;                  // that are there: `after`, unless they are those of another sequence
         const MaskRule* rule = nullptr;  // the mask of the call
         const Mask* mass_over = nullptr;
         Group group = {};      // that is under way; none has no rows
