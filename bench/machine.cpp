@@ -6,8 +6,8 @@
 #include <limits>
 
 #include <benchmark/benchmark.h>
-#include <castle/detail/simd/simd.hpp>
 #include <castle/detail/simd/aligned_buffer.hpp>
+#include <castle/detail/simd/simd.hpp>
 #include <castle/types.hpp>
 
 namespace castle_bench {
