@@ -51,8 +51,8 @@ void extend(UqKvCache<T>& cache, const std::type_identity_t<Input<T>>& input, st
 
 /// The same under a mask, whose rows and keys are positions in the sequence, and with all that an Output has. A row may
 /// see keys after it if this call brings them; where it does, results are bitwise those of other calls that bring them
-/// together. With a cache of lookahead keys the first call with a mask takes memory for words, 4 bytes a token and
-/// key-value head for every 32 tokens that can be rolled back, and as many for the open blocks.
+/// together. In a cache of lookahead keys the first call with a mask takes memory for what keys have absorbed under it:
+/// `16 + rollback / 8` bytes a key, of the keys within the window, and key-value head.
 ///
 /// Throws as above, and if the mask does not know a row, shows it a key that is not there, or shows it none without
 /// saying that this may be, or if a table of the options' terms is too short for a distance.
