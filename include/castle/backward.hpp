@@ -127,10 +127,7 @@ void forward(Workspace<T>& workspace, const std::type_identity_t<Input<T>>& inpu
     const bool has_lookahead = detail::WorkspaceAccess::record(workspace).kind().has_lookahead();
     const detail::WholeSequence whole("forward", input.causal.q.rows(), mask, output.mass_over,
                                       detail::cross_keys(input, has_lookahead, mask));
-    const detail::CallMasks masks = whole.masks();
-    Output<T> own = output;
-    own.mass_over = masks.mass_over;
-    forward(workspace, whole.counts(), input, own, masks.seen, executor);
+    forward(workspace, whole.counts(), input, whole.output(output), whole.masks().seen, executor);
 }
 template <Scalar T>
 void forward(Workspace<T>& workspace, const std::type_identity_t<Input<T>>& input,

@@ -222,11 +222,8 @@ class Layer {
             states.emplace_back(kind().attention, detail::Keeping(), terms);
         }
         const auto state = [&](Index i) -> auto& { return states[std::size_t(i)]; };
-        const detail::CallMasks masks = whole.masks();
-        Output<T> own = output;
-        own.mass_over = masks.mass_over;
         detail::AlignedBuffer<T> row;
-        append(detail::Sequences<T>(state), whole.counts(), masks.seen, x, own, row, executor);
+        append(detail::Sequences<T>(state), whole.counts(), whole.masks().seen, x, whole.output(output), row, executor);
     }
 
     /// As above; returns the output, `[L, d_model]`.
@@ -295,10 +292,7 @@ class Layer {
     void forward(LayerWorkspace<T>& workspace, std::type_identity_t<ConstMatrixView<T>> x, const Output<T>& output,
                  const Masks& mask = {}, const Executor& executor = {}) const {
         const detail::WholeSequence whole(where, x.rows(), mask, output.mass_over);
-        const detail::CallMasks masks = whole.masks();
-        Output<T> own = output;
-        own.mass_over = masks.mass_over;
-        forward(workspace, whole.counts(), x, own, masks.seen, executor);
+        forward(workspace, whole.counts(), x, whole.output(output), whole.masks().seen, executor);
     }
 
     /// The gradients of a loss from `d_y`, `[L, d_model]`, its gradient with respect to the layer's output: that with
@@ -383,7 +377,7 @@ class Layer {
 
     // All weights are 0 at first.
     Layer(const LayerConfig& config, Options options, Unset)
-        : config_(complete(config)),
+        : config_(detail::completed(where, config)),
           options_(std::move(options)),
           projections_({.attention = detail::AttentionKind::checked<T>(where, shape_of(config_), options_),
                         .d_model = config_.d_model,
@@ -405,27 +399,6 @@ class Layer {
 
     static Shape shape_of(const LayerConfig& config) {
         return {.d = config.d_head, .dv = config.d_head, .heads = config.heads, .kv_heads = config.kv_heads};
-    }
-
-    // The config with its number of key-value heads, if it fits; AttentionKind checks what is left.
-    static LayerConfig complete(LayerConfig config) {
-        if (config.kv_heads == 0) config.kv_heads = config.heads;
-        constexpr Index most = detail::most_size;
-        detail::check_size(where, "d_model", config.d_model, 1);
-        detail::check_size(where, "heads", config.heads, 1);
-        detail::check_size(where, "kv_heads", config.kv_heads, 1);
-        detail::check_size(where, "d_head", config.d_head, 1);
-        if (config.d_model > most || config.heads > most / config.d_head) {
-            detail::fail(where, "d_model is ", config.d_model, " with ", config.heads, " heads of size ", config.d_head,
-                         " but neither d_model nor heads * d_head may exceed ", most);
-        }
-        if (config.rotary) {
-            if (config.d_head % 2 != 0) {
-                detail::fail(where, "d_head is ", config.d_head, " but must be even for rotary embedding");
-            }
-            detail::check_rotary_base(where, config.rotary->base);
-        }
-        return config;
     }
 
     template <class View>

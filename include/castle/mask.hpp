@@ -14,6 +14,8 @@
 
 #include <castle/detail/base/layout.hpp>
 #include <castle/detail/check/message.hpp>
+#include <castle/detail/mask/mask_rule.hpp>
+#include <castle/detail/mask/mask_rules.hpp>
 #include <castle/types.hpp>
 
 // Masks: which keys a row sees. A mask belongs to a call, not to a cache; rows and keys are positions in the sequence.
@@ -22,239 +24,6 @@
 // key absorbs a token where the mask lets the token see the key; a key after a row has absorbed nothing.
 namespace castle {
 inline namespace CASTLE_ABI {
-
-class Mask;
-
-namespace detail {
-
-// Keys [begin, end).
-struct KeyRange {
-    Index begin;
-    Index end;
-};
-
-// The end of a range that goes as far as there are keys.
-inline constexpr Index every_key = (std::numeric_limits<Index>::max)();
-
-// Bit j is key 64 p + j: those of the range.
-inline std::uint64_t range_word(Index begin, Index end, Index p) {
-    const Index first = p * panel_size;
-    begin = std::clamp<Index>(begin - first, 0, panel_size);
-    end = end >= first + panel_size ? panel_size : (std::max)(end - first, Index(0));
-    if (begin >= end) return 0;
-    return (~std::uint64_t(0) >> (panel_size - (end - begin))) << begin;
-}
-
-// What is behind a mask: for a row and a panel of keys a word, in which bit j stands for key 64 p + j.
-class MaskRule {
-  public:
-    MaskRule() = default;
-    MaskRule(const MaskRule&) = delete;
-    MaskRule& operator=(const MaskRule&) = delete;
-    virtual ~MaskRule() = default;
-
-    // to[i] is the word of row first + i, for the rows [first, end) and panel p. Bits of keys that are not there, from
-    // `keys` on, mean what the mask says of them; a function of the user's is not asked about them.
-    virtual void words(Index first, Index end, Index p, Index keys, std::uint64_t* to) const = 0;
-
-    // No row of [first, end) sees a key outside of it.
-    virtual KeyRange reach(Index first, Index end) const = 0;
-
-    // One after the last key that has to be there for these rows; masks that show what is there ask for none.
-    virtual Index needs(Index first, Index end) const {
-        const Index last = reach(first, end).end;
-        return last == every_key ? 0 : last;
-    }
-
-    // How many rows it knows.
-    virtual Index rows() const { return every_key; }
-
-    // Whether every row sees the key at its own position.
-    virtual bool sees_itself() const { return false; }
-
-    // Of documents that come one after the other from row 0 on: their lengths; otherwise none.
-    virtual std::span<const Index> lengths() const { return {}; }
-    // The mask within document i.
-    virtual const Mask* within(Index) const { return nullptr; }
-
-    std::uint64_t word(Index row, Index p, Index keys) const {
-        std::uint64_t one;
-        words(row, row + 1, p, keys, &one);
-        return one;
-    }
-};
-
-// One that has a function for a row's word.
-template <class Own>
-class RowRule : public MaskRule {
-  public:
-    void words(Index first, Index end, Index p, Index keys, std::uint64_t* to) const final {
-        for (Index row = first; row < end; ++row) to[row - first] = static_cast<const Own*>(this)->of_row(row, p, keys);
-    }
-};
-
-class FullRule final : public RowRule<FullRule> {
-  public:
-    std::uint64_t of_row(Index, Index p, Index keys) const { return range_word(0, keys, p); }
-    KeyRange reach(Index, Index) const override { return {0, every_key}; }
-    bool sees_itself() const override { return true; }
-};
-
-// The last `window` tokens and the first `kept`, but no later ones.
-class WindowRule final : public RowRule<WindowRule> {
-  public:
-    WindowRule(Index window, Index kept) : window_(window), kept_(kept) {}
-
-    std::uint64_t of_row(Index row, Index p, Index) const {
-        return range_word(oldest(row), row + 1, p) | range_word(0, (std::min)(kept_, row + 1), p);
-    }
-    KeyRange reach(Index first, Index end) const override { return {kept_ > 0 ? 0 : oldest(first), end}; }
-    bool sees_itself() const override { return true; }
-
-  private:
-    Index oldest(Index row) const { return window_ > row ? 0 : row - window_ + 1; }
-
-    Index window_;
-    Index kept_;
-};
-
-class PrefixRule final : public RowRule<PrefixRule> {
-  public:
-    explicit PrefixRule(Index tokens) : tokens_(tokens) {}
-
-    std::uint64_t of_row(Index row, Index p, Index) const { return range_word(0, end_of(row), p); }
-    KeyRange reach(Index first, Index end) const override { return {0, (std::max)(end_of(first), end)}; }
-    bool sees_itself() const override { return true; }
-
-  private:
-    Index end_of(Index row) const { return row < tokens_ ? tokens_ : row + 1; }
-
-    Index tokens_;
-};
-
-// What a mask of modalities adds to the causal one: later keys for the rows of some tokens.
-class ModalityRule final : public RowRule<ModalityRule> {
-  public:
-    ModalityRule(std::vector<bool> visual, bool sees_visual, bool sees_text)
-        : visual_(std::move(visual)),
-          later_(std::size_t(ceil_div(Index(visual_.size()), panel_size))),
-          last_visual_(-1),
-          end_of_later_(0) {
-        for (Index key = 0; key < Index(visual_.size()); ++key) {
-            if (visual_[std::size_t(key)]) last_visual_ = key;
-            if (!(visual_[std::size_t(key)] ? sees_visual : sees_text)) continue;
-            later_[std::size_t(key / panel_size)] |= std::uint64_t(1) << (key % panel_size);
-            end_of_later_ = key + 1;
-        }
-    }
-
-    std::uint64_t of_row(Index row, Index p, Index) const {
-        const std::uint64_t causal = range_word(0, row + 1, p);
-        return is_visual(row) && p < Index(later_.size()) ? causal | later_[std::size_t(p)] : causal;
-    }
-    KeyRange reach(Index first, Index end) const override {
-        return {0, first <= last_visual_ ? (std::max)(end_of_later_, end) : end};
-    }
-    bool sees_itself() const override { return true; }
-
-  private:
-    bool is_visual(Index row) const { return row < Index(visual_.size()) && visual_[std::size_t(row)]; }
-
-    std::vector<bool> visual_;
-    std::vector<std::uint64_t> later_;
-    Index last_visual_;
-    Index end_of_later_;
-};
-
-// A boolean matrix, a word for a row and a panel.
-class MatrixRule final : public RowRule<MatrixRule> {
-  public:
-    // sees(row, key) for all of them.
-    template <class Sees>
-    MatrixRule(Index rows, Index keys, const Sees& sees)
-        : panels_(ceil_div(keys, panel_size)), reach_(std::size_t(rows)), words_(std::size_t(rows * panels_)) {
-        for (Index row = 0; row < rows; ++row) {
-            KeyRange& reach = reach_[std::size_t(row)];
-            reach = {every_key, 0};
-            for (Index key = 0; key < keys; ++key) {
-                if (!sees(row, key)) continue;
-                words_[std::size_t(row * panels_ + key / panel_size)] |= std::uint64_t(1) << (key % panel_size);
-                reach = {(std::min)(reach.begin, key), key + 1};
-            }
-        }
-    }
-
-    std::uint64_t of_row(Index row, Index p, Index) const {
-        return p < panels_ ? words_[std::size_t(row * panels_ + p)] : 0;
-    }
-    KeyRange reach(Index first, Index end) const override {
-        KeyRange all{every_key, 0};
-        for (Index row = first; row < end; ++row) {
-            const KeyRange& own = reach_[std::size_t(row)];
-            all = {(std::min)(all.begin, own.begin), (std::max)(all.end, own.end)};
-        }
-        return {(std::min)(all.begin, all.end), all.end};
-    }
-    Index rows() const override { return Index(reach_.size()); }
-
-  private:
-    Index panels_;
-    std::vector<KeyRange> reach_;
-    std::vector<std::uint64_t> words_;
-};
-
-// A function of the user's.
-template <class Sees>
-class PredicateRule final : public RowRule<PredicateRule<Sees>> {
-  public:
-    explicit PredicateRule(Sees sees) : sees_(std::move(sees)) {}
-
-    std::uint64_t of_row(Index row, Index p, Index keys) const {
-        const Index first = p * panel_size, count = (std::min)(keys - first, panel_size);
-        std::uint64_t word = 0;
-        for (Index j = 0; j < count; ++j) word |= std::uint64_t(sees_(row, first + j) ? 1 : 0) << j;
-        return word;
-    }
-    KeyRange reach(Index, Index) const override { return {0, every_key}; }
-
-  private:
-    Sees sees_;
-};
-
-// Where both masks, or one of them, let a row see a key.
-template <bool both>
-class PairRule final : public MaskRule {
-  public:
-    PairRule(std::shared_ptr<const MaskRule> a, std::shared_ptr<const MaskRule> b)
-        : a_(std::move(a)), b_(std::move(b)) {}
-
-    void words(Index first, Index end, Index p, Index keys, std::uint64_t* to) const override {
-        a_->words(first, end, p, keys, to);
-        for (Index row = first; row < end; ++row) {
-            const std::uint64_t other = b_->word(row, p, keys);
-            to[row - first] = both ? to[row - first] & other : to[row - first] | other;
-        }
-    }
-    KeyRange reach(Index first, Index end) const override {
-        const KeyRange a = a_->reach(first, end), b = b_->reach(first, end);
-        if (!both) return {(std::min)(a.begin, b.begin), (std::max)(a.end, b.end)};
-        const Index last = (std::min)(a.end, b.end);
-        return {(std::min)((std::max)(a.begin, b.begin), last), last};
-    }
-    Index needs(Index first, Index end) const override {
-        return both ? MaskRule::needs(first, end) : (std::max)(a_->needs(first, end), b_->needs(first, end));
-    }
-    Index rows() const override { return (std::min)(a_->rows(), b_->rows()); }
-    bool sees_itself() const override {
-        return both ? a_->sees_itself() && b_->sees_itself() : a_->sees_itself() || b_->sees_itself();
-    }
-
-  private:
-    std::shared_ptr<const MaskRule> a_;
-    std::shared_ptr<const MaskRule> b_;
-};
-
-}  // namespace detail
 
 /// Which keys each row sees; causal unless it says otherwise: all tokens up to the row's own. Made by the functions of
 /// castle::masks, and of other masks by `&` and `|`. A small value: copies share what is behind it, which never
@@ -271,8 +40,8 @@ class Mask {
     /// look at, and for textbook forms.
     bool sees(Index row, Index key, Index keys) const {
         if (key >= keys || (rule_ != nullptr && row >= rule_->rows())) return false;
-        if (rule_ == nullptr) return key <= row;
-        return (rule_->word(row, key / detail::panel_size, keys) >> (key % detail::panel_size) & 1) != 0;
+        return (detail::word_of(rule_.get(), row, key / detail::panel_size, keys) >> (key % detail::panel_size) & 1) !=
+               0;
     }
 
     /// The same mask, under which a row may see no key at all. Its output is 0 then, its log-sum-exp minus infinity,
@@ -289,7 +58,8 @@ class Mask {
 
     /// Not for users. Null where the mask is the causal one.
     const detail::MaskRule* rule() const { return rule_.get(); }
-    std::shared_ptr<const detail::MaskRule> shared_rule() const {
+    const std::shared_ptr<const detail::MaskRule>& shared_rule() const { return rule_; }
+    std::shared_ptr<const detail::MaskRule> rule_or_causal() const {
         if (rule_ != nullptr) return rule_;
         return std::make_shared<detail::WindowRule>(detail::every_key, 0);
     }
@@ -297,7 +67,7 @@ class Mask {
   private:
     template <bool both>
     static Mask pair(const Mask& a, const Mask& b) {
-        Mask mask(std::make_shared<detail::PairRule<both>>(a.shared_rule(), b.shared_rule()));
+        Mask mask(std::make_shared<detail::PairRule<both>>(a.rule_or_causal(), b.rule_or_causal()));
         mask.allows_empty_rows_ = a.allows_empty_rows_ || b.allows_empty_rows_;
         return mask;
     }
@@ -334,65 +104,6 @@ class Masks {
 enum class Future { all, visual, text };
 
 namespace detail {
-
-// Documents one after the other, and a mask within each of them, whose positions begin anew.
-class DocumentsRule final : public RowRule<DocumentsRule> {
-  public:
-    // One mask for all documents or one for each.
-    DocumentsRule(std::vector<Index> lengths, std::vector<Mask> within)
-        : lengths_(std::move(lengths)), within_(std::move(within)) {
-        ends_.reserve(lengths_.size());
-        Index end = 0;
-        for (const Index length : lengths_) ends_.push_back(end += length);
-    }
-
-    std::uint64_t of_row(Index row, Index p, Index keys) const {
-        const Index i = document_of(row), start = start_of(i), end = ends_[std::size_t(i)];
-        const std::uint64_t own = range_word(start, end, p);
-        if (own == 0) return 0;
-        // The keys [first, first + 64) of the document: those of two of its panels.
-        const Index first = p * panel_size - start;
-        const Index panel = first >= 0 ? first / panel_size : -1, shift = first - panel * panel_size;
-        const MaskRule* rule = within(i)->rule();
-        if (rule == nullptr) return own & range_word(start, row + 1, p);
-        const auto word = [&](Index q) {
-            return q < 0 ? 0 : rule->word(row - start, q, (std::min)(keys, end) - start);
-        };
-        const std::uint64_t low = word(panel);
-        return own & (shift == 0 ? low : low >> shift | word(panel + 1) << (panel_size - shift));
-    }
-    KeyRange reach(Index first, Index end) const override {
-        const Index a = document_of(first), b = document_of(end - 1);
-        const Index start = start_of(a), last_start = start_of(b);
-        const auto reach_of = [&](Index i, Index from, Index to) {
-            const MaskRule* rule = within(i)->rule();
-            return rule != nullptr ? rule->reach(from, to) : KeyRange{0, to};
-        };
-        const KeyRange of_first = reach_of(a, first - start, (std::min)(end, ends_[std::size_t(a)]) - start);
-        const KeyRange of_last = reach_of(b, (std::max)(first, last_start) - last_start, end - last_start);
-        const Index length = lengths_[std::size_t(b)];
-        return {start + (std::min)(of_first.begin, lengths_[std::size_t(a)]),
-                last_start + (std::min)(of_last.end, length)};
-    }
-    Index rows() const override { return ends_.empty() ? 0 : ends_.back(); }
-    bool sees_itself() const override {
-        return std::all_of(within_.begin(), within_.end(),
-                           [](const Mask& mask) { return mask.rule() == nullptr || mask.rule()->sees_itself(); });
-    }
-    std::span<const Index> lengths() const override { return lengths_; }
-    const Mask* within(Index i) const override { return &within_[within_.size() == 1 ? 0 : std::size_t(i)]; }
-
-  private:
-    // The one that the row belongs to.
-    Index document_of(Index row) const {
-        return Index(std::upper_bound(ends_.begin(), ends_.end(), row) - ends_.begin());
-    }
-    Index start_of(Index i) const { return ends_[std::size_t(i)] - lengths_[std::size_t(i)]; }
-
-    std::vector<Index> lengths_;
-    std::vector<Index> ends_;
-    std::vector<Mask> within_;
-};
 
 // That the mask knows the rows up to `end`.
 inline void check_mask_size(std::string_view where, std::string_view name, const Mask& mask, Index end) {
@@ -431,10 +142,6 @@ inline void check_mask_rows(std::string_view where, const Mask& mask, Index firs
     }
 }
 
-inline void check_mask_tokens(std::string_view where, std::string_view name, Index value, Index least) {
-    if (value < least) fail(where, name, " is ", value, " but must be at least ", least);
-}
-
 }  // namespace detail
 
 namespace masks {
@@ -448,15 +155,15 @@ inline Mask full() { return Mask(std::make_shared<detail::FullRule>()); }
 /// Row `t` sees keys `t - window + 1` to `t` and, of those up to `t`, the first `keep_first`. Throws
 /// std::invalid_argument if `window` is below 1 or `keep_first` negative.
 inline Mask sliding_window(Index window, Index keep_first = 0) {
-    detail::check_mask_tokens("masks::sliding_window", "window", window, 1);
-    detail::check_mask_tokens("masks::sliding_window", "keep_first", keep_first, 0);
+    detail::check_size("masks::sliding_window", "window", window, 1);
+    detail::check_size("masks::sliding_window", "keep_first", keep_first, 0);
     return Mask(std::make_shared<detail::WindowRule>(window, keep_first));
 }
 
 /// The first `tokens` tokens see each other, whatever their order; otherwise causal. Throws std::invalid_argument if
 /// `tokens` is negative.
 inline Mask prefix(Index tokens) {
-    detail::check_mask_tokens("masks::prefix", "tokens", tokens, 0);
+    detail::check_size("masks::prefix", "tokens", tokens, 0);
     return Mask(std::make_shared<detail::PrefixRule>(tokens));
 }
 
@@ -478,11 +185,11 @@ inline Mask documents(std::vector<Index> lengths, const Masks& within = {}) {
         detail::check_mask_rows(where, *within[i], 0, length, length);
         allows_empty_rows = allows_empty_rows || within[i]->allows_empty_rows();
     }
-    std::vector<Mask> own;
+    std::vector<std::shared_ptr<const detail::MaskRule>> rules;
     for (Index i = 0; i < (std::max)(within.size(), Index(1)); ++i) {
-        own.push_back(within.size() == 0 ? Mask() : *within[i]);
+        rules.push_back(within.size() == 0 ? nullptr : within[i]->shared_rule());
     }
-    const Mask mask(std::make_shared<detail::DocumentsRule>(std::move(lengths), std::move(own)));
+    const Mask mask(std::make_shared<detail::DocumentsRule>(std::move(lengths), std::move(rules)));
     return allows_empty_rows ? mask.allowing_empty_rows() : mask;
 }
 
@@ -515,8 +222,8 @@ requires std::predicate<const Sees&, Index, Index> Mask predicate(Sees sees) {
 /// std::invalid_argument if a size is negative.
 template <class Sees>
 requires std::predicate<const Sees&, Index, Index> Mask packed(Index rows, Index keys, const Sees& sees) {
-    detail::check_mask_tokens("masks::packed", "rows", rows, 0);
-    detail::check_mask_tokens("masks::packed", "keys", keys, 0);
+    detail::check_size("masks::packed", "rows", rows, 0);
+    detail::check_size("masks::packed", "keys", keys, 0);
     return Mask(std::make_shared<detail::MatrixRule>(rows, keys, sees));
 }
 

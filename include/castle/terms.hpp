@@ -67,7 +67,7 @@ namespace tables {
 /// `exp(-gamma k)` for distances `k` below `distances`: a factor that lets logits fade, or whose logarithm, as a bias,
 /// lets weights fade. One row for each of `gammas`. Throws std::invalid_argument if `distances` is below 1.
 inline Matrix<double> decay(std::span<const double> gammas, Index distances) {
-    if (distances < 1) detail::fail("tables::decay", "distances is ", distances, " but must be at least 1");
+    detail::check_size("tables::decay", "distances", distances, 1);
     Matrix<double> table(Index(gammas.size()), distances);
     for (Index h = 0; h < table.rows(); ++h) {
         for (Index k = 0; k < distances; ++k) table(h, k) = std::exp(-gammas[std::size_t(h)] * double(k));
@@ -77,7 +77,7 @@ inline Matrix<double> decay(std::span<const double> gammas, Index distances) {
 
 /// `-slope k` for distances `k` below `distances`, as a bias: one row for each of `slopes`. Throws as `decay`.
 inline Matrix<double> linear(std::span<const double> slopes, Index distances) {
-    if (distances < 1) detail::fail("tables::linear", "distances is ", distances, " but must be at least 1");
+    detail::check_size("tables::linear", "distances", distances, 1);
     Matrix<double> table(Index(slopes.size()), distances);
     for (Index h = 0; h < table.rows(); ++h) {
         for (Index k = 0; k < distances; ++k) table(h, k) = -slopes[std::size_t(h)] * double(k);
@@ -88,7 +88,7 @@ inline Matrix<double> linear(std::span<const double> slopes, Index distances) {
 /// The slopes of ALiBi (arXiv:2108.12409): for `heads` a power of two `2^(-8 (h + 1) / heads)`; otherwise those of the
 /// power of two below, and then every other one of the power above. Throws std::invalid_argument if `heads` is below 1.
 inline std::vector<double> alibi_slopes(Index heads) {
-    if (heads < 1) detail::fail("tables::alibi_slopes", "heads is ", heads, " but must be at least 1");
+    detail::check_size("tables::alibi_slopes", "heads", heads, 1);
     Index power = 1;
     while (2 * power <= heads) power *= 2;
     std::vector<double> slopes;

@@ -12,6 +12,7 @@ set(rooms
     "detail/check/message.hpp"
     "types.hpp"
     "version.hpp"
+    "detail/mask/"
     "executor.hpp mask.hpp terms.hpp"
     "input.hpp output.hpp options.hpp"
     "detail/check/"

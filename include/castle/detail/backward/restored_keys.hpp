@@ -141,9 +141,8 @@ class RestoredKeys {
 
     // The same under a mask; whether it absorbs anything.
     bool fold_seen(Index token, const Operand<T>& values, std::uint64_t columns) {
-        BlockWords seen, absorbed;
-        see(sight_.rule, token, token, token + block_size, p_, sight_.keys, seen);
-        absorb(seen, state_.window(), token, token, token + block_size, p_, absorbed);
+        BlockWords absorbed =
+            absorbed_words(sight_.rule, state_.window(), token, token, token + block_size, p_, sight_.keys);
         if (cover_of(absorbed, 0, block_size) == Cover::none) return false;
         compute_gates(token);
         if (columns == every_column) {

@@ -23,10 +23,6 @@ namespace castle {
 inline namespace CASTLE_ABI {
 namespace detail {
 
-inline void check_size(std::string_view where, std::string_view name, Index value, Index least) {
-    if (value < least) fail(where, name, " is ", value, " but must be at least ", least);
-}
-
 // A number of tokens, or a position, up to here is far from where sizes would overflow.
 inline constexpr Index most_tokens = Index(1) << 40;
 
@@ -147,12 +143,12 @@ inline void check_distances(std::string_view where, const ScoreTerms* terms, con
     const Index distances = terms->distances();
     if (distances >= (std::max)(end, keys)) return;
     for (Index row = first; row < end; ++row) {
-        const KeyRange reach = rule != nullptr ? rule->reach(row, row + 1) : KeyRange{0, row + 1};
+        const KeyRange reach = reach_of(rule, row, row + 1);
         const Index reach_end = (std::min)(reach.end, keys);
         for (Index p = reach.begin / panel_size; p * panel_size < reach_end; ++p) {
             // Those that are too far away.
             std::uint64_t beyond = range_word(0, row - distances + 1, p) | range_word(row + distances, keys, p);
-            if (beyond != 0) beyond &= rule != nullptr ? rule->word(row, p, keys) : range_word(0, row + 1, p);
+            if (beyond != 0) beyond &= word_of(rule, row, p, keys);
             if (beyond == 0) continue;
             const Index key = p * panel_size + std::countr_zero(beyond);
             fail(where, "options.terms has tables of ", distances, " distances but row ", row, " sees key ", key,

@@ -52,6 +52,10 @@ template <class... Parts>
     throw std::invalid_argument(text("castle::", where, ": ", what...));
 }
 
+inline void check_size(std::string_view where, std::string_view name, Index value, Index least) {
+    if (value < least) fail(where, name, " is ", value, " but must be at least ", least);
+}
+
 }  // namespace detail
 }  // namespace CASTLE_ABI
 }  // namespace castle

@@ -99,7 +99,8 @@ class AppendTransaction {
                           .rule = rule,
                           .mass_over = masks_.mass_over[i]};
             if (tokens(i) > 0) one.make_room((std::max)(one.work().after, one.work().keys), rule != nullptr);
-            looks_ahead_ = looks_ahead_ || looks_ahead(i);
+            one.work().looks_ahead = looks_ahead(i);
+            looks_ahead_ = looks_ahead_ || one.work().looks_ahead;
             row += tokens(i);
         }
         Index scratch = 0;
@@ -266,7 +267,7 @@ class AppendTransaction {
         // Of a sequence that looks ahead all keys of the call, before its first group.
         const auto blocks_ahead = [&](Index i) {
             const auto& w = work(i);
-            if (!looks_ahead_ || w.group.rows() == 0 || w.group.first != w.before || !looks_ahead(i)) return Index(0);
+            if (!w.looks_ahead || w.group.rows() == 0 || w.group.first != w.before) return Index(0);
             return ceil_div(w.keys, block_size) - w.before / block_size;
         };
         const auto pack_ahead = [&](Index i, Index h, Index b) {

@@ -44,9 +44,8 @@ void keep_words(HeadState<T>& state, const BlockRows<T>& rows) {
     const Index block = rows.origin / block_size;
     if (!state.is_masked() || !(rows.is_split() || state.history().keeps(block))) return;
     for (Index p = oldest_panel(state.window(), rows.origin); p * panel_size < rows.end; ++p) {
-        BlockWords seen, absorbed{};
-        see(rows.sight.rule, rows.origin, rows.first, rows.end, p, rows.sight.keys, seen);
-        absorb(seen, state.window(), rows.origin, rows.first, rows.end, p, absorbed);
+        const BlockWords absorbed =
+            absorbed_words(rows.sight.rule, state.window(), rows.origin, rows.first, rows.end, p, rows.sight.keys);
         const Index skip = rows.first - rows.origin;
         std::copy_n(absorbed.begin() + skip, block_size - skip, state.words(block, p) + skip);
     }

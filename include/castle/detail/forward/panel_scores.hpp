@@ -6,6 +6,7 @@
 #include <castle/detail/base/layout.hpp>
 #include <castle/detail/score/absorption.hpp>
 #include <castle/detail/score/gates.hpp>
+#include <castle/detail/score/mask_words.hpp>
 #include <castle/detail/simd/packet_math.hpp>
 #include <castle/detail/simd/tile.hpp>
 #include <castle/detail/state/block_operands.hpp>
@@ -115,6 +116,21 @@ class PanelScores {
             });
         };
         for_row_tiles(rows.count, tiles, rows.highest_tile());
+    }
+
+    // The same under a mask: words[j] says which of the keys, from the first of them on, absorb token j of the block,
+    // and `absorbing` what they come to; gates of others are 0, which adds nothing while the triangle is finite.
+    template <Index Cols>
+    void compute_lookahead_scores(const QueryRows<T>& rows, Index column, Cover absorbing, const BlockWords& words,
+                                  const T* gates, T* scores) const {
+        const bool leave_out =
+            absorbing == Cover::some && !is_finite(rows.triangle, rows.count, rows.tokens(rows.count - 1));
+        const Absorbed absorbed = absorbing == Cover::none || leave_out ? Absorbed::none : Absorbed::all;
+        compute_lookahead_scores<Cols>(rows, column, absorbed, gates, scores);
+        for (Index i = 0; leave_out && i < rows.count; ++i) {
+            multiply_add_where<Cols>(1, rows.tokens(i), rows.triangle.rows_from(i), gates, panel_size,
+                                     scores + i * panel_size, panel_size, words.data());
+        }
     }
 
     // s^C, or 0 where scores have no causal part.

@@ -143,26 +143,14 @@ class PanelSweep {
 
     void compute_lookahead_scores(const QueryRows<T>& rows) {
         if (is_masked_) {
-            compute_masked_lookahead_scores(rows);
+            panel_scores_.template compute_lookahead_scores<panel_size>(rows, 0, absorbing_, absorbed_words_, gates_,
+                                                                        lookahead_scores_);
             return;
         }
         tokens().for_column_ranges(p_, columns_, [&](auto columns, Index first, Absorbed absorbed) {
             panel_scores_.template compute_lookahead_scores<constant<decltype(columns)>>(
                 rows, first, absorbed, gates_ + first, lookahead_scores_ + first);
         });
-    }
-
-    // Gates of keys that do not absorb a token are 0, which adds nothing while all else is finite.
-    void compute_masked_lookahead_scores(const QueryRows<T>& rows) {
-        const Index tokens = rows.tokens(rows.count - 1);
-        const bool leave_out = absorbing_ == Cover::some && !is_finite(rows.triangle, rows.count, tokens);
-        const Absorbed absorbed = absorbing_ == Cover::none || leave_out ? Absorbed::none : Absorbed::all;
-        panel_scores_.template compute_lookahead_scores<panel_size>(rows, 0, absorbed, gates_, lookahead_scores_);
-        if (!leave_out) return;
-        for (Index i = 0; i < rows.count; ++i) {
-            multiply_add_where<panel_size>(1, rows.tokens(i), rows.triangle.rows_from(i), gates_, panel_size,
-                                           lookahead_scores_ + i * panel_size, panel_size, absorbed_words_.data());
-        }
     }
 
     // Keys of the panel that row i sees, from the first on, where no words say which.

@@ -14,6 +14,7 @@
 #include <castle/executor.hpp>
 #include <castle/input.hpp>
 #include <castle/mask.hpp>
+#include <castle/output.hpp>
 #include <castle/terms.hpp>
 
 namespace castle {
@@ -35,7 +36,10 @@ class WholeSequence {
         if (rule->rows() != rows) {
             fail(where, "mask has documents of ", rule->rows(), " tokens but the input has ", rows, " rows");
         }
-        for (Index i = 0; i < Index(lengths_.size()); ++i) of_documents_.push_back(*rule->within(i));
+        for (Index i = 0; i < Index(lengths_.size()); ++i) {
+            // Its rows have been checked when the mask was made.
+            of_documents_.push_back(Mask(rule->within(i)).allowing_empty_rows());
+        }
         // A second mask counts positions from the first document on.
         Index first = 0;
         for (Index i = 0; mass_over.size() > 0 && i < Index(lengths_.size()); ++i) {
@@ -52,6 +56,13 @@ class WholeSequence {
     CallMasks masks() const {
         if (lengths_.empty()) return {.seen = seen_, .mass_over = mass_over_, .cross_keys = cross_keys_};
         return {.seen = of_documents_, .mass_over = mass_of_documents_, .cross_keys = -1};
+    }
+
+    // The output with the second masks of the packed sequences.
+    template <Scalar T>
+    Output<T> output(Output<T> of_whole) const {
+        of_whole.mass_over = masks().mass_over;
+        return of_whole;
     }
 
     void check_sights(std::string_view where, const ScoreTerms* terms) const {

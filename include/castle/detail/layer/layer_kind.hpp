@@ -11,7 +11,9 @@
 
 #include <castle/detail/cache/saved_identity.hpp>
 #include <castle/detail/check/attention_kind.hpp>
+#include <castle/detail/check/checks.hpp>
 #include <castle/detail/check/message.hpp>
+#include <castle/layer_weights.hpp>
 #include <castle/rotary.hpp>
 
 namespace castle {
@@ -64,6 +66,27 @@ struct LayerKind {
         return kind;
     }
 };
+
+// The config with its number of key-value heads, if it fits; AttentionKind checks what is left.
+inline LayerConfig completed(std::string_view where, LayerConfig config) {
+    if (config.kv_heads == 0) config.kv_heads = config.heads;
+    constexpr Index most = most_size;
+    check_size(where, "d_model", config.d_model, 1);
+    check_size(where, "heads", config.heads, 1);
+    check_size(where, "kv_heads", config.kv_heads, 1);
+    check_size(where, "d_head", config.d_head, 1);
+    if (config.d_model > most || config.heads > most / config.d_head) {
+        fail(where, "d_model is ", config.d_model, " with ", config.heads, " heads of size ", config.d_head,
+             " but neither d_model nor heads * d_head may exceed ", most);
+    }
+    if (config.rotary) {
+        if (config.d_head % 2 != 0) {
+            fail(where, "d_head is ", config.d_head, " but must be even for rotary embedding");
+        }
+        check_rotary_base(where, config.rotary->base);
+    }
+    return config;
+}
 
 }  // namespace detail
 }  // namespace CASTLE_ABI

@@ -60,16 +60,23 @@ inline void absorb(const BlockWords& seen, Index window, Index origin, Index fir
     }
 }
 
-// The transposed words: bit i of column c of the result is bit c of words[i], for Cols columns.
-template <Index Cols>
-std::array<std::uint64_t, std::size_t(Cols)> transposed_words(const BlockWords& words, Index column, Index count) {
-    std::array<std::uint64_t, std::size_t(Cols)> columns{};
-    for (Index i = 0; i < count; ++i) {
-        for (Index c = 0; c < Cols; ++c) {
-            columns[std::size_t(c)] |= (words[std::size_t(i)] >> (column + c) & 1) << i;
-        }
+// Which keys of panel p absorb the tokens [first, end) of the block at `origin` under a mask; none absorb others.
+inline BlockWords absorbed_words(const MaskRule* rule, Index window, Index origin, Index first, Index end, Index p,
+                                 Index keys) {
+    BlockWords seen, absorbed{};
+    see(rule, origin, first, end, p, keys, seen);
+    absorb(seen, window, origin, first, end, p, absorbed);
+    return absorbed;
+}
+
+// For each of so many keys a word over so many tokens, from the tokens' words over keys.
+inline std::array<std::uint64_t, std::size_t(panel_size)> transposed_words(const std::uint64_t* words, Index tokens,
+                                                                           Index keys) {
+    std::array<std::uint64_t, std::size_t(panel_size)> by_key{};
+    for (Index i = 0; i < tokens; ++i) {
+        for (Index key = 0; key < keys; ++key) by_key[std::size_t(key)] |= (words[i] >> key & 1) << i;
     }
-    return columns;
+    return by_key;
 }
 
 // Eight lanes for every byte, all bits of a lane set or none.

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <algorithm>
-#include <memory>
 
 #include <castle/detail/base/layout.hpp>
 #include <castle/detail/simd/aligned_buffer.hpp>
@@ -26,11 +25,6 @@ class TermTables {
     static constexpr Index margin = panel_size + block_size;
 
   public:
-    // Null where there are no terms.
-    static std::shared_ptr<const TermTables> make(const ScoreTerms& terms) {
-        return terms.has_any() ? std::make_shared<const TermTables>(terms) : nullptr;
-    }
-
     explicit TermTables(const ScoreTerms& terms)
         : distances_(terms.distances()),
           rows_((std::max)(terms.factor.rows(), terms.bias.rows())),

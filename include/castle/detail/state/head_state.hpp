@@ -109,9 +109,7 @@ class HeadState {
         for (Index block = open - history_.undoable(); block <= open; ++block) {
             const Index origin = block * block_size, end = (std::min)(origin + block_size, size_);
             for (Index p = oldest_panel(window(), origin); p * panel_size < end; ++p) {
-                BlockWords seen{}, absorbed{};
-                see(nullptr, origin, origin, end, p, size_, seen);
-                absorb(seen, window(), origin, origin, end, p, absorbed);
+                const BlockWords absorbed = absorbed_words(nullptr, window(), origin, origin, end, p, size_);
                 std::copy_n(absorbed.begin(), block_size, words(block, p));
             }
         }

@@ -32,7 +32,7 @@ class SequenceState {
     }
     // The tables of the kind's score terms.
     static Terms terms_of(const AttentionKind& kind) {
-        return kind.terms != nullptr ? TermTables<T>::make(*kind.terms) : nullptr;
+        return kind.terms != nullptr ? std::make_shared<const TermTables<T>>(*kind.terms) : nullptr;
     }
     SequenceState(SequenceState&&) = default;
     SequenceState& operator=(SequenceState&&) = default;
@@ -118,6 +118,7 @@ class SequenceState {
         Index after = 0;                 // tokens
         Index keys = 0;                  // that are there: `after`, unless they are those of another sequence
         const MaskRule* rule = nullptr;  // the mask of the call
+        bool looks_ahead = false;        // whether rows may see keys after their group
         const Mask* mass_over = nullptr;
         Group group = {};      // that is under way; none has no rows
         T* scratch = nullptr;  // of all heads; none for one token, which has its own
