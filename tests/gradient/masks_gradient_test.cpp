@@ -11,6 +11,7 @@
 
 #include <castle/castle.hpp>
 
+#include "support/differences.hpp"
 #include "support/executors.hpp"
 #include "support/generators.hpp"
 #include "support/gradients.hpp"
@@ -32,10 +33,6 @@ using namespace support;
 namespace masks = castle::masks;
 
 constexpr std::array<Index, 4> windows{0, 3, 40, castle::unlimited};
-
-Mask some_mass() {
-    return masks::predicate([](Index t, Index s) { return (t + 2 * s) % 3 != 0; });
-}
 
 /// Everything that a loss depends on, and its gradient.
 struct Problem {
@@ -117,10 +114,8 @@ double loss_of_oracle(const Problem& p, const std::function<bool(Index, Index)>&
     Matrix<double> out(rows, p.d_out.cols()), log_sum_exp(rows, p.shape.heads), mass(rows, p.shape.heads);
     for (Index h = 0; h < p.shape.heads; ++h) {
         const castle::ScoreTerms& terms = p.options.terms;
-        oracle::MaskedSettings settings{.base = oracle_settings(p.shape.d, p.options),
-                                        .sees = sees,
-                                        .mass_over = [](Index t, Index s) { return (t + 2 * s) % 3 != 0; },
-                                        .cap = terms.soft_cap};
+        oracle::MaskedSettings settings{
+            .base = oracle_settings(p.shape.d, p.options), .sees = sees, .mass_over = in_mass, .cap = terms.soft_cap};
         for (Index k = 0; k < terms.factor.cols(); ++k) settings.factor.push_back(terms.factor(h, k));
         for (Index k = 0; k < terms.bias.cols(); ++k) settings.bias.push_back(terms.bias(0, k));
         if (!terms.sinks.empty()) settings.sink = terms.sinks[std::size_t(h)];
@@ -134,8 +129,7 @@ double loss_of_oracle(const Problem& p, const std::function<bool(Index, Index)>&
     return p.loss_of(out, log_sum_exp, mass);
 }
 
-// A step that balances the differences' own error, of order step^2, with the rounding that it magnifies.
-constexpr double step = 1e-5;
+constexpr double step = difference_step;
 
 TEST(MasksGradient, MatchesCentralDifferencesOfTheDefinitionInEveryElement) {
     std::uint64_t seed = 15500;
@@ -196,18 +190,11 @@ TEST(MasksGradient, MatchesCentralDifferencesOfTheLibraryWhereSequencesAreLong) 
                 Problem p(random, length, shape, window, named.mask, true, 0.3);
                 const AllGradients g = run(p);
                 const auto expect = [&](Matrix<double>& x, const Matrix<double>& gradient, const char* name) {
-                    const Matrix<double> before = x;
-                    Matrix<double> direction(x.rows(), x.cols());
-                    fill_normal(random, direction);
-                    direction /= direction.norm();
-                    x = before + step * direction;
-                    const double above = loss_of_library(p);
-                    x = before - step * direction;
-                    const double below = loss_of_library(p);
-                    x = before;
-                    const double expected = (above - below) / (2 * step);
-                    EXPECT_NEAR((gradient.array() * direction.array()).sum(), expected,
-                                2e-7 * (1 + std::abs(expected)) * std::sqrt(double(length)))
+                    const Slopes slopes = slopes_along(
+                        random, gradient, [&] { return loss_of_library(p); },
+                        [&](const Matrix<double>& by) { x += by; });
+                    EXPECT_NEAR(slopes.by_gradient, slopes.by_differences,
+                                2e-7 * (1 + std::abs(slopes.by_differences)) * std::sqrt(double(length)))
                         << name;
                 };
                 for (std::size_t m = 0; m < 6; ++m) expect(*p.heads.all()[m], *all_of(g.input)[m], input_names[m]);
@@ -294,17 +281,9 @@ TEST(MasksGradient, OfCrossAttentionMatchesCentralDifferences) {
                 castle::backward(workspace, input(), castle::OutputGradient<double>{.out = d_out},
                                  {.causal = {.q = d_q, .k = d_k, .v = d_v}}, {.bias = d_bias}, executor);
                 const auto expect = [&](Matrix<double>& x, const Matrix<double>& gradient, const char* name) {
-                    const Matrix<double> before = x;
-                    Matrix<double> direction(x.rows(), x.cols());
-                    fill_normal(random, direction);
-                    direction /= direction.norm();
-                    x = before + step * direction;
-                    const double above = loss();
-                    x = before - step * direction;
-                    const double below = loss();
-                    x = before;
-                    const double expected = (above - below) / (2 * step);
-                    EXPECT_NEAR((gradient.array() * direction.array()).sum(), expected, 1e-7 * (1 + std::abs(expected)))
+                    const Slopes slopes =
+                        slopes_along(random, gradient, loss, [&](const Matrix<double>& by) { x += by; });
+                    EXPECT_NEAR(slopes.by_gradient, slopes.by_differences, 1e-7 * (1 + std::abs(slopes.by_differences)))
                         << name;
                 };
                 expect(q, d_q, "q");

@@ -6,6 +6,7 @@
 
 #include <castle/castle.hpp>
 
+#include "support/differences.hpp"
 #include "support/generators.hpp"
 #include "support/gradient_oracle.hpp"
 #include "support/gradients.hpp"
@@ -20,8 +21,7 @@ using namespace support;
 const std::vector<Sizes> small_sizes = {{1, 2, 3}, {2, 1, 1}, {7, 3, 2}, {9, 4, 5}, {12, 5, 4}};
 const std::vector<Index> windows = {0, 1, 3, castle::unlimited};
 
-// A step that balances the differences' own error, of order step^2, with the rounding that it magnifies.
-constexpr double step = 1e-5;
+constexpr double step = difference_step;
 constexpr double tolerance = 1e-8;
 
 TEST(GradientOracle, MatchesCentralDifferencesOfTheDefinitionInEveryElement) {
@@ -74,15 +74,11 @@ void expect_central_differences(std::uint64_t seed, Index length, const castle::
     const castle::Gradient<double> g = run_backward(shape, head.input(), d_out, options);
     for (std::size_t m = 0; m < 6; ++m) {
         Head<double> moved = head;
-        Matrix<double> direction(moved.all()[m]->rows(), moved.all()[m]->cols());
-        fill_normal(random, direction);
-        direction /= direction.norm();
-        const auto loss = [&](double by) {
-            *moved.all()[m] = *Head<double>(head).all()[m] + by * direction;
-            return castle::parallel(shape, moved.input(), options).cwiseProduct(d_out).sum();
-        };
-        const double difference = (loss(step) - loss(-step)) / (2 * step);
-        EXPECT_NEAR(difference, all_of(g)[m]->cwiseProduct(direction).sum(), 1e-7) << input_names[m];
+        const Slopes slopes = slopes_along(
+            random, *all_of(g)[m],
+            [&] { return castle::parallel(shape, moved.input(), options).cwiseProduct(d_out).sum(); },
+            [&](const Matrix<double>& by) { *moved.all()[m] += by; });
+        EXPECT_NEAR(slopes.by_differences, slopes.by_gradient, 1e-7) << input_names[m];
     }
 }
 

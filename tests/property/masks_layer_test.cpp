@@ -8,6 +8,7 @@
 
 #include <castle/castle.hpp>
 
+#include "support/differences.hpp"
 #include "support/executors.hpp"
 #include "support/generators.hpp"
 #include "support/masks.hpp"
@@ -36,21 +37,6 @@ castle::LayerConfig config(bool rotary) {
     return c;
 }
 
-castle::ScoreTerms some_terms(Random& random, Index distances) {
-    castle::ScoreTerms terms;
-    terms.factor = Matrix<double>(1, distances);
-    terms.bias = Matrix<double>(heads, distances);
-    for (Matrix<double>* table : {&terms.factor, &terms.bias}) fill_normal(random, *table);
-    terms.factor.array() = 1 + 0.2 * terms.factor.array();
-    terms.soft_cap = 2.0;
-    for (Index h = 0; h < heads; ++h) terms.sinks.push_back(random.normal());
-    return terms;
-}
-
-Mask some_mass() {
-    return masks::predicate([](Index t, Index s) { return (t + s) % 3 != 0; });
-}
-
 template <class T>
 Matrix<T> some_rows(Random& random, Index rows, Index cols) {
     Matrix<T> m(rows, cols);
@@ -64,7 +50,7 @@ TYPED_TEST(MaskedLayer, IsTheCoreBetweenItsProjections) {
     for (const Index length : {1, 40, 150}) {
         for (const Index window : windows) {
             Random random(++seed);
-            const castle::Options options{.lookahead_window = window, .terms = some_terms(random, length)};
+            const castle::Options options{.lookahead_window = window, .terms = some_terms(random, heads, length)};
             const castle::Layer<T> layer(config(false), options);
             const castle::LayerWeights<T> w = layer.weights();
             const Matrix<T> x = some_rows<T>(random, length, d_model);
@@ -110,7 +96,7 @@ TYPED_TEST(MaskedLayer, HasTheSameBitsInEveryFormSplitAndOnEveryExecutor) {
         for (const bool rotary : {false, true}) {
             Random random(++seed);
             const Index length = 210;
-            const castle::Options options{.lookahead_window = window, .terms = some_terms(random, length)};
+            const castle::Options options{.lookahead_window = window, .terms = some_terms(random, heads, length)};
             const castle::Layer<T> layer(config(rotary), options);
             const Matrix<T> x = some_rows<T>(random, length, d_model);
             for (const NamedMask& named : all_masks(random, length)) {
@@ -179,7 +165,8 @@ TYPED_TEST(MaskedLayer, HasTheSameBitsInEveryGradientOnEveryExecutor) {
     for (const Index window : windows) {
         Random random(++seed);
         const Index length = 140;
-        const castle::Layer<T> layer(config(true), {.lookahead_window = window, .terms = some_terms(random, length)});
+        const castle::Layer<T> layer(config(true),
+                                     {.lookahead_window = window, .terms = some_terms(random, heads, length)});
         const Matrix<T> x = some_rows<T>(random, length, d_model), d_y = some_rows<T>(random, length, d_model);
         const Matrix<T> d_sums = some_rows<T>(random, length, heads), d_mass = some_rows<T>(random, length, heads);
         for (const NamedMask& named : all_masks(random, length)) {
@@ -215,12 +202,11 @@ TYPED_TEST(MaskedLayer, HasTheSameBitsInEveryGradientOnEveryExecutor) {
 #ifndef CASTLE_TEST_FLOAT_ONLY
 // Everything that is trained, along random directions.
 TEST(MaskedLayerGradient, MatchesCentralDifferences) {
-    constexpr double step = 1e-5;
     std::uint64_t seed = 16600;
     for (const Index window : windows) {
         Random random(++seed);
         const Index length = 75;
-        const castle::Options options{.lookahead_window = window, .terms = some_terms(random, length)};
+        const castle::Options options{.lookahead_window = window, .terms = some_terms(random, heads, length)};
         for (const NamedMask& named : all_masks(random, length)) {
             SCOPED_TRACE(describe("seed ", seed, ", window ", window, ", ", named.name));
             castle::Layer<double> layer(config(true), options);
@@ -248,16 +234,8 @@ TEST(MaskedLayerGradient, MatchesCentralDifferences) {
                            castle::OutputGradient<double>{.out = d_y, .log_sum_exp = d_sums, .mass = d_mass}, d_x,
                            d_weights, {.factor = d_factor, .bias = d_bias, .sinks = d_sinks});
             const auto expect = [&](const Matrix<double>& gradient, const char* name, const auto& move) {
-                Matrix<double> direction(gradient.rows(), gradient.cols());
-                fill_normal(random, direction);
-                direction /= direction.norm();
-                move(Matrix<double>(step * direction));
-                const double above = loss();
-                move(Matrix<double>(-2 * step * direction));
-                const double below = loss();
-                move(Matrix<double>(step * direction));
-                const double expected = (above - below) / (2 * step);
-                EXPECT_NEAR((gradient.array() * direction.array()).sum(), expected, 1e-6 * (1 + std::abs(expected)))
+                const Slopes slopes = slopes_along(random, gradient, loss, move);
+                EXPECT_NEAR(slopes.by_gradient, slopes.by_differences, 1e-6 * (1 + std::abs(slopes.by_differences)))
                     << name;
             };
             expect(d_x, "x", [&](const Matrix<double>& by) { x += by; });

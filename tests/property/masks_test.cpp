@@ -65,19 +65,6 @@ void expect_same(const Outputs<T>& a, const Outputs<T>& b) {
     EXPECT_TRUE(same_bits(a.mass, b.mass)) << "of the masses";
 }
 
-castle::ScoreTerms some_terms(Random& random, Index heads, Index distances) {
-    castle::ScoreTerms terms;
-    terms.factor = Matrix<double>(1, distances);
-    terms.bias = Matrix<double>(heads, distances);
-    for (Index k = 0; k < distances; ++k) {
-        terms.factor(0, k) = 1 + 0.3 * random.normal();
-        for (Index h = 0; h < heads; ++h) terms.bias(h, k) = 0.5 * random.normal();
-    }
-    terms.soft_cap = 1.5;
-    for (Index h = 0; h < heads; ++h) terms.sinks.push_back(random.normal());
-    return terms;
-}
-
 oracle::MaskedSettings oracle_settings(const castle::Shape& shape, const castle::Options& options, Index head,
                                        const std::function<bool(Index, Index)>& sees) {
     const auto row = [&](const Matrix<double>& table) {
@@ -87,16 +74,12 @@ oracle::MaskedSettings oracle_settings(const castle::Shape& shape, const castle:
     };
     oracle::MaskedSettings settings{.base = support::oracle_settings(shape.d, options),
                                     .sees = sees,
-                                    .mass_over = [](Index t, Index s) { return (t + s) % 3 != 0; },
+                                    .mass_over = in_mass,
                                     .factor = row(options.terms.factor),
                                     .bias = row(options.terms.bias),
                                     .cap = options.terms.soft_cap};
     if (!options.terms.sinks.empty()) settings.sink = options.terms.sinks[std::size_t(head)];
     return settings;
-}
-
-Mask some_mass() {
-    return masks::predicate([](Index t, Index s) { return (t + s) % 3 != 0; });
 }
 
 // The error of a score is that of sums of n d products of numbers of size 1, n tokens absorbed at most, in all orders;

@@ -84,4 +84,21 @@ inline std::vector<NamedMask> all_masks(Random& random, Index length) {
     return all;
 }
 
+/// A second mask, for masses, and what it means.
+inline bool in_mass(Index t, Index s) { return (t + s) % 3 != 0; }
+inline castle::Mask some_mass() { return castle::masks::predicate(in_mass); }
+
+/// Score terms of every kind: one row of factors, one of biases for each head.
+inline castle::ScoreTerms some_terms(Random& random, Index heads, Index distances) {
+    castle::ScoreTerms terms;
+    terms.factor = Matrix<double>(1, distances);
+    terms.bias = Matrix<double>(heads, distances);
+    for (Matrix<double>* table : {&terms.factor, &terms.bias}) fill_normal(random, *table);
+    terms.factor.array() = 1 + 0.3 * terms.factor.array();
+    terms.bias *= 0.5;
+    terms.soft_cap = 1.5;
+    for (Index h = 0; h < heads; ++h) terms.sinks.push_back(random.normal());
+    return terms;
+}
+
 }  // namespace support
