@@ -1,75 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+// This header is precompiled and comes first in all tests.
 #include "support/eigen_allocations.hpp"
 
 #include <gtest/gtest.h>
 
 #include <castle/castle.hpp>
 
-// What the library computes, compiled once for a scalar T rather than in every test again. This header is precompiled
-// and comes first in all of them; kernels_float.cpp and kernels_double.cpp are what it refers to.
-#define CASTLE_TEST_KERNELS(EXTERN, T)                                                                              \
-    namespace castle {                                                                                              \
-    EXTERN template class UqKvCache<T>;                                                                             \
-    EXTERN template void extend(UqKvCache<T>&, const Input<T>&, MatrixView<T>, const Executor&);                    \
-    EXTERN template void extend(UqKvCache<T>&, const Input<T>&, const Output<T>&, const Masks&, const Executor&);   \
-    EXTERN template Matrix<T> extend(UqKvCache<T>&, const Input<T>&);                                               \
-    EXTERN template void extend(std::span<UqKvCache<T>* const>, std::span<const Index>, const Input<T>&,            \
-                                MatrixView<T>, const Executor&);                                                    \
-    EXTERN template void extend(std::span<UqKvCache<T>* const>, std::span<const Index>, const Input<T>&,            \
-                                const Output<T>&, const Masks&, const Executor&);                                   \
-    EXTERN template void parallel(const Input<T>&, MatrixView<T>, const Options&, const Masks&);                    \
-    EXTERN template Matrix<T> parallel(const Input<T>&, const Options&, const Masks&);                              \
-    EXTERN template void parallel(const Shape&, const Input<T>&, MatrixView<T>, const Options&, const Masks&);      \
-    EXTERN template void parallel(const Shape&, const Input<T>&, const Output<T>&, const Options&, const Masks&);   \
-    EXTERN template Matrix<T> parallel(const Shape&, const Input<T>&, const Options&, const Masks&);                \
-    EXTERN template void recurrent(const Input<T>&, MatrixView<T>, const Options&, const Mask&);                    \
-    EXTERN template Matrix<T> recurrent(const Input<T>&, const Options&, const Mask&);                              \
-    EXTERN template void recurrent(const Shape&, const Input<T>&, MatrixView<T>, const Options&, const Mask&);      \
-    EXTERN template Matrix<T> recurrent(const Shape&, const Input<T>&, const Options&, const Mask&);                \
-    EXTERN template class Workspace<T>;                                                                             \
-    EXTERN template void forward(Workspace<T>&, const Input<T>&, MatrixView<T>, const Executor&);                   \
-    EXTERN template void forward(Workspace<T>&, std::span<const Index>, const Input<T>&, MatrixView<T>,             \
-                                 const Executor&);                                                                  \
-    EXTERN template void forward(Workspace<T>&, const Input<T>&, const Output<T>&, const Masks&, const Executor&);  \
-    EXTERN template void forward(Workspace<T>&, std::span<const Index>, const Input<T>&, const Output<T>&,          \
-                                 const Masks&, const Executor&);                                                    \
-    EXTERN template void backward(Workspace<T>&, const Input<T>&, ConstMatrixView<T>, const GradientView<T>&,       \
-                                  const Executor&);                                                                 \
-    EXTERN template void backward(Workspace<T>&, const Input<T>&, const OutputGradient<T>&, const GradientView<T>&, \
-                                  const TermsGradientView<T>&, const Executor&);                                    \
-    EXTERN template Gradient<T> backward(Workspace<T>&, const Input<T>&, ConstMatrixView<T>);                       \
-    EXTERN template Gradient<T> backward(const Input<T>&, ConstMatrixView<T>, const Options&);                      \
-    EXTERN template Gradient<T> backward(const Shape&, const Input<T>&, ConstMatrixView<T>, const Options&);        \
-    EXTERN template class LayerCache<T>;                                                                            \
-    EXTERN template class LayerWorkspace<T>;                                                                        \
-    EXTERN template class Layer<T>;                                                                                 \
-    }                                                                                                               \
-    namespace castle::dense {                                                                                       \
-    EXTERN template Matrix<T> gates(const Input<T>&, const Options&, const Mask&);                                  \
-    EXTERN template Matrix<T> lookahead_keys(const Input<T>&, Index, const Options&, const Mask&);                  \
-    EXTERN template Matrix<T> lookahead_scores(const Input<T>&, const Options&, const Mask&);                       \
-    EXTERN template Matrix<T> causal_scores(const Input<T>&, const Options&, const Mask&);                          \
-    EXTERN template Matrix<T> scores(const Input<T>&, const Options&, const Mask&);                                 \
-    EXTERN template Matrix<T> weights(const Input<T>&, const Options&, const Mask&);                                \
-    EXTERN template Matrix<T> output(const Input<T>&, const Options&, const Mask&);                                 \
-    }                                                                                                               \
-    namespace castle::detail {                                                                                      \
-    EXTERN template void pack_block(HeadState<T>&, const GroupScratch<T>&, Index, const Input<T>&);                 \
-    EXTERN template void sweep_gates(HeadState<T>&, const GroupScratch<T>&, Index);                                 \
-    EXTERN template void sweep_span(HeadState<T>&, const GroupScratch<T>&, Index);                                  \
-    EXTERN template void merge_spans(const HeadState<T>&, const GroupScratch<T>&, Index, const OutputRows<T>&);     \
-    EXTERN template class HeadState<T>;                                                                             \
-    EXTERN template class SequenceState<T>;                                                                         \
-    EXTERN template class AppendTransaction<T>;                                                                     \
-    EXTERN template class PanelSweep<T>;                                                                            \
-    EXTERN template class PanelGradient<T>;                                                                         \
-    EXTERN template class BackwardPass<T>;                                                                          \
-    EXTERN template class TrainingRecord<T>;                                                                        \
-    }
-
-CASTLE_TEST_KERNELS(extern, float)
-#ifndef CASTLE_TEST_FLOAT_ONLY
-CASTLE_TEST_KERNELS(extern, double)
-#endif
+#include "support/kernel_list.hpp"
