@@ -60,13 +60,21 @@ class UqKvCache {
     /// `2 d` with the default of 64. Pass 0 where nothing is ever rolled back beyond the open block of 32; standard
     /// attention rolls back any number, and needs none of it. Options are fixed at construction.
     ///
+    /// With a `sliding_window` a row sees its own token and the `sliding_window - 1` before it: every call has the mask
+    /// `masks::sliding_window(sliding_window)`, and one that is given another mask sees what both show. Bits are those
+    /// of a cache without it whose calls have that mask. Keys that no row to come sees are let go: memory stops growing
+    /// where the window and `max(128, rollback + 32)` tokens are full, two panels of 64 later at most. Standard
+    /// attention then rolls back no more tokens than lookahead does.
+    ///
     /// Throws std::invalid_argument if a size is below 1 or too large (`d` and `dv` above 2^24, `heads` above
-    /// 2^12), `heads` is no multiple of `kv_heads`, the window negative, the scale not finite, or `rollback`
-    /// negative or above 2^24.
-    explicit UqKvCache(const Shape& shape, Options options = {}, Index rollback = default_rollback)
+    /// 2^12), `heads` is no multiple of `kv_heads`, the window negative, the scale not finite, `rollback`
+    /// negative or above 2^24, or `sliding_window` below 1.
+    explicit UqKvCache(const Shape& shape, Options options = {}, Index rollback = default_rollback,
+                       Index sliding_window = unlimited)
         : options_(std::move(options)),
           state_(detail::AttentionKind::checked<T>("UqKvCache", shape, options_),
-                 {.rollback = detail::checked_rollback("UqKvCache", rollback)}) {}
+                 {.rollback = detail::checked_rollback("UqKvCache", rollback),
+                  .sliding_window = detail::checked_sliding_window("UqKvCache", sliding_window)}) {}
 
     UqKvCache(UqKvCache&&) = default;
     UqKvCache& operator=(UqKvCache&& other) noexcept {
@@ -79,10 +87,12 @@ class UqKvCache {
 
     /// Tokens in the cache.
     Index size() const { return state_.size(); }
-    /// Tokens that there is memory for.
+    /// Tokens that there is memory for; `unlimited` once there is all that a sliding window takes.
     Index capacity() const { return state_.capacity(); }
     const Shape& shape() const { return state_.kind().shape; }
     const Options& options() const { return options_; }
+    /// How many tokens a row sees at most; `unlimited` without a window.
+    Index sliding_window() const { return state_.head(0).sliding_window(); }
 
     /// Makes room for `tokens` tokens in all. Up to there, extending by one token at a time into a view allocates
     /// nothing. A fork ends that, as does a rollback of a cache that shares memory: reserve again then, which copies
@@ -103,7 +113,8 @@ class UqKvCache {
     /// a cache that shares memory with a fork finished blocks need memory of their own; std::bad_alloc if there is
     /// none.
     void rollback(Index tokens) { detail::rollback(state_, tokens); }
-    /// How many tokens `rollback` can remove right now: all of them in a cache of standard attention. Otherwise at
+    /// How many tokens `rollback` can remove right now: all of them in a cache of standard attention without a
+    /// sliding window. Otherwise at
     /// least as many as the cache was made for, counted from the most tokens that it has held since it was empty: what
     /// has been rolled back comes back only with new tokens.
     Index max_rollback() const { return state_.max_rollback(); }
@@ -129,24 +140,24 @@ class UqKvCache {
     /// stream. Throws std::runtime_error if the stream cannot be written.
     void save(std::ostream& out) const { detail::save_cache(out, state_); }
 
-    /// The cache that `save` has written, with its shape and options, which can roll back as many tokens again as the
-    /// saved one could, up to `rollback` or a few more. Throws std::runtime_error if the stream holds no cache of heads
-    /// of this scalar, or one that is truncated or corrupted, std::invalid_argument if `rollback` is negative or above
-    /// 2^24, and std::bad_alloc if there is no memory for the cache and, beside it, up to three times the bytes that it
-    /// is read from.
+    /// The cache that `save` has written, with its shape, options and sliding window, which can roll back as many
+    /// tokens again as the saved one could, up to `rollback` or a few more. Throws std::runtime_error if the stream
+    /// holds no cache of heads of this scalar, or one that is truncated or corrupted, std::invalid_argument if
+    /// `rollback` is negative or above 2^24, and std::bad_alloc if there is no memory for the cache and, beside it, up
+    /// to three times the bytes that it is read from.
     static UqKvCache load(std::istream& in, Executor executor = {}, Index rollback = default_rollback) {
         detail::checked_rollback("UqKvCache::load", rollback);
         detail::SavedReader reader(in);
         const auto saved = detail::read_identity<T>(reader);
         if (saved.layer != detail::SavedIdentity::LayerWords()) detail::reject_cache("is that of a layer");
-        detail::SequenceState<T> state(saved.kind, {.rollback = rollback});
+        detail::SequenceState<T> state(saved.kind, {.rollback = rollback, .sliding_window = saved.sliding_window});
         detail::read_state(reader, saved, state);
         return UqKvCache(saved.kind.options(std::move(executor)), std::move(state));
     }
 
     /// `U^t` of eqs. 3 and 13 of one key-value head, every token so far folded in: row `s` is the lookahead key of
-    /// token `s`, `[size, d]`; zeros in a cache of standard attention. Throws std::invalid_argument if there is no such
-    /// head.
+    /// token `s`, `[size, d]`; zeros in a cache of standard attention, and for keys that no row to come sees. Throws
+    /// std::invalid_argument if there is no such head.
     Matrix<T> lookahead_keys(Index kv_head = 0) const {
         return detail::lookahead_keys("UqKvCache::lookahead_keys", state_, kv_head);
     }

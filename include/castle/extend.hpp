@@ -64,8 +64,7 @@ void extend(UqKvCache<T>& cache, const std::type_identity_t<Input<T>>& input,
     call.check_input(input, state.kind().has_lookahead());
     call.check_output("", output, 1);
     detail::check_masks("extend", "mask", mask, 1);
-    detail::check_sight("extend", mask[0], state.kind().terms.get(), state.size(), state.size() + call.rows,
-                        detail::mass_over(output)[0]);
+    detail::check_sight("extend", state, mask[0], call.rows, detail::mass_over(output)[0]);
     detail::append<T>(state, std::array{call.rows}, {.seen = mask, .mass_over = detail::mass_over(output)}, input,
                       detail::output_rows(output), detail::executor_for(executor, cache.options()));
 }
@@ -133,8 +132,7 @@ void extend(std::type_identity_t<std::span<UqKvCache<T>* const>> caches, std::sp
     call.check_output("", output, Index(caches.size()));
     detail::check_masks("extend", "masks", masks, Index(caches.size()));
     for (Index i = 0; i < Index(caches.size()); ++i) {
-        detail::check_sight("extend", masks[i], state(i).kind().terms.get(), state(i).size(),
-                            state(i).size() + counts[std::size_t(i)], detail::mass_over(output)[i]);
+        detail::check_sight("extend", state(i), masks[i], counts[std::size_t(i)], detail::mass_over(output)[i]);
     }
     detail::append(detail::Sequences<T>(state), counts, {.seen = masks, .mass_over = detail::mass_over(output)}, input,
                    detail::output_rows(output), detail::executor_for(executor, caches.front()->options()));

@@ -111,24 +111,26 @@ class Layer {
     /// care not to swap those of two layers of a stack.
     ///
     /// It can roll back the last `rollback` tokens, see UqKvCache, which costs `d_head` elements a token and key-value
-    /// head for every 32 of them: `2 d_head` with the default of 64, nothing with 0. Throws std::invalid_argument if
-    /// `rollback` is negative or above 2^24.
-    LayerCache<T> make_cache(Index rollback = default_rollback) const {
-        return {kind(),
-                detail::SequenceState<T>(kind().attention, {.rollback = detail::checked_rollback(where, rollback)}),
-                row_elements()};
+    /// head for every 32 of them: `2 d_head` with the default of 64, nothing with 0. With a `sliding_window` its rows
+    /// see so many tokens, and it lets go of keys behind them, see UqKvCache as well. Throws std::invalid_argument if
+    /// `rollback` is negative or above 2^24, or `sliding_window` below 1.
+    LayerCache<T> make_cache(Index rollback = default_rollback, Index sliding_window = unlimited) const {
+        const detail::Keeping keeping{.rollback = detail::checked_rollback(where, rollback),
+                                      .sliding_window = detail::checked_sliding_window(where, sliding_window)};
+        return {kind(), detail::SequenceState<T>(kind().attention, keeping), row_elements()};
     }
 
     /// The cache that `LayerCache::save` has written. Throws std::runtime_error if the stream holds no cache of a layer
     /// like this one, rotary settings included, or one that is truncated or corrupted; otherwise as `UqKvCache::load`.
     LayerCache<T> load_cache(std::istream& in, Index rollback = default_rollback) const {
-        LayerCache<T> cache = make_cache(rollback);
+        detail::checked_rollback(where, rollback);
         detail::SavedReader reader(in);
         const auto saved = detail::read_identity<T>(reader);
         if (saved.kind != kind().attention || saved.layer != kind().to_words()) {
             const auto other = detail::LayerKind::from_words(saved.kind, saved.layer);
             detail::reject_cache(detail::text("has ", other.difference(kind())));
         }
+        LayerCache<T> cache = make_cache(rollback, saved.sliding_window);
         detail::read_state(reader, saved, cache.state_);
         return cache;
     }
@@ -154,7 +156,7 @@ class Layer {
         eigen_assert(!cache.state_.is_moved_from() && "a cache that was moved from");
         check_made_for("cache", cache.kind_);
         detail::check_masks(where, "mask", mask, 1);
-        check_sight(mask[0], detail::mass_over(output)[0], cache.size(), x.rows());
+        detail::check_sight(where, cache.state_, mask[0], x.rows(), detail::mass_over(output)[0]);
         append(cache.state_, std::array{x.rows()}, mask, x, output, cache.row_, executor);
     }
 
@@ -194,7 +196,8 @@ class Layer {
         for (std::size_t i = 0; i < caches.size(); ++i) {
             const auto& made_for = caches[i]->kind_;
             if (made_for != kind()) check_made_for(detail::text("caches[", Index(i), "]"), made_for);
-            check_sight(masks[Index(i)], detail::mass_over(output)[Index(i)], caches[i]->size(), counts[i]);
+            detail::check_sight(where, caches[i]->state_, masks[Index(i)], counts[i],
+                                detail::mass_over(output)[Index(i)]);
         }
         if (caches.empty()) return;
         const auto state = [&](Index i) -> auto& { return caches[std::size_t(i)]->state_; };
@@ -263,7 +266,8 @@ class Layer {
         check_made_for("workspace", workspace.kind_);
         detail::check_masks(where, "masks", masks, Index(counts.size()));
         for (std::size_t i = 0; i < counts.size(); ++i) {
-            check_sight(masks[Index(i)], detail::mass_over(output)[Index(i)], 0, counts[i]);
+            detail::check_sight(where, masks[Index(i)], kind().attention.terms.get(), 0, counts[i],
+                                detail::mass_over(output)[Index(i)]);
         }
         const Executor& threads = detail::executor_for(executor, options_);
         workspace.start(counts, {.seen = masks, .mass_over = detail::mass_over(output)}, rows * row_elements(),
@@ -419,11 +423,6 @@ class Layer {
         check_tokens("y", output.out, rows);
         call_of_heads(rows).check_by_products("", output);
         call_of_heads(rows).check_mass_over("", output, sequences);
-    }
-
-    // The mask for `count` tokens after the first `size`.
-    void check_sight(const Mask* mask, const Mask* mass_over, Index size, Index count) const {
-        detail::check_sight(where, mask, kind().attention.terms.get(), size, size + count, mass_over);
     }
 
     // A cache or a workspace.

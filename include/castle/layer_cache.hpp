@@ -41,10 +41,12 @@ class LayerCache {
 
     /// Tokens in the cache.
     Index size() const { return state_.size(); }
-    /// Tokens that there is memory for.
+    /// Tokens that there is memory for; `unlimited` once there is all that a sliding window takes.
     Index capacity() const { return state_.capacity(); }
     /// Of the heads.
     const Shape& shape() const { return state_.kind().shape; }
+    /// How many tokens a row sees at most; `unlimited` without a window.
+    Index sliding_window() const { return state_.head(0).sliding_window(); }
 
     /// Makes room for `tokens` tokens in all, see UqKvCache. Throws std::invalid_argument if `tokens` is negative or
     /// above 2^40, and std::bad_alloc if memory runs out; the tokens are as they were then.
@@ -72,7 +74,8 @@ class LayerCache {
     void save(std::ostream& out) const { detail::save_cache(out, state_, kind_.to_words()); }
 
     /// `U` of one key-value head, every token so far folded in, `[size, d_head]`, made of the values after any
-    /// rotation; zeros in a cache of standard attention. Throws std::invalid_argument if there is no such head.
+    /// rotation; zeros in a cache of standard attention, and for keys that no row to come sees. Throws
+    /// std::invalid_argument if there is no such head.
     Matrix<T> lookahead_keys(Index kv_head) const {
         return detail::lookahead_keys("LayerCache::lookahead_keys", state_, kv_head);
     }

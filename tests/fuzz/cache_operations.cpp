@@ -18,7 +18,7 @@ namespace {
 
 using namespace fuzz;
 
-constexpr Index tokens = 16, longest = 300;
+constexpr Index tokens = 16, longest = 400;
 constexpr std::array<castle::Shape, 3> shapes{castle::Shape{.d = 2, .dv = 1},
                                               castle::Shape{.d = 2, .dv = 1, .heads = 2, .kv_heads = 1},
                                               castle::Shape{.d = 2, .dv = 1, .heads = 4, .kv_heads = 2}};
@@ -61,7 +61,10 @@ struct Sequence {
 
     /// The last `rows` outputs, by the parallel form over all tokens.
     Matrix<float> outputs(Index rows) const {
-        return castle::parallel(cache.shape(), heads_of(cache.shape(), tokens).input(), cache.options())
+        const Index window = cache.sliding_window();
+        const castle::Masks mask =
+            window == castle::unlimited ? castle::Masks() : castle::Masks(castle::masks::sliding_window(window));
+        return castle::parallel(cache.shape(), heads_of(cache.shape(), tokens).input(), cache.options(), mask)
             .bottomRows(rows);
     }
     void append(const std::vector<Index>& more) { tokens.insert(tokens.end(), more.begin(), more.end()); }
@@ -110,7 +113,7 @@ void extend_all(Input& input, std::vector<Sequence>& sequences) {
 void check(const Sequence& sequence) {
     const castle::UqKvCache<float>& cache = sequence.cache;
     require(cache.size() == Index(sequence.tokens.size()), "a size is wrong");
-    castle::UqKvCache<float> fresh(cache.shape(), cache.options());
+    castle::UqKvCache<float> fresh(cache.shape(), cache.options(), 0, cache.sliding_window());
     castle::extend(fresh, heads_of(cache.shape(), sequence.tokens).input());
     for (Index h = 0; h < cache.shape().kv_heads; ++h) {
         require(same(cache.lookahead_keys(h), fresh.lookahead_keys(h)), "lookahead keys are not those of the tokens");
@@ -125,9 +128,11 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     const Index kind = input.byte();
     const castle::Options options{.lookahead_window = windows[std::size_t(kind % 8)]};
     const castle::Shape shape = shapes[std::size_t(kind / 8 % 3)];
+    constexpr std::array<Index, 4> sliding_windows = {castle::unlimited, castle::unlimited, 1, 40};
+    const Index sliding_window = sliding_windows[std::size_t(kind / 24 % 4)];
     const Index rollback = input.below(4) * 32;
     std::vector<Sequence> sequences;
-    sequences.push_back({castle::UqKvCache<float>(shape, options, rollback), {}});
+    sequences.push_back({castle::UqKvCache<float>(shape, options, rollback, sliding_window), {}});
     for (int step = 0; step < 60 && !input.empty(); ++step) {
         const std::size_t i = std::size_t(input.below(Index(sequences.size())));
         Sequence& sequence = sequences[i];

@@ -57,16 +57,26 @@ const std::vector<Identity::Words>& identities() {
                 words.push_back(identity_of(castle::UqKvCache<float>(shape, {.lookahead_window = window})));
             }
         }
+        for (const Index window : {Index(0), castle::unlimited}) {
+            words.push_back(
+                identity_of(castle::UqKvCache<float>({.d = 1, .dv = 1}, {.lookahead_window = window}, 64, 3)));
+        }
         words.push_back(identity_of(layer().make_cache()));
         return words;
     }();
     return all;
 }
 
+// What is behind a sliding window takes no bytes.
+template <class Cache>
+bool has_sensible_size(const Cache& cache) {
+    return cache.size() <= most_tokens || cache.sliding_window() != castle::unlimited;
+}
+
 // One token more, taken back with all others that can be.
 void use(castle::UqKvCache<float>& cache) {
     const castle::Shape shape = cache.shape();
-    require(cache.size() <= most_tokens, "a cache of more tokens than were there");
+    require(has_sensible_size(cache), "a cache of more tokens than were there");
     if (shape.d == 1 && shape.dv == 1 && shape.heads <= most_heads) {
         const Matrix<float> q = Matrix<float>::Constant(1, shape.heads, 0.5F);
         const Matrix<float> x = Matrix<float>::Constant(1, shape.kv_heads, 0.5F);
@@ -76,7 +86,7 @@ void use(castle::UqKvCache<float>& cache) {
 }
 
 void use(castle::LayerCache<float>& cache) {
-    require(cache.size() <= most_tokens, "a layer's cache of more tokens than were there");
+    require(has_sensible_size(cache), "a layer's cache of more tokens than were there");
     const Matrix<float> x = Matrix<float>::Constant(1, 2, 0.5F);
     layer().extend(cache, x);
     cache.rollback(cache.max_rollback());

@@ -29,7 +29,7 @@ void fold_open_block(const HeadState<T>& state, Index p, T* u) {
                            tokens, u);
 }
 
-// U with the open block folded in as well, [size, d].
+// U with the open block folded in as well, [size, d]; zeros for keys that no row to come sees.
 template <Scalar T>
 Matrix<T> lookahead_keys(const HeadState<T>& state) {
     const Index size = state.size();
@@ -40,16 +40,18 @@ Matrix<T> lookahead_keys(const HeadState<T>& state) {
     const Index origin = round_down(size, block_size);
     const AbsorbedTokens open(state.window(), origin, size);
     AlignedBuffer<T> panel(d * panel_size);
-    for (Index p = 0; p * panel_size < size; ++p) {
+    const Index first_seen = state.sliding_window() <= size ? size - state.sliding_window() + 1 : 0;
+    for (Index p = first_seen / panel_size; p * panel_size < size; ++p) {
         std::copy_n(state.lookahead_keys(p), panel.size(), panel.data());
         if (state.is_masked()) {
             fold_open_block(state, p, panel.data());
         } else {
             fold_block(state, open, size - origin, state.open_block(), state.gates(p), p, panel.data());
         }
-        const Index first = p * panel_size;
-        const Index rows = (std::min)(panel_size, size - first);
-        u.middleRows(first, rows) = Eigen::Map<const Matrix<T>>(panel.data(), d, panel_size).leftCols(rows).transpose();
+        const Index first = (std::max)(p * panel_size, first_seen), end = (std::min)((p + 1) * panel_size, size);
+        u.middleRows(first, end - first) = Eigen::Map<const Matrix<T>>(panel.data(), d, panel_size)
+                                               .middleCols(first - p * panel_size, end - first)
+                                               .transpose();
     }
     return u;
 }

@@ -33,7 +33,7 @@ template <Scalar T>
 void rollback(HeadState<T>& state, Index tokens) {
     const Index size = state.size() - tokens;
     const Index block = size / block_size, open = state.size() / block_size;
-    if (state.has_lookahead() && block < open) {
+    if (state.has_limited_rollback() && block < open) {
         for (Index b = open - 1; b >= block; --b) state.undo_fold(b);
         if (size % block_size != 0) state.history().restore_operands(block, state.open_block());
         state.cut(size);

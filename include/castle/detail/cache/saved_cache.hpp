@@ -105,6 +105,7 @@ SavedIdentity identity_of(const SequenceState<T>& state, const SavedIdentity::La
             .size = state.size(),
             .undoable = state.head(0).history().undoable(),
             .is_masked = state.head(0).is_masked(),
+            .sliding_window = state.head(0).sliding_window(),
             .terms = SavedIdentity::words_of(state.kind().terms.get())};
 }
 
@@ -133,17 +134,16 @@ void save_cache(std::ostream& out, const SequenceState<T>& state, const SavedIde
     }
     for (Index h = 0; h < state.heads(); ++h) {
         auto& head = const_cast<HeadState<T>&>(state.head(h));  // to find where arrays are; only read
-        for_saved_arrays<T>(identity.kind, identity.size, identity.undoable, identity.is_masked,
-                            [&](const SavedArrays& arrays) {
-                                for (Index i = 0; i < arrays.count; ++i) {
-                                    const auto array = SavedArray<T>::of(head, arrays, i);
-                                    for (Index row = 0; row < array.used_rows; ++row) {
-                                        writer.elements(array.data + row * array.stride, array.used_cols);
-                                        writer.template zeros<T>(arrays.cols - array.used_cols);
-                                    }
-                                    writer.template zeros<T>((arrays.rows - array.used_rows) * arrays.cols);
-                                }
-                            });
+        for_saved_arrays<T>(identity, identity.undoable, [&](const SavedArrays& arrays) {
+            for (Index i = 0; i < arrays.count; ++i) {
+                const auto array = SavedArray<T>::of(head, arrays, i);
+                for (Index row = 0; row < array.used_rows; ++row) {
+                    writer.elements(array.data + row * array.stride, array.used_cols);
+                    writer.template zeros<T>(arrays.cols - array.used_cols);
+                }
+                writer.template zeros<T>((arrays.rows - array.used_rows) * arrays.cols);
+            }
+        });
     }
     writer.checksum();
     if (!out.flush()) throw std::runtime_error("castle::save: the cache could not be written");
@@ -197,7 +197,7 @@ template <Scalar T>
 Index saved_elements(const SavedIdentity& saved) {
     double most = 0x1p60 / double(saved.kind.shape.kv_heads);
     Index elements = 0;
-    for_saved_arrays<T>(saved.kind, saved.size, saved.undoable, saved.is_masked, [&](const SavedArrays& arrays) {
+    for_saved_arrays<T>(saved, saved.undoable, [&](const SavedArrays& arrays) {
         most -= double(arrays.count) * double(arrays.rows) * double(arrays.cols);
         if (most < 0) reject_cache("is too large");
         elements += arrays.count * arrays.rows * arrays.cols;
@@ -216,15 +216,14 @@ void read_state(SavedReader& reader, const SavedIdentity& saved, SequenceState<T
         HeadState<T>& head = state.head(h);
         const unsigned char* from = bytes.data() + std::size_t(h) * head_bytes;
         head.history().set_undoable(saved.undoable);
-        for_saved_arrays<T>(
-            saved.kind, saved.size, head.history().undoable(), saved.is_masked, [&](const SavedArrays& arrays) {
-                for (Index i = 0; i < arrays.count; ++i) {
-                    const auto array = SavedArray<T>::of(head, arrays, i);
-                    for (Index row = 0; row < arrays.rows; ++row, from += std::size_t(arrays.cols) * sizeof(T)) {
-                        std::memcpy(array.data + row * array.stride, from, std::size_t(arrays.cols) * sizeof(T));
-                    }
+        for_saved_arrays<T>(saved, head.history().undoable(), [&](const SavedArrays& arrays) {
+            for (Index i = 0; i < arrays.count; ++i) {
+                const auto array = SavedArray<T>::of(head, arrays, i);
+                for (Index row = 0; row < arrays.rows; ++row, from += std::size_t(arrays.cols) * sizeof(T)) {
+                    std::memcpy(array.data + row * array.stride, from, std::size_t(arrays.cols) * sizeof(T));
                 }
-            });
+            }
+        });
         head.set_size(saved.size);
         make_open_gates(head);
     }

@@ -33,6 +33,7 @@ struct SavedIdentity {
     Index size = 0;
     Index undoable = 0;  // finished blocks that can be undone
     bool is_masked = false;
+    Index sliding_window = unlimited;
 
     // How much there is of the score terms, which come after the identity: rows and columns of the two tables, sinks,
     // and whether there is a cap.
@@ -55,7 +56,7 @@ struct SavedIdentity {
                                       panel_size};
 
     static constexpr std::size_t word_count =
-        Format().size() + AttentionKind::word_count + LayerWords().size() + TermsWords().size() + 3;
+        Format().size() + AttentionKind::word_count + LayerWords().size() + TermsWords().size() + 4;
     using Words = std::array<std::uint64_t, word_count>;
 
     template <Scalar T>
@@ -65,6 +66,7 @@ struct SavedIdentity {
         to = std::ranges::copy(kind.to_words(), to).out;
         to = std::ranges::copy(layer, to).out;
         to = std::ranges::copy(terms, to).out;
+        *to++ = std::uint64_t(sliding_window);
         *to++ = std::uint64_t(is_masked ? 1 : 0);
         *to++ = std::uint64_t(size);
         *to++ = std::uint64_t(undoable);
@@ -84,13 +86,15 @@ struct SavedIdentity {
         SavedIdentity saved{.kind = AttentionKind::from_words(from)};
         std::copy_n(from + AttentionKind::word_count, saved.layer.size(), saved.layer.begin());
         std::copy_n(from + AttentionKind::word_count + saved.layer.size(), saved.terms.size(), saved.terms.begin());
+        saved.sliding_window = Index(w[word_count - 4]);
         saved.is_masked = w[word_count - 3] != 0;
         saved.size = Index(w[word_count - 2]);
         saved.undoable = Index(w[word_count - 1]);
         // Words that are no flags would come back as others.
         if (!saved.kind.is_sensible<T>() || saved.to_words<T>() != w || saved.size < 0 || saved.size > most_tokens ||
-            !saved.has_sensible_terms() || saved.undoable < 0 || saved.undoable > most_size / block_size ||
-            saved.undoable > saved.size / block_size) {
+            !saved.has_sensible_terms() || saved.sliding_window < 1 ||
+            (saved.sliding_window > most_tokens && saved.sliding_window != unlimited) || saved.undoable < 0 ||
+            saved.undoable > most_size / block_size || saved.undoable > saved.size / block_size) {
             reject_cache("has no sensible sizes");
         }
         return saved;

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include <castle/detail/base/layout.hpp>
+#include <castle/detail/cache/saved_identity.hpp>
 #include <castle/detail/check/attention_kind.hpp>
 #include <castle/detail/score/absorption.hpp>
 #include <castle/detail/state/head_state.hpp>
@@ -38,12 +39,15 @@ struct SavedArrays {
     Index block = 0;  // of the history, for its parts
 };
 
-// Calls f(arrays) for all arrays of a head with `size` tokens of which the last `undoable` finished blocks can be
-// undone. What undoes blocks comes last, the last block first: whoever can undo fewer has no use for the end.
+// Calls f(arrays) for all arrays of a head of which the last `undoable` finished blocks can be undone. What undoes
+// blocks comes last, the last block first: whoever can undo fewer has no use for the end.
 template <Scalar T, class F>
-void for_saved_arrays(const AttentionKind& kind, Index size, Index undoable, bool is_masked, const F& f) {
+void for_saved_arrays(const SavedIdentity& saved, Index undoable, const F& f) {
+    const AttentionKind& kind = saved.kind;
+    const Index size = saved.size;
     if (size == 0) return;
-    const Index d = kind.shape.d, dv = kind.shape.dv, window = kind.lookahead_window;
+    const Index d = kind.shape.d, dv = kind.shape.dv;
+    const Index window = absorbing_window(kind.lookahead_window, saved.sliding_window);
     const Index panels = ceil_div(size, panel_size);
     const auto panels_of = [&](SavedPart part, Index first, Index end, Index tokens, Index block = 0) {
         f(SavedArrays{.part = part,
@@ -65,7 +69,7 @@ void for_saved_arrays(const AttentionKind& kind, Index size, Index undoable, boo
     };
     // Of a block, for each panel that may absorb its tokens.
     const auto words = [&](SavedPart part, Index block, Index tokens) {
-        if (!is_masked || tokens == block * block_size) return;
+        if (!saved.is_masked || tokens == block * block_size) return;
         const Index oldest = oldest_panel(window, block * block_size);
         f(SavedArrays{.part = part,
                       .first = oldest,
@@ -75,17 +79,29 @@ void for_saved_arrays(const AttentionKind& kind, Index size, Index undoable, boo
                       .end = tokens,
                       .block = block});
     };
-    if (kind.has_lookahead()) panels_of(SavedPart::lookahead_keys, 0, panels, size);
-    panels_of(SavedPart::causal_keys, 0, panels, size);
-    f(SavedArrays{.part = SavedPart::values, .first = 0, .count = panels, .rows = panel_size, .cols = dv, .end = size});
-    if (!kind.has_lookahead()) return;
+    const auto keys_of = [&](Index first, Index end) {
+        if (kind.has_lookahead()) panels_of(SavedPart::lookahead_keys, first, end, size);
+        panels_of(SavedPart::causal_keys, first, end, size);
+        f(SavedArrays{.part = SavedPart::values,
+                      .first = first,
+                      .count = (std::max)(end - first, Index(0)),
+                      .rows = panel_size,
+                      .cols = dv,
+                      .end = size});
+    };
+    const auto first_seen = [&](Index token) { return oldest_panel(saved.sliding_window - 1, token); };
+    keys_of(first_seen(size), panels);
     const Index open = size / block_size;
-    operands(SavedPart::open_block, open, size);
-    words(SavedPart::open_words, open, size);
-    panels_of(SavedPart::lookahead_queries, oldest_panel(window, size), panels, size);
-    // Block by block further back, with the queries that it asks for once it is undone.
+    if (kind.has_lookahead()) {
+        operands(SavedPart::open_block, open, size);
+        words(SavedPart::open_words, open, size);
+        panels_of(SavedPart::lookahead_queries, oldest_panel(window, size), panels, size);
+    }
+    // Block by block further back, with the keys and queries that it asks for once it is undone.
     for (Index b = open - 1; b >= open - undoable; --b) {
         const Index origin = b * block_size, end = origin + block_size, oldest = oldest_panel(window, origin);
+        keys_of(first_seen(origin), (std::min)(first_seen(end), panels));
+        if (!kind.has_lookahead()) continue;
         panels_of(SavedPart::lookahead_queries, oldest, (std::min)(oldest_panel(window, end), panels), size);
         operands(SavedPart::fold_operands, b, end);
         words(SavedPart::fold_words, b, end);

@@ -62,6 +62,12 @@ inline Index checked_rollback(std::string_view where, Index rollback) {
     return rollback;
 }
 
+// How many tokens the rows of a cache see; what no sequence reaches is no limit.
+inline Index checked_sliding_window(std::string_view where, Index tokens) {
+    check_size(where, "sliding_window", tokens, 1);
+    return tokens > most_tokens ? unlimited : tokens;
+}
+
 inline void check_rollback(Index tokens, Index most) {
     check_size("rollback", "tokens", tokens, 0);
     if (tokens > most) fail("rollback", "tokens is ", tokens, " but the cache can roll back at most ", most, " now");

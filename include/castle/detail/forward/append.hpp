@@ -3,6 +3,8 @@
 
 #include <algorithm>
 #include <span>
+#include <string_view>
+#include <vector>
 
 #include <castle/detail/base/layout.hpp>
 #include <castle/detail/forward/group_scratch.hpp>
@@ -91,7 +93,7 @@ class AppendTransaction {
         Index row = 0;
         for (Index i = 0; i < Index(counts.size()); ++i) {
             SequenceState<T>& one = sequences[i];
-            const MaskRule* rule = masks_.seen[i] != nullptr ? masks_.seen[i]->rule() : nullptr;
+            const MaskRule* rule = rule_of(i);
             one.work() = {.call_row = row,
                           .before = one.size(),
                           .after = one.size() + tokens(i),
@@ -147,8 +149,9 @@ class AppendTransaction {
                 for (Index i = first; i < end; ++i) {
                     auto& w = work(i);
                     const Index from = begins ? w.before : w.group.end;
+                    const HeadState<T>& any = sequences_[i].head(0);
                     w.group = Group::next(from, w.after, packed ? row : w.call_row + from - w.before, sight(i),
-                                          sequences_[i].head(0).is_masked());
+                                          any.is_masked() ? oldest_panel(any.window(), from) * panel_size : every_key);
                     row += w.group.rows();
                 }
                 if (row == 0) break;
@@ -215,6 +218,13 @@ class AppendTransaction {
             .rule = work(i).rule, .keys = work(i).keys, .has_own_keys = !is_cross(), .mass_over = work(i).mass_over};
     }
     bool is_cross() const { return masks_.cross_keys >= 0; }
+    const MaskRule* rule_of(Index i) {
+        const SequenceState<T>& one = sequences_[i];
+        const Mask* mask = masks_.seen[i];
+        if (!one.slides()) return mask != nullptr ? mask->rule() : nullptr;
+        if (mask == nullptr || mask->rule() == nullptr) return one.within_window(nullptr).rule();
+        return narrowed_.emplace_back(one.within_window(mask)).rule();
+    }
     bool looks_ahead(Index i) const {
         const auto& w = work(i);
         if (is_cross()) return true;
@@ -343,9 +353,23 @@ class AppendTransaction {
     CallMasks masks_;
     const Executor& executor_;
     Index rows_together_;
+    std::vector<Mask> narrowed_;  // masks that are cut to the windows of caches
     bool looks_ahead_ = false;
     T* memory_ = nullptr;
 };
+
+// The mask for the next `rows` rows of a sequence; see check_sight in check/.
+template <Scalar T>
+void check_sight(std::string_view where, const SequenceState<T>& state, const Mask* mask, Index rows,
+                 const Mask* mass_over) {
+    const Index size = state.size();
+    const auto check = [&](const Mask* seen) {
+        check_sight(where, seen, state.kind().terms.get(), size, size + rows, mass_over);
+    };
+    if (!state.slides()) return check(mask);
+    const Mask seen = state.within_window(mask);
+    check(&seen);
+}
 
 // Appends the tokens of `input` to the sequences, with the outputs to `out`; shapes have been checked.
 template <Scalar T>

@@ -15,14 +15,14 @@ inline namespace CASTLE_ABI {
 namespace detail {
 
 // What one key-value head needs while a group is under way: the operands of the blocks after the open one, and a
-// softmax for every row, query head and span. Row i of query head h is row h rows() + i of a softmax.
+// softmax for every row, query head and span that it sees. Row i of query head h is row h rows() + i of a softmax.
 template <Scalar T>
 class GroupScratch {
   public:
     // For groups of up to `rows` rows of a sequence of up to `tokens` tokens.
     static Index elements(const HeadState<T>& state, Index rows, Index tokens) {
         return (group_blocks - 1) * state.operand_sizes().elements() +
-               ceil_div(tokens, span_size) * SoftmaxRows<T>::elements(rows * state.group(), state.dv_padded());
+               state.most_spans(tokens) * SoftmaxRows<T>::elements(rows * state.group(), state.dv_padded());
     }
 
     // Into memory of so many elements. A group of one row has but the open block, and takes its softmax to `step`.
@@ -47,7 +47,7 @@ class GroupScratch {
 
     SoftmaxRows<T> softmax(Index span) const {
         const Index rows = group_.rows() * state_.group(), dv = state_.dv_padded();
-        return {softmax_ + span * SoftmaxRows<T>::elements(rows, dv), rows, dv};
+        return {softmax_ + (span - group_.first_span()) * SoftmaxRows<T>::elements(rows, dv), rows, dv};
     }
 
   private:

@@ -18,7 +18,8 @@ namespace detail {
 template <Scalar T>
 class FoldHistory {
   public:
-    // For as many blocks of heads of size d; a block is folded into at most `most_panels` panels.
+    // For as many blocks of heads of size d; a block is folded into at most `most_panels` panels. Where nothing is
+    // folded d is 0, and blocks are only counted.
     FoldHistory(Index d, Index blocks, Index most_panels)
         : d_(d), blocks_(blocks), most_panels_(most_panels), panels_(blocks * d * panel_size) {}
 
@@ -31,7 +32,7 @@ class FoldHistory {
     };
     // For states of so many panels; see PanelStore.
     Room missing(Index panels) {
-        return {.panels = panels_.missing(blocks_ > 0 ? (std::min)(panels, most_panels_) : 0),
+        return {.panels = panels_.missing(keeps_any() ? (std::min)(panels, most_panels_) : 0),
                 .operands = AlignedBuffer<T>(operands_.size() > 0 ? 0 : blocks_ * operand_elements())};
     }
     void add(Room room) {
@@ -76,15 +77,17 @@ class FoldHistory {
 
     // Lookahead keys and values of a block, [2 d][block_size]; U of panel p before it, [d][panel_size].
     T* operands(Index block) { return operands_.data() + block % blocks_ * operand_elements(); }
-    T* panel(Index block, Index p) { return panels_[p % panels_.size()] + block % blocks_ * d_ * panel_size; }
+    T* panel(Index block, Index p) { return panels_[p] + block % blocks_ * d_ * panel_size; }
 
     Index elements() const { return panels_.elements() + operands_.size(); }
     Index elements_for(Index panels) const {
-        return blocks_ > 0 ? panels_.elements_for((std::min)(panels, most_panels_)) + blocks_ * operand_elements() : 0;
+        return keeps_any() ? panels_.elements_for((std::min)(panels, most_panels_)) + blocks_ * operand_elements() : 0;
     }
     Index shared_elements() const { return panels_.shared_elements(); }
 
   private:
+    bool keeps_any() const { return blocks_ > 0 && d_ > 0; }
+
     // Lookahead keys and values lie side by side.
     Index operand_elements() const { return 2 * d_ * block_size; }
 

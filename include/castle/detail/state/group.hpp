@@ -40,17 +40,20 @@ struct Group {
     Sight sight = {};
     KeyRange keys = {0, 0};  // that its blocks are swept against
 
-    // The group that begins at token `first` of a sequence that ends at `end`. Groups end where blocks do. With
-    // `absorbs` all keys up to its own are swept, whatever the mask says, since earlier rows of a block that is
-    // finished may have seen them.
-    static Group next(Index first, Index end, Index row, const Sight& sight = {}, bool absorbs = false) {
+    // The group that begins at token `first` of a sequence that ends at `end`. Groups end where blocks do. All keys
+    // from `absorbing` up to its own are swept, whatever the mask says, since earlier rows of a block that is finished
+    // may have seen them.
+    static Group next(Index first, Index end, Index row, const Sight& sight = {}, Index absorbing = every_key) {
         Group group{.first = first,
                     .end = (std::min)(end, round_down(first, block_size) + group_size),
                     .row = row,
                     .sight = sight};
         if (group.rows() <= 0) return group;
         group.keys = sight.reach(first, group.end);
-        if (absorbs) group.keys = {0, (std::max)(group.keys.end, group.end)};
+        if (absorbing < group.end) {
+            if (group.keys.begin == group.keys.end) group.keys = {absorbing, absorbing};
+            group.keys = {(std::min)(group.keys.begin, absorbing), (std::max)(group.keys.end, group.end)};
+        }
         return group;
     }
 

@@ -27,7 +27,17 @@ namespace detail {
 struct Keeping {
     Index rollback = 0;        // so many of the last tokens can be rolled back, and often a few more
     bool every_query = false;  // Q^U of tokens that have left the window behind as well
+    // A row sees at most so many tokens, its own the last of them, and what is behind those of all rows that are to
+    // come is let go.
+    Index sliding_window = unlimited;
+
+    bool slides() const { return sliding_window != unlimited; }
 };
+
+// How many later tokens a key absorbs at most: those within the window that see it.
+inline Index absorbing_window(Index lookahead_window, Index sliding_window) {
+    return (std::min)(lookahead_window, sliding_window - 1);
+}
 
 // What one key-value head remembers, for all query heads of its group. Without lookahead (a window of 0) it is the
 // key-value cache of standard attention.
@@ -44,13 +54,13 @@ class HeadState {
           terms_(std::move(terms)),
           first_head_(first_head),
           dv_padded_(round_up(kind.shape.dv, Simd<T>::width)),
-          history_blocks_(has_lookahead() ? ceil_div(keeping.rollback, block_size) : 0),
-          keeps_every_query_(keeping.every_query),
+          history_blocks_(has_lookahead() || keeping.slides() ? ceil_div(keeping.rollback, block_size) : 0),
+          keeping_(keeping),
           panels_(((has_lookahead() ? 2 : 1) * d() + dv_padded_) * panel_size),
           query_panels_(d() * panel_size),
           gate_tiles_(block_size * panel_size),
           word_panels_(word_slots() * block_size),
-          history_(d(), history_blocks_, most_panels(block_size)) {}
+          history_(has_lookahead() ? d() : 0, history_blocks_, most_panels(window(), block_size)) {}
 
     HeadState(HeadState&&) = default;
     HeadState& operator=(HeadState&&) = default;
@@ -62,7 +72,8 @@ class HeadState {
     Index dv_padded() const { return dv_padded_; }
     Index group() const { return kind_.group(); }
     T scale() const { return static_cast<T>(kind_.scale); }
-    Index window() const { return kind_.lookahead_window; }
+    Index window() const { return absorbing_window(kind_.lookahead_window, keeping_.sliding_window); }
+    Index sliding_window() const { return keeping_.sliding_window; }
     bool has_lookahead() const { return kind_.has_lookahead(); }
     bool has_silu() const { return kind_.silu; }
     bool has_causal_scores() const { return kind_.causal_keys; }
@@ -77,16 +88,17 @@ class HeadState {
     OperandSizes operand_sizes() const { return {.d = d(), .group = group(), .has_lookahead = has_lookahead()}; }
 
     Index size() const { return size_; }
-    Index capacity() const { return panels_.size() * panel_size; }
+    // Without limit once there is all memory that a sliding window takes.
+    Index capacity() const { return panels_.size() < most_key_panels() ? panels_.size() * panel_size : unlimited; }
     void set_size(Index size) { size_ = size; }
 
     // Forgets the tokens after the first `size`. A panel that has none left begins anew, which zeroes its U: one in
     // own_keys_, which may be shared and is not owned before that, is let go. So own_keys_ only ever has panels with
     // tokens.
     void cut(Index size) {
-        for (Index p = ceil_div(size, panel_size); p < Index(own_keys_.size()) && p * panel_size < size_; ++p) {
-            own_keys_[std::size_t(p)] = Panel<T>();
-        }
+        const Index first = ceil_div(size, panel_size),
+                    end = (std::min)(ceil_div(size_, panel_size), first + panel_count());
+        for (Index p = first; has_lookahead() && p < end; ++p) own_key(p) = Panel<T>();
         size_ = size;
     }
 
@@ -120,19 +132,31 @@ class HeadState {
         size_ = after;
     }
 
-    // How many tokens can be rolled back.
+    // How many tokens can be rolled back, and whether that is less than all of them.
     Index max_rollback() const {
-        return has_lookahead() ? size_ % block_size + history_.undoable() * block_size : size_;
+        return has_limited_rollback() ? size_ % block_size + history_.undoable() * block_size : size_;
+    }
+    bool has_limited_rollback() const { return has_lookahead() || keeping_.slides(); }
+
+    // The first panel of which rows from that of `token` on may see a key, or of its block: with a sliding window, what
+    // is before it may be gone.
+    Index first_seen_panel(Index token) const { return oldest_panel(keeping_.sliding_window - 1, token); }
+
+    // How many spans the rows of a group may see at most in a sequence of so many tokens.
+    Index most_spans(Index tokens) const {
+        if (!keeping_.slides()) return ceil_div(tokens, span_size);
+        const Index most = ceil_div(keeping_.sliding_window + group_size, span_size) + 1;
+        return tokens >= most * span_size ? most : ceil_div(tokens, span_size);
     }
 
     // Makes room for `tokens` tokens in all; after it, extending by single tokens up to there allocates nothing, but
     // for what has to be owned. Changes nothing that can be seen if an allocation throws. Before it there is no memory
     // at all, so sizes that come from an untrusted file are safe.
     void reserve(Index tokens, bool has_mask = false) {
-        const Index panels = (std::max)(ceil_div(tokens, panel_size), panels_.size());
+        const Index panels = panels_for(tokens);
         const Index word_panels =
             has_lookahead() && (has_mask || is_masked_) ? (std::min)(panels, most_query_panels()) : 0;
-        if (panels <= panels_.size() && word_panels <= word_panels_.size()) return;
+        if (panels <= panel_count() && word_panels <= word_panels_.size()) return;
         const Index query_panels = has_lookahead() ? (std::min)(panels, most_query_panels()) : 0;
         const Index gate_tiles = has_lookahead() ? (std::min)(panels, most_gate_tiles()) : 0;
         auto fresh_panels = panels_.missing(panels);
@@ -153,7 +177,7 @@ class HeadState {
 
     // The bytes that there would be after reserving so many tokens, if nothing is shared.
     Index bytes_for(Index tokens) const {
-        const Index panels = (std::max)(ceil_div(tokens, panel_size), panels_.size());
+        const Index panels = panels_for(tokens);
         if (panels == 0) return 0;
         Index elements = panels_.elements_for(panels) + operand_sizes().elements();
         if (has_lookahead()) {
@@ -186,9 +210,10 @@ class HeadState {
         const Index oldest = oldest_panel(window(), before);
         gate_tiles_.own(oldest, end);
         if (is_masked_) word_panels_.own(oldest, end);
-        if (before / block_size == after / block_size) return;
-        history_.own(oldest, end);
-        own_keys(oldest, end);
+        const bool finishes = before / block_size != after / block_size;
+        if (finishes) history_.own(oldest, end);
+        // A panel that begins takes the place of one that has been let go, U of which may be shared.
+        if (finishes || end > panel_count()) own_keys(oldest, end);
     }
     // The same before tokens are rolled back down to `after`.
     void own_for_rollback(Index after) {
@@ -214,9 +239,9 @@ class HeadState {
 
     // Panel p, [d][panel_size] each; the values [panel_size][dv_padded]. Q^U is a ring buffer: panels that the window
     // has left behind, also that of what may be rolled back, make room.
-    T* lookahead_queries(Index p) { return query_panels_[p % query_panels_.size()]; }
+    T* lookahead_queries(Index p) { return query_panels_[p]; }
     T* lookahead_keys(Index p) {
-        const Panel<T>& own = own_keys_[std::size_t(p)];
+        const Panel<T>& own = own_key(p);
         return own ? own.data() : panels_[p];
     }
     T* causal_keys(Index p) { return panels_[p] + (has_lookahead() ? key_elements() : 0); }
@@ -225,15 +250,13 @@ class HeadState {
 
     // The gates of the open block's rows against panel p, [block_size][panel_size]. Tiles are a ring buffer: a window
     // keeps gates from reaching back further than the tiles do.
-    T* gates(Index p) { return gate_tiles_[p % gate_tiles_.size()]; }
+    T* gates(Index p) { return gate_tiles_[p]; }
     const T* gates(Index p) const { return const_cast<HeadState*>(this)->gates(p); }
 
     // Whether a call had a mask, and so words say which keys of a panel absorb which tokens of a block: of the open one
     // and of those that can be undone. Panels that the window has left behind absorb none.
     bool is_masked() const { return is_masked_; }
-    std::uint64_t* words(Index block, Index p) {
-        return word_panels_[p % word_panels_.size()] + block % word_slots() * block_size;
-    }
+    std::uint64_t* words(Index block, Index p) { return word_panels_[p] + block % word_slots() * block_size; }
     BlockWords words_of(Index block, Index p) const {
         BlockWords words{};
         if (p >= oldest_panel(window(), block * block_size)) {
@@ -268,7 +291,7 @@ class HeadState {
           first_head_(from.first_head_),
           dv_padded_(from.dv_padded_),
           history_blocks_(from.history_blocks_),
-          keeps_every_query_(from.keeps_every_query_),
+          keeping_(from.keeping_),
           is_masked_(from.is_masked_),
           size_(from.size_),
           panels_(from.panels_.share(ceil_div(size_, panel_size))),
@@ -284,11 +307,18 @@ class HeadState {
     }
 
     Index key_elements() const { return d() * panel_size; }
+    Index panel_count() const { return panels_.size(); }
+    // Those that there are after reserving so many tokens.
+    Index panels_for(Index tokens) const {
+        return (std::max)((std::min)(ceil_div(tokens, panel_size), most_key_panels()), panel_count());
+    }
+    Panel<T>& own_key(Index p) { return own_keys_[std::size_t(panels_.slot(p))]; }
 
     // U of the panels [first, end) is to be written to.
     void own_keys(Index first, Index end) {
+        end = (std::min)(end, first + panel_count());
         const auto is_shared = [&](Index p) {
-            const Panel<T>& own = own_keys_[std::size_t(p)];
+            const Panel<T>& own = own_key(p);
             return own ? own.is_shared() : panels_.is_shared(p);
         };
         Index shared = 0;
@@ -297,25 +327,27 @@ class HeadState {
         for (Index p = end; p-- > first && !fresh.empty();) {
             if (!is_shared(p)) continue;
             std::copy_n(lookahead_keys(p), key_elements(), fresh.back().data());
-            own_keys_[std::size_t(p)] = std::move(fresh.back());
+            own_key(p) = std::move(fresh.back());
             fresh.pop_back();
         }
     }
 
-    // Panels that gates can ask for together, so that no two of them share a place: keys from a window before the first
-    // of `tokens` tokens to the last, which need not begin with a panel.
-    Index most_panels(Index tokens) const {
+    // Panels that are asked for together, so that no two of them share a place: keys from a window before the first of
+    // `tokens` tokens to the last, which need not begin with a panel.
+    static Index most_panels(Index window, Index tokens) {
         constexpr Index every_panel = (std::numeric_limits<Index>::max)();
-        if (window() >= every_panel - tokens - panel_size) return every_panel;
-        return ceil_div(window() + tokens, panel_size) + 1;
+        if (window >= every_panel - tokens - panel_size) return every_panel;
+        return ceil_div(window + tokens, panel_size) + 1;
     }
+    // Tokens of a group, or what is rolled back together with the open block.
+    Index tokens_together() const { return (std::max)(group_size, (history_blocks_ + 1) * block_size); }
     // Those of all blocks of one group.
-    Index most_gate_tiles() const { return most_panels(group_size); }
+    Index most_gate_tiles() const { return most_panels(window(), group_size); }
     // Those of a group, or of what is left once all has been rolled back that can be.
     Index most_query_panels() const {
-        return keeps_every_query_ ? (std::numeric_limits<Index>::max)()
-                                  : most_panels((std::max)(group_size, (history_blocks_ + 1) * block_size));
+        return keeping_.every_query ? unlimited : most_panels(window(), tokens_together());
     }
+    Index most_key_panels() const { return most_panels(keeping_.sliding_window, tokens_together()); }
 
     // Blocks whose words are kept at the same time: those of a group under way, and those that can be undone.
     Index word_slots() const { return history_blocks_ + group_blocks; }
@@ -325,7 +357,7 @@ class HeadState {
     Index first_head_;
     Index dv_padded_;
     Index history_blocks_;
-    bool keeps_every_query_;
+    Keeping keeping_;
     bool is_masked_ = false;
     Index size_ = 0;
     PanelStore<T> panels_;            // U, K^C, V^C, in the order in which a step of decoding reads them

@@ -35,9 +35,12 @@ class PanelStore {
                                                      [](const Panel<T>& panel) { return panel.is_shared(); }));
     }
 
-    T* operator[](Index p) { return panels_[std::size_t(p)].data(); }
-    const T* operator[](Index p) const { return panels_[std::size_t(p)].data(); }
-    bool is_shared(Index p) const { return panels_[std::size_t(p)].is_shared(); }
+    // The place of panel p.
+    Index slot(Index p) const { return p < size() ? p : p % size(); }
+
+    T* operator[](Index p) { return panels_[std::size_t(slot(p))].data(); }
+    const T* operator[](Index p) const { return panels_[std::size_t(slot(p))].data(); }
+    bool is_shared(Index p) const { return panels_[std::size_t(slot(p))].is_shared(); }
 
     // To grow: the panels that are missing to `panels`, if any, to be added. This may throw, and changes nothing that
     // can be seen; adding does not throw.
@@ -68,7 +71,7 @@ class PanelStore {
     // were.
     void own(Index first, Index end) {
         end = (std::min)(end, first + size());
-        const auto place = [&](Index p) -> Panel<T>& { return panels_[std::size_t(p % size())]; };
+        const auto place = [&](Index p) -> Panel<T>& { return panels_[std::size_t(slot(p))]; };
         Index shared = 0;
         for (Index p = first; p < end; ++p) shared += place(p).is_shared() ? 1 : 0;
         if (shared == 0) return;

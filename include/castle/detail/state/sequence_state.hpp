@@ -26,7 +26,8 @@ class SequenceState {
     using Terms = std::shared_ptr<const TermTables<T>>;
 
     SequenceState(const AttentionKind& kind, Keeping keeping) : SequenceState(kind, keeping, terms_of(kind)) {}
-    SequenceState(const AttentionKind& kind, Keeping keeping, const Terms& terms) {
+    SequenceState(const AttentionKind& kind, Keeping keeping, const Terms& terms)
+        : window_mask_(keeping.slides() ? masks::sliding_window(keeping.sliding_window) : Mask()) {
         heads_.reserve(std::size_t(kind.shape.kv_heads));
         for (Index h = 0; h < kind.shape.kv_heads; ++h) heads_.emplace_back(kind, keeping, terms, h * kind.group());
     }
@@ -52,6 +53,12 @@ class SequenceState {
     Index capacity() const { return heads_.back().capacity(); }
     Index max_rollback() const { return heads_.front().max_rollback(); }
     bool is_moved_from() const { return heads_.empty(); }
+
+    // Whether rows see no further back than a window. If so, the mask of a call that is given `mask`, or null.
+    bool slides() const { return window_mask_.rule() != nullptr; }
+    Mask within_window(const Mask* mask) const {
+        return mask != nullptr && mask->rule() != nullptr ? *mask & window_mask_ : window_mask_;
+    }
 
     void set_size(Index size) {
         for (auto& head : heads_) head.set_size(size);
@@ -131,7 +138,8 @@ class SequenceState {
 
   private:
     // A fork.
-    SequenceState(const SequenceState& from) : step_(from.step_elements(from.capacity())) {
+    SequenceState(const SequenceState& from)
+        : window_mask_(from.window_mask_), step_(from.step_elements(from.capacity())) {
         heads_.reserve(from.heads_.size());
         for (const auto& head : from.heads_) heads_.push_back(head.fork());
     }
@@ -140,10 +148,11 @@ class SequenceState {
     Index step_elements(Index capacity) const {
         const HeadState<T>& any = heads_.front();
         const Index row = SoftmaxRows<T>::elements(any.group(), any.dv_padded());
-        return heads() * row * ceil_div(capacity, span_size);
+        return heads() * row * any.most_spans(capacity);
     }
 
     SelfMovable<std::vector<HeadState<T>>> heads_{std::vector<HeadState<T>>()};
+    Mask window_mask_;  // causal where it does not slide
     AlignedBuffer<T> step_;
     Work work_;
 };
