@@ -363,12 +363,12 @@ template <Scalar T>
 void check_sight(std::string_view where, const SequenceState<T>& state, const Mask* mask, Index rows,
                  const Mask* mass_over) {
     const Index size = state.size();
-    const auto check = [&](const Mask* seen) {
+    const auto check_one = [&](const Mask* seen) {
         check_sight(where, seen, state.kind().terms.get(), size, size + rows, mass_over);
     };
-    if (!state.slides()) return check(mask);
+    if (!state.slides()) return check_one(mask);
     const Mask seen = state.within_window(mask);
-    check(&seen);
+    check_one(&seen);
 }
 
 // Appends the tokens of `input` to the sequences, with the outputs to `out`; shapes have been checked.
