@@ -3,7 +3,6 @@
 #include <array>
 #include <chrono>
 #include <cstddef>
-#include <cstdint>
 #include <string>
 #include <utility>
 #include <vector>
@@ -12,6 +11,7 @@
 
 #include <castle/castle.hpp>
 
+#include "masks.hpp"
 #include "training.hpp"
 
 // What masks and score terms cost, and what they save: standard attention of one head, one thread, both passes. Every
@@ -24,12 +24,6 @@ using castle_bench::Matrix;
 namespace masks = castle::masks;
 
 constexpr Index d = 64;
-
-std::uint64_t mix(std::uint64_t z) {
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-    return z ^ (z >> 31);
-}
 
 struct Case {
     std::string name = {};
@@ -49,11 +43,7 @@ std::vector<Case> cases(Index n) {
         if (one.length == 0) one.length = n;
         all.push_back(std::move(one));
     };
-    const std::vector<Index> documents(16, n / 16);
-    const auto panels = [](Index t, Index s) {
-        return t / 32 == s / 32 || mix(std::uint64_t(t / 32 * 1000 + s / 64)) % 2 == 0;
-    };
-    const auto bits = [n](Index t, Index s) { return t == s || mix(std::uint64_t(t * n + s)) % 2 == 0; };
+    const std::vector<Index> documents = castle_bench::sixteen_documents(n);
     add("causal", {.length = 2 * n});
     add("window512", {.length = 2 * n, .mask = masks::sliding_window(512)});
     add("causal", {});
@@ -61,8 +51,8 @@ std::vector<Case> cases(Index n) {
     add("documents_as_mask", {.mask = masks::documents(documents) & masks::full()});
     add("documents_alone", {.documents = documents});
     add("all", {.mask = masks::full()});
-    add("half_of_panels", {.mask = masks::packed(n, n, panels)});
-    add("random_bits", {.mask = masks::packed(n, n, bits)});
+    add("half_of_panels", {.mask = castle_bench::half_of_panels(n)});
+    add("random_bits", {.mask = castle_bench::random_bits(n)});
     add("table",
         {.terms = {.factor = castle::tables::decay(std::array{0.001}, n), .bias = castle::tables::alibi(1, n)}});
     add("soft_cap", {.terms = {.soft_cap = 30.0}});

@@ -45,6 +45,10 @@ class Results:
                     if counter in run:
                         entry[counter] = run[counter]
 
+    def add(self, other):
+        self.context.update({key: text for key, text in other.context.items() if key not in self.context})
+        self.best.update(other.best)
+
     def __getitem__(self, name):
         return self.best[name]
 
@@ -173,6 +177,11 @@ def bars(r):
         rows.append(at_most(f"a batch against a call for each, {words}, time", 1.0, together / one_by_one))
     for what, _, value, other, aim in ratios(r):
         rows.append(at_most(what, aim, value / other))
+    for mask, words in PEER_MASKS:
+        name = f"masked_{mask}/peer:{{}}/L:4096"
+        if name.format("torch") in r["peers"]:
+            ratio = r["peers"].seconds(name.format("castle")) / r["peers"].seconds(name.format("torch"))
+            rows.append(at_most(f"masks, castle / PyTorch's function, {words}, L = 4096, d = 64, time", 0.8, ratio))
     layer = r["multi_head"]
     for length, bar in ((16, 4.0), (1024, 3.0)):
         ratio = layer.seconds(f"training/backward/L:{length}") / layer.seconds(f"training/forward/L:{length}")
@@ -221,6 +230,14 @@ RATIOS = (
     ("masks, standard attention, d = 64: backward pass, table / plain, time", "masks", "seconds",
      "backward/table/L:4096", "backward/causal/L:4096", 1.15),
 )  # fmt: skip
+
+
+PEER_MASKS = (
+    ("window512", "the last 512 tokens"),
+    ("documents", "16 documents"),
+    ("half_of_panels", "half of all panels of 32 x 64, at random"),
+    ("random_bits", "half of all keys, at random"),
+)
 
 
 def ratios(r):
@@ -491,11 +508,15 @@ def write_peers(doc, r):
     peers = r["peers"]
     lengths = (256, 512, 1024, 2048)
     names = sorted({re.search(r"peer:(\w+)", n).group(1) for n in peers.best}, key=lambda n: (n != "castle", n))
-    labels = {"castle": "castle", "torch": "libtorch", "onednn": "oneDNN", "openblas": "OpenBLAS", "eigen": "Eigen, blocked"}
+    if "peers_onnxruntime" in r:
+        peers.add(r["peers_onnxruntime"])
+        names.append("onnxruntime")
+    labels = {"castle": "castle", "torch": "PyTorch", "onnxruntime": "ONNX Runtime", "onednn": "oneDNN", "openblas": "OpenBLAS", "eigen": "Eigen, blocked"}
     doc.text("## Peers")
     doc.text(
-        "What one would write today with other libraries: eqs. 11 and 12 as tensor operations, cubic in L, with libtorch, oneDNN and OpenBLAS; "
-        "the blocked form in plain Eigen expressions; and standard attention as `softmax(Q K^T + mask) V`. One head, d = 64, one thread, the same "
+        "What one would write today with other libraries: eqs. 11 and 12 as tensor operations, cubic in L, with PyTorch's C++ library, oneDNN and OpenBLAS; "
+        "the blocked form in plain Eigen expressions; and standard attention as `softmax(Q K^T + mask) V`, for which PyTorch "
+        "(scaled_dot_product_attention) and ONNX Runtime (Attention) have functions. One head, d = 64, one thread, the same "
         "inputs; the outputs are compared before anything is timed. Times in ms, and how many times castle's. "
         + "The libraries: "
         + ", ".join(text for key, text in sorted(peers.context.items()) if key.startswith("peer ") and text != "castle")
@@ -516,6 +537,13 @@ def write_peers(doc, r):
                 row.append(milliseconds(peers.seconds(key)) + ("" if name == "castle" else f" ({ratio:.1f})"))
             table.append(row)
         doc.table([words] + [f"L = {length}" for length in lengths], table)
+    if "masked_window512/peer:torch/L:4096" in peers:
+        table = []
+        for mask, words in PEER_MASKS:
+            own, other = (peers.seconds(f"masked_{mask}/peer:{name}/L:4096") for name in ("castle", "torch"))
+            table.append([words, milliseconds(own), milliseconds(other), f"{own / other:.2f}"])
+        doc.text("Standard attention under a mask, L = 4096, beside PyTorch's function, which is given the mask as a matrix to add, made before.")
+        doc.table(["a row sees", "castle", "PyTorch", "ratio"], table)
     plot(DOCS / "performance-peers.svg", "L, tokens", "seconds", [(labels.get(n, n), points(peers, f"castle/peer:{n}/L:", lengths, lambda b: b["seconds"])) for n in names])
     absent = [labels[n] for n in labels if n not in names]
     if absent:
@@ -533,7 +561,7 @@ def write_readme(r):
     ]
     if "castle/peer:torch/L:2048" in peers:
         ratio = peers.seconds("castle/peer:torch/L:2048") / peers.seconds("castle/peer:castle/L:2048")
-        lines.append(f"- Eqs. 11 and 12 written with libtorch take **{ratio:.0f} times** as long at L = 2048 (one thread each).")
+        lines.append(f"- Eqs. 11 and 12 written with PyTorch's C++ library take **{ratio:.0f} times** as long at L = 2048 (one thread each).")
     path = ROOT / "README.md"
     text = path.read_text(encoding="utf-8")
     begin, end = "<!-- by bench/run -->\n", "<!-- end -->"

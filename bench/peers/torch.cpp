@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// With PyTorch's C++ library: eqs. 11 and 12 as tensor operations, in place where there is nothing to keep. ATen is the
-// part of the library that has the tensors; its headers compile in half the time of all of them.
+// With PyTorch's C++ library: eqs. 11 and 12 as tensor operations, in place where there is nothing to keep; standard
+// attention by scaled_dot_product_attention. ATen is the part of the library that has the tensors; its headers compile
+// in half the time of all of them.
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 #include <dlfcn.h>
@@ -9,6 +10,7 @@
 
 #include <cmath>
 #include <limits>
+#include <optional>
 
 #include "peers.hpp"
 
@@ -60,10 +62,20 @@ void castle_attention(const Head& head, Out out) {
     attend(at::mm(qc, kc.t()).sub_(at::silu(lookahead_scores)), head.causal.v, out);
 }
 
-void causal_attention(const Qkv& head, Out out) {
+// softmax(Q K^T / sqrt(d) + mask) V by the library's own function, which is a fused kernel for these arguments.
+void standard_attention(const Qkv& head, const std::optional<Tensor>& mask, bool is_causal, Out out) {
     const c10::InferenceMode no_gradients;
     use_one_thread();
-    attend(at::mm(scaled(head.q), tensor(head.k).t()), head.v, out);
+    // [batch, heads, L, d]
+    const auto lone = [](const Tensor& x) { return x.unsqueeze(0).unsqueeze(0); };
+    const Tensor result = at::scaled_dot_product_attention(lone(tensor(head.q)), lone(tensor(head.k)),
+                                                           lone(tensor(head.v)), mask, 0.0, is_causal);
+    tensor(out).copy_(result.squeeze(0).squeeze(0));
+}
+
+void causal_attention(const Qkv& head, Out out) { standard_attention(head, std::nullopt, true, out); }
+void masked_attention(const Qkv& head, const Seen& seen, Out out) {
+    standard_attention(head, tensor(castle::ConstMatrixView<float>(seen.bias)), false, out);
 }
 
 std::string library() {
@@ -74,6 +86,6 @@ std::string library() {
 
 }  // namespace
 
-const Peer torch = {"torch", library, castle_attention, causal_attention};
+const Peer torch = {"torch", library, castle_attention, causal_attention, masked_attention};
 
 }  // namespace castle_bench::peers
