@@ -17,6 +17,9 @@
 #include <castle/layer_weights.hpp>
 #include <castle/layer_workspace.hpp>
 #include <castle/mask.hpp>
+#include <castle/methods/confounders.hpp>
+#include <castle/methods/future_aware.hpp>
+#include <castle/methods/reattention.hpp>
 #include <castle/options.hpp>
 #include <castle/output.hpp>
 #include <castle/reference/dense.hpp>

@@ -27,6 +27,7 @@ set(rooms
     "layer_weights.hpp"
     "detail/layer/"
     "layer_cache.hpp layer_workspace.hpp layer.hpp"
+    "methods/"
     "castle.hpp")
 
 # Sets <result> to the number of the room of a header, or to nothing if it has none.
