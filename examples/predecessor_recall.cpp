@@ -15,13 +15,13 @@
 #include <CLI/CLI.hpp>
 #include <castle/layer.hpp>
 
+#include "model/adamw.hpp"
+#include "model/batch.hpp"
 #include "predecessor_recall/model.hpp"
 #include "predecessor_recall/picture.hpp"
 #include "predecessor_recall/task.hpp"
 #include "support/bad_input.hpp"
 #include "support/command_line.hpp"
-#include "training/adamw.hpp"
-#include "training/batch.hpp"
 
 namespace {
 
@@ -31,7 +31,7 @@ constexpr Index batch = 128;
 constexpr Index parts = 8;  // of a batch, each on one core
 constexpr Index report_every = 100;
 constexpr double learning_rate = 3e-3;
-constexpr training::AdamWSettings adamw{.beta2 = 0.99, .weight_decay = 0};
+constexpr model::AdamWSettings adamw{.beta2 = 0.99, .weight_decay = 0};
 
 struct Settings {
     Index castle_steps = 500;
@@ -44,7 +44,7 @@ struct Settings {
 double accuracy(const Model& model, std::uint64_t seed) {
     constexpr Index per_part = 125;
     std::vector<Index> right(parts);
-    training::for_parts(parts, [&](Index part) {
+    model::for_parts(parts, [&](Index part) {
         std::mt19937_64 bits(seed + static_cast<std::uint64_t>(part));
         for (Index i = 0; i < per_part; ++i) {
             const Sequence s = random_sequence(bits);
@@ -59,8 +59,8 @@ double accuracy(const Model& model, std::uint64_t seed) {
 double train(const std::string& title, Model& model, Index steps, const Settings& settings) {
     fmt::print("{}, {} parameters\n", title, model.layer.parameters());
     std::mt19937_64 bits(static_cast<std::uint64_t>(settings.seed));
-    training::AdamW<Weights> optimizer(model.weights);
-    training::BatchGradient<Weights> gradient(model.weights, parts);
+    model::AdamW<Weights> optimizer(model.weights);
+    model::BatchGradient<Weights> gradient(model.weights, parts);
     std::vector<castle::LayerWorkspace<float>> workspaces;
     for (Index i = 0; i < parts; ++i) workspaces.push_back(model.layer.make_workspace());
     std::vector<Sequence> sequences(batch);
@@ -70,14 +70,14 @@ double train(const std::string& title, Model& model, Index steps, const Settings
     for (Index step = 1; step <= steps; ++step) {
         for (Sequence& s : sequences) s = random_sequence(bits);
         gradient.set_zero();
-        training::for_parts(parts, [&](Index part) {
+        model::for_parts(parts, [&](Index part) {
             double& loss = losses[std::size_t(part)] = 0;
             for (Index i = part * batch / parts; i < (part + 1) * batch / parts; ++i) {
                 loss += model.learn(sequences[std::size_t(i)], workspaces[std::size_t(part)], gradient.part(part));
             }
         });
         Weights& sum = gradient.sum();
-        for (const training::NamedMatrix& m : sum.matrices()) *m.matrix /= float(batch);
+        for (const model::NamedMatrix& m : sum.matrices()) *m.matrix /= float(batch);
         optimizer.step(model.weights, sum, learning_rate, adamw);
         model.update();
         if (step % report_every != 0 && step != steps) continue;

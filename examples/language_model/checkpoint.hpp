@@ -12,7 +12,7 @@
 
 #include <fmt/core.h>
 
-#include "../training/adamw.hpp"
+#include "../model/adamw.hpp"
 #include "config.hpp"
 #include "model.hpp"
 #include "safetensors.hpp"
@@ -40,7 +40,7 @@ struct Schedule {
 struct Training {
     Schedule schedule;
     Model model;
-    training::AdamW<Weights> optimizer;
+    model::AdamW<Weights> optimizer;
 
     Training(const Schedule& how, const Config& config)
         : schedule(how), model(config, how.seed), optimizer(model.weights) {}
@@ -48,10 +48,10 @@ struct Training {
     Index step() const { return optimizer.steps; }
 
     /// The weights by their names, and the optimizer's moments.
-    training::NamedMatrices matrices() {
-        training::NamedMatrices all = model.weights.matrices();
+    model::NamedMatrices matrices() {
+        model::NamedMatrices all = model.weights.matrices();
         const auto append = [&](const std::string& prefix, Weights& moments) {
-            for (training::NamedMatrix m : moments.matrices()) {
+            for (model::NamedMatrix m : moments.matrices()) {
                 m.name = prefix + m.name;
                 all.push_back(m);
             }
@@ -129,7 +129,7 @@ inline Training load(const std::string& path) {
     }
     Training training(s, c);
     file.read(training.matrices());
-    for (const training::NamedMatrix& m : training.matrices()) {
+    for (const model::NamedMatrix& m : training.matrices()) {
         if (!m.matrix->allFinite()) file.reject(fmt::format("has elements in \"{}\" that are not finite", m.name));
     }
     training.optimizer.steps = number("step", {0, s.steps});

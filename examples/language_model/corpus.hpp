@@ -10,9 +10,9 @@
 
 #include <fmt/core.h>
 
+#include "../model/matrices.hpp"
 #include "../support/bad_input.hpp"
 #include "../support/read_file.hpp"
-#include "../training/matrices.hpp"
 #include "config.hpp"
 
 namespace language_model {
@@ -45,7 +45,7 @@ class Corpus {
         const std::string_view text = training();
         for (Index i = 0; i < size; ++i) {
             const Index starts = static_cast<Index>(text.size()) - context_;
-            sequences.push_back(text.substr(std::size_t(training::below(starts, random)), std::size_t(context_ + 1)));
+            sequences.push_back(text.substr(std::size_t(model::below(starts, random)), std::size_t(context_ + 1)));
         }
         return sequences;
     }

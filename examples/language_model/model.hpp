@@ -8,11 +8,11 @@
 
 #include <castle/layer.hpp>
 
-#include "../training/cross_entropy.hpp"
+#include "../model/cross_entropy.hpp"
+#include "../model/rms_norm.hpp"
+#include "../model/swiglu.hpp"
 #include "attention.hpp"
 #include "config.hpp"
-#include "rms_norm.hpp"
-#include "swiglu.hpp"
 #include "weights.hpp"
 
 // A LLaMA-style model of bytes: for every block x += attention(norm(x)), x += feed_forward(norm(x)); then a norm and
@@ -142,7 +142,7 @@ class Model {
     // Of all rows; the logits become its gradient.
     static double cross_entropies(Matrix& logits, std::string_view targets) {
         double sum = 0;
-        for (Index t = 0; t < logits.rows(); ++t) sum += training::cross_entropy(logits.row(t), token(targets, t));
+        for (Index t = 0; t < logits.rows(); ++t) sum += model::cross_entropy(logits.row(t), token(targets, t));
         return sum;
     }
 

@@ -16,17 +16,17 @@
 #include <fmt/core.h>
 #include <nlohmann/json.hpp>
 
+#include "../model/matrices.hpp"
 #include "../support/bad_input.hpp"
 #include "../support/read_file.hpp"
-#include "../training/matrices.hpp"
 
 // The safetensors format: eight bytes with the length of a JSON header, the header, and the elements. All of them
 // little endian, matrices row-major in single precision.
 namespace safetensors {
 
-using training::Index;
-using training::NamedMatrices;
-using training::NamedMatrix;
+using model::Index;
+using model::NamedMatrices;
+using model::NamedMatrix;
 
 using Metadata = std::map<std::string, std::string>;
 

@@ -14,8 +14,8 @@
 
 #include <fmt/core.h>
 
-#include "../training/adamw.hpp"
-#include "../training/batch.hpp"
+#include "../model/adamw.hpp"
+#include "../model/batch.hpp"
 #include "checkpoint.hpp"
 #include "corpus.hpp"
 
@@ -24,8 +24,8 @@ namespace language_model {
 /// The mean loss a byte of some sequences, in nats.
 inline double mean_loss(const Model& model, const std::vector<std::string_view>& sequences) {
     std::vector<double> losses(sequences.size());
-    training::for_parts(Index(sequences.size()),
-                        [&](Index i) { losses[std::size_t(i)] = model.loss(sequences[std::size_t(i)]); });
+    model::for_parts(Index(sequences.size()),
+                     [&](Index i) { losses[std::size_t(i)] = model.loss(sequences[std::size_t(i)]); });
     double sum = 0;
     for (const double loss : losses) sum += loss;
     return sum / static_cast<double>(Index(sequences.size()) * model.config().context);
@@ -100,12 +100,12 @@ class Trainer {
         const double count = static_cast<double>(schedule.batch * training_.model.config().context);
         std::vector<double> losses(batch.size());
         gradient_.set_zero();
-        training::for_parts(schedule.batch, [&](Index i) {
+        model::for_parts(schedule.batch, [&](Index i) {
             losses[std::size_t(i)] = training_.model.learn(batch[std::size_t(i)], static_cast<float>(1 / count),
                                                            tapes_[std::size_t(i)], gradient_.part(i));
         });
         Weights& gradient = gradient_.sum();
-        if (!std::isfinite(training::clip(gradient.matrices(), 1.0))) {
+        if (!std::isfinite(model::clip(gradient.matrices(), 1.0))) {
             throw BadInput(fmt::format("the gradient of step {} is not finite; try a lower --learning_rate", next));
         }
         training_.optimizer.step(training_.model.weights, gradient, schedule.rate(next), {});
@@ -141,7 +141,7 @@ class Trainer {
     Training& training_;
     const Corpus& corpus_;
     TrainOptions options_;
-    training::BatchGradient<Weights> gradient_;
+    model::BatchGradient<Weights> gradient_;
     std::vector<Tape> tapes_;
     std::ofstream log_;
 };

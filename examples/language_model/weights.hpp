@@ -9,12 +9,18 @@
 
 #include <castle/layer_weights.hpp>
 
-#include "../training/matrices.hpp"
+#include "../model/matrices.hpp"
+#include "../model/rms_norm.hpp"
+#include "../model/swiglu.hpp"
 #include "attention.hpp"
 #include "config.hpp"
-#include "swiglu.hpp"
 
 namespace language_model {
+
+using model::Matrix;
+using model::RmsNorm;
+using model::SwiGlu;
+using model::SwiGluWeights;
 
 struct BlockWeights {
     Matrix attention_norm;  // [1, d_model]
@@ -29,13 +35,13 @@ struct Weights {
     Matrix norm;  // [1, d_model]
     Matrix head;  // [d_model, bytes]
 
-    training::NamedMatrices matrices() {
-        training::NamedMatrices all = {{"embedding", &embedding}};
+    model::NamedMatrices matrices() {
+        model::NamedMatrices all = {{"embedding", &embedding}};
         for (std::size_t i = 0; i < blocks.size(); ++i) {
             BlockWeights& block = blocks[i];
             const std::string prefix = "blocks." + std::to_string(i) + ".";
             all.push_back({prefix + "attention_norm", &block.attention_norm, false});
-            training::append(all, prefix + "attention", block.attention);
+            model::append(all, prefix + "attention", block.attention);
             all.push_back({prefix + "feed_forward_norm", &block.feed_forward_norm, false});
             all.push_back({prefix + "feed_forward.gate", &block.feed_forward.gate});
             all.push_back({prefix + "feed_forward.up", &block.feed_forward.up});
@@ -52,7 +58,7 @@ inline Weights initial_weights(const Config& config, std::uint64_t seed) {
     std::mt19937_64 random(seed);
     const Index d = config.d_model, hidden = config.hidden();
     const auto matrix = [&](Index rows, Index cols, double deviation) {
-        return training::normal_matrix(rows, cols, deviation, random);
+        return model::normal_matrix(rows, cols, deviation, random);
     };
     const auto inverse_root = [](Index n) { return 1 / std::sqrt(static_cast<double>(n)); };
     // What is added to the residual stream grows with the number of blocks, unless it begins smaller.

@@ -7,13 +7,13 @@
 
 #include <castle/layer.hpp>
 
-#include "../training/cross_entropy.hpp"
-#include "../training/matrices.hpp"
+#include "../model/cross_entropy.hpp"
+#include "../model/matrices.hpp"
 #include "task.hpp"
 
 namespace recall {
 
-using training::Matrix;
+using model::Matrix;
 
 inline constexpr Index d_model = 64;
 inline constexpr Index heads = 2;
@@ -25,9 +25,9 @@ struct Weights {
     castle::LayerWeights<float> attention;
     Matrix answers;  // [d_model, symbols]
 
-    training::NamedMatrices matrices() {
-        training::NamedMatrices all = {{"symbols", &symbols}, {"positions", &positions}, {"answers", &answers}};
-        training::append(all, "attention", attention);
+    model::NamedMatrices matrices() {
+        model::NamedMatrices all = {{"symbols", &symbols}, {"positions", &positions}, {"answers", &answers}};
+        model::append(all, "attention", attention);
         return all;
     }
 };
@@ -39,9 +39,9 @@ class Model {
     Model(std::uint64_t seed, const castle::Options& options)
         : layer({.d_model = d_model, .heads = heads, .d_head = d_head, .seed = seed}, options) {
         std::mt19937_64 bits(seed);
-        weights.symbols = training::normal_matrix(2 * symbols, d_model, 1, bits);
-        weights.positions = training::normal_matrix(length, d_model, 1, bits);
-        weights.answers = training::normal_matrix(d_model, symbols, 0.02, bits);
+        weights.symbols = model::normal_matrix(2 * symbols, d_model, 1, bits);
+        weights.positions = model::normal_matrix(length, d_model, 1, bits);
+        weights.answers = model::normal_matrix(d_model, symbols, 0.02, bits);
         weights.attention = layer.weights();
     }
 
@@ -65,7 +65,7 @@ class Model {
         layer.forward(workspace, x, y);
         const Eigen::RowVectorXf last = (x + y).row(question);
         Eigen::RowVectorXf d_logits = last * weights.answers;
-        const double loss = training::cross_entropy(d_logits, s.answer);
+        const double loss = model::cross_entropy(d_logits, s.answer);
 
         gradient.answers += last.transpose() * d_logits;
         Matrix d_y = Matrix::Zero(length, d_model), d_x(length, d_model);

@@ -7,8 +7,8 @@
 
 #include <castle/reference/dense.hpp>
 
+#include "../model/matrices.hpp"
 #include "../support/picture.hpp"
-#include "../training/matrices.hpp"
 #include "model.hpp"
 #include "task.hpp"
 

@@ -7,7 +7,7 @@
 #include <string>
 #include <utility>
 
-#include "../training/matrices.hpp"
+#include "../model/matrices.hpp"
 
 // The task: a sequence A1 B1 A2 B2 ... A6 B6 Bj of symbols, drawn anew each time, and the answer Aj. Whoever is to
 // answer has to find the A that came before a B, and when that A was read, its B was still to come.
@@ -33,7 +33,7 @@ inline Sequence random_sequence(std::mt19937_64& bits) {
         std::array<Index, symbols> all;
         std::iota(all.begin(), all.end(), Index(0));
         for (Index i = 0; i < pairs; ++i) {
-            std::swap(all[std::size_t(i)], all[std::size_t(i + training::below(symbols - i, bits))]);
+            std::swap(all[std::size_t(i)], all[std::size_t(i + model::below(symbols - i, bits))]);
         }
         return all;
     };
@@ -43,7 +43,7 @@ inline Sequence random_sequence(std::mt19937_64& bits) {
         s.tokens[2 * i] = as[i];
         s.tokens[2 * i + 1] = symbols + bs[i];
     }
-    s.asked = training::below(pairs, bits);
+    s.asked = model::below(pairs, bits);
     s.answer = as[std::size_t(s.asked)];
     s.tokens[question] = symbols + bs[std::size_t(s.asked)];
     return s;

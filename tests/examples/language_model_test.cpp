@@ -68,7 +68,7 @@ std::vector<Config> small_configs() {
 std::string random_text(Index length, std::uint64_t seed) {
     std::mt19937_64 random(seed);
     std::string text;
-    for (Index i = 0; i < length; ++i) text += static_cast<char>(training::below(256, random));
+    for (Index i = 0; i < length; ++i) text += static_cast<char>(model::below(256, random));
     return text;
 }
 
@@ -85,16 +85,16 @@ TEST(LanguageModel, HasTheGradientOfCentralDifferences) {
         SCOPED_TRACE(describe(config));
         Model model(config, 3);
         Tape tape = model.make_tape();
-        Weights gradient = training::zeros_like(model.weights);
+        Weights gradient = model::zeros_like(model.weights);
         const double loss = model.learn(text, 0.5F, tape, gradient);
         EXPECT_NEAR(loss, model.loss(text), 1e-5 * loss);
 
-        const training::NamedMatrices weights = model.weights.matrices(), gradients = gradient.matrices();
+        const model::NamedMatrices weights = model.weights.matrices(), gradients = gradient.matrices();
         std::mt19937_64 random(7);
         for (std::size_t i = 0; i < weights.size(); ++i) {
             SCOPED_TRACE(weights[i].name);
             const Matrix before = *weights[i].matrix, &by_model = *gradients[i].matrix;
-            const Matrix other = training::normal_matrix(before.rows(), before.cols(), 1, random).normalized();
+            const Matrix other = model::normal_matrix(before.rows(), before.cols(), 1, random).normalized();
             const Matrix direction = (by_model.normalized() + other).normalized();
             constexpr float step = 1e-2F;
             const auto at = [&](float distance) {
@@ -119,13 +119,13 @@ TEST(LanguageModel, GradientsOfSequencesAddUp) {
     const Config config = small_configs().front();
     const Model model(config, 3);
     Tape tape = model.make_tape();
-    Weights both = training::zeros_like(model.weights), first = both, second = both;
+    Weights both = model::zeros_like(model.weights), first = both, second = both;
     const std::string one = random_text(41, 1), other = random_text(30, 2);
     model.learn(one, 1, tape, both);
     model.learn(other, 1, tape, both);
     model.learn(one, 1, tape, first);
     model.learn(other, 1, tape, second);
-    training::add(first, second);
+    model::add(first, second);
     for (std::size_t i = 0; i < both.matrices().size(); ++i) {
         const Matrix &sum = *both.matrices()[i].matrix, &parts = *first.matrices()[i].matrix;
         EXPECT_LE((sum - parts).norm(), 1e-5F * parts.norm()) << both.matrices()[i].name;
@@ -135,7 +135,7 @@ TEST(LanguageModel, GradientsOfSequencesAddUp) {
 Index count_parameters(const Config& config) {
     Weights weights = initial_weights(config, 1);
     Index count = 0;
-    for (const training::NamedMatrix& m : weights.matrices()) count += m.matrix->size();
+    for (const model::NamedMatrix& m : weights.matrices()) count += m.matrix->size();
     return count;
 }
 
@@ -208,7 +208,7 @@ TEST(LanguageModel, GroupedHeadsShareKeysAndValues) {
         Config config = grouped_config;
         config.kv_heads = 0;
         Model grouped(grouped_config, 3), copied(config, 4);
-        const training::NamedMatrices from = grouped.weights.matrices(), to = copied.weights.matrices();
+        const model::NamedMatrices from = grouped.weights.matrices(), to = copied.weights.matrices();
         ASSERT_EQ(from.size(), to.size());
         Index shared = 0;
         for (std::size_t i = 0; i < to.size(); ++i) {

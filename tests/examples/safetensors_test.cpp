@@ -14,8 +14,8 @@
 
 namespace {
 
-using training::Index;
-using training::Matrix;
+using model::Index;
+using model::Matrix;
 
 class Safetensors : public ::testing::Test {
   protected:
@@ -25,7 +25,7 @@ class Safetensors : public ::testing::Test {
         std::filesystem::remove(path_, ignored);
     }
 
-    training::NamedMatrices matrices() { return {{"a", &a_}, {"b.c", &b_}, {"empty", &empty_}}; }
+    model::NamedMatrices matrices() { return {{"a", &a_}, {"b.c", &b_}, {"empty", &empty_}}; }
     std::string contents() const { return read_file(path_, Index(1) << 20); }
     void put(std::string_view bytes) const { std::ofstream(path_, std::ios::binary) << bytes; }
     bool is_rejected(std::string_view bytes) {

@@ -8,29 +8,29 @@
 
 #include <gtest/gtest.h>
 
-#include "training/adamw.hpp"
-#include "training/batch.hpp"
-#include "training/cross_entropy.hpp"
-#include "training/matrices.hpp"
+#include "model/adamw.hpp"
+#include "model/batch.hpp"
+#include "model/cross_entropy.hpp"
+#include "model/matrices.hpp"
 
 // What the examples that train share.
 namespace {
 
-using training::Index;
-using training::Matrix;
+using model::Index;
+using model::Matrix;
 
 struct Weights {
     Matrix a;
     Matrix b;
-    training::NamedMatrices matrices() { return {{"a", &a}, {"b", &b, /*decays=*/false}}; }
+    model::NamedMatrices matrices() { return {{"a", &a}, {"b", &b, /*decays=*/false}}; }
 };
 
 // Five steps of arXiv:1711.05101, algorithm 2, number by number in double precision.
 TEST(Training, AdamWIsThatOfThePaper) {
-    const training::AdamWSettings settings{.beta1 = 0.8, .beta2 = 0.9, .epsilon = 1e-3, .weight_decay = 0.5};
+    const model::AdamWSettings settings{.beta1 = 0.8, .beta2 = 0.9, .epsilon = 1e-3, .weight_decay = 0.5};
     constexpr double rate = 0.1;
     Weights weights{Matrix::Constant(1, 1, 2.0F), Matrix::Constant(1, 1, -1.0F)};
-    training::AdamW<Weights> optimizer(weights);
+    model::AdamW<Weights> optimizer(weights);
     std::array<double, 2> w = {2, -1}, m = {0, 0}, v = {0, 0};
     for (int step = 1; step <= 5; ++step) {
         const std::array<double, 2> g = {0.3 * step, -0.7 + 0.2 * step};
@@ -54,7 +54,7 @@ TEST(Training, CrossEntropyHasTheGradientOfCentralDifferences) {
     };
     for (Index target = 0; target < 4; ++target) {
         Eigen::RowVectorXf gradient = logits;
-        EXPECT_NEAR(training::cross_entropy(gradient, target), loss(logits.cast<double>(), target), 1e-6);
+        EXPECT_NEAR(model::cross_entropy(gradient, target), loss(logits.cast<double>(), target), 1e-6);
         for (Index i = 0; i < 4; ++i) {
             Eigen::RowVectorXd above = logits.cast<double>(), below = above;
             above(i) += 1e-5;
@@ -63,39 +63,39 @@ TEST(Training, CrossEntropyHasTheGradientOfCentralDifferences) {
         }
     }
     Eigen::RowVectorXf huge{{1e30F, -1e30F}};
-    EXPECT_EQ(training::cross_entropy(huge, 0), 0);
+    EXPECT_EQ(model::cross_entropy(huge, 0), 0);
 }
 
 TEST(Training, ClippingLimitsTheNormOfAllMatricesTogether) {
     Weights gradient{Matrix::Constant(1, 1, 3.0F), Matrix::Constant(1, 1, -4.0F)};
-    EXPECT_EQ(training::clip(gradient.matrices(), 10), 5);
+    EXPECT_EQ(model::clip(gradient.matrices(), 10), 5);
     EXPECT_EQ(gradient.a(0), 3);
-    EXPECT_EQ(training::clip(gradient.matrices(), 1), 5);
+    EXPECT_EQ(model::clip(gradient.matrices(), 1), 5);
     EXPECT_FLOAT_EQ(gradient.a(0), 0.6F);
     EXPECT_FLOAT_EQ(gradient.b(0), -0.8F);
 }
 
 TEST(Training, ABatchIsTheSumOfItsParts) {
-    training::BatchGradient<Weights> batch({Matrix::Zero(2, 3), Matrix::Zero(1, 1)}, 5);
+    model::BatchGradient<Weights> batch({Matrix::Zero(2, 3), Matrix::Zero(1, 1)}, 5);
     for (int again = 0; again < 2; ++again) {
         batch.set_zero();
-        training::for_parts(5, [&](Index i) { batch.part(i).a.setConstant(float(1 << i)); });
+        model::for_parts(5, [&](Index i) { batch.part(i).a.setConstant(float(1 << i)); });
         EXPECT_EQ(batch.sum().a, Matrix::Constant(2, 3, 31.0F));
     }
 }
 
 TEST(Training, WhatAPartThrowsComesOut) {
-    EXPECT_THROW(training::for_parts(4,
-                                     [](Index i) {
-                                         if (i == 2) throw std::runtime_error("of part 2");
-                                     }),
+    EXPECT_THROW(model::for_parts(4,
+                                  [](Index i) {
+                                      if (i == 2) throw std::runtime_error("of part 2");
+                                  }),
                  std::runtime_error);
 }
 
 TEST(Training, NormalNumbersHaveTheirMomentsAndTheirSeed) {
     std::mt19937_64 bits(1), again(1);
-    const Matrix x = training::normal_matrix(100, 100, 2, bits);
-    EXPECT_EQ(x, training::normal_matrix(100, 100, 2, again));
+    const Matrix x = model::normal_matrix(100, 100, 2, bits);
+    EXPECT_EQ(x, model::normal_matrix(100, 100, 2, again));
     // Five standard errors of 10000 elements.
     EXPECT_NEAR(x.mean(), 0, 5 * 2 / 100.0);
     EXPECT_NEAR(x.array().square().mean(), 4, 5 * 4 * std::sqrt(2.0) / 100);

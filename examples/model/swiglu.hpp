@@ -1,11 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include "../training/matrices.hpp"
+#include "matrices.hpp"
 
-namespace language_model {
-
-using training::Matrix;
+namespace model {
 
 struct SwiGluWeights {
     Matrix gate;  // [d_model, hidden]
@@ -43,4 +41,4 @@ struct SwiGlu {
     }
 };
 
-}  // namespace language_model
+}  // namespace model

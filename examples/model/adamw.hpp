@@ -5,7 +5,7 @@
 
 #include "matrices.hpp"
 
-namespace training {
+namespace model {
 
 struct AdamWSettings {
     double beta1 = 0.9;
@@ -59,4 +59,4 @@ inline double clip(const NamedMatrices& gradient, double most) {
     return length;
 }
 
-}  // namespace training
+}  // namespace model

@@ -3,12 +3,9 @@
 
 #include <cmath>
 
-#include "../training/matrices.hpp"
+#include "matrices.hpp"
 
-namespace language_model {
-
-using castle::Index;
-using training::Matrix;
+namespace model {
 
 /// x / sqrt(mean(x^2) + epsilon) * gain, row by row; gain is `[1, cols]`.
 struct RmsNorm {
@@ -32,4 +29,4 @@ struct RmsNorm {
     }
 };
 
-}  // namespace language_model
+}  // namespace model

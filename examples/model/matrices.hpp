@@ -14,7 +14,7 @@
 
 // A model's weights are a struct of matrices that lists them by name. Gradients, and what an optimizer keeps, are the
 // same struct once more.
-namespace training {
+namespace model {
 
 using castle::Index;
 using Matrix = castle::Matrix<float>;
@@ -60,4 +60,4 @@ inline Index below(Index count, std::mt19937_64& bits) {
     return static_cast<Index>(bits() % static_cast<std::uint64_t>(count));
 }
 
-}  // namespace training
+}  // namespace model

@@ -6,7 +6,7 @@
 
 #include "matrices.hpp"
 
-namespace training {
+namespace model {
 
 /// Runs f(part) for every part of a batch on all cores. What it throws comes out here.
 template <class F>
@@ -53,4 +53,4 @@ class BatchGradient {
     std::vector<Weights> parts_;
 };
 
-}  // namespace training
+}  // namespace model

@@ -5,7 +5,7 @@
 
 #include "matrices.hpp"
 
-namespace training {
+namespace model {
 
 /// -log softmax(logits)[target]; the logits become its gradient, softmax(logits) - one_hot(target).
 template <class Row>
@@ -19,4 +19,4 @@ double cross_entropy(Row&& logits, Index target) {
     return std::log(static_cast<double>(sum)) - at_target;
 }
 
-}  // namespace training
+}  // namespace model
