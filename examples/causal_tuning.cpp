@@ -1,0 +1,230 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Causal attention tuning (arXiv:2509.01535) on the spurious token game. Small models read eight attributes of a
+// made-up person and tell a risk. In training some attributes follow the true causes, and a model that looks at them is
+// wrong where they no longer do. A loss on its attention tells it which tokens are causes; see
+// castle/methods/reattention.hpp.
+#include <chrono>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <fstream>
+#include <map>
+#include <optional>
+#include <string>
+#include <vector>
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+#include <fmt/core.h>
+#include <CLI/CLI.hpp>
+
+#include "causal_tuning/picture.hpp"
+#include "causal_tuning/train.hpp"
+#include "model/batch.hpp"
+#include "support/bad_input.hpp"
+#include "support/command_line.hpp"
+
+namespace {
+
+using namespace causal_tuning;
+using castle::methods::ReattentionForm;
+
+struct Settings {
+    Index examples = 1600;
+    Index epochs = 20;
+    Index seeds = 8;
+    Index seed = 1;
+    Index threads = 0;
+    bool all = false;
+    std::string form = "hinge";
+    std::string training, in_distribution, out_of_distribution;  // published files, all three or none
+    std::string picture;
+};
+
+const std::map<std::string, ReattentionForm> forms = {{"hinge", ReattentionForm::hinge},
+                                                      {"log_ratio", ReattentionForm::log_ratio},
+                                                      {"log_odds", ReattentionForm::log_odds},
+                                                      {"share", ReattentionForm::share}};
+
+/// One row of the table: a kind of model and of loss, trained with every seed.
+struct Experiment {
+    Kind kind;
+    std::optional<Tuning> tuning;
+    std::vector<Accuracies> results = {};
+};
+
+std::vector<Experiment> experiments(const Settings& settings) {
+    std::vector<Experiment> list;
+    for (const Index layers : settings.all ? std::vector<Index>{1, 2} : std::vector<Index>{1}) {
+        for (const bool castle : {false, true}) {
+            const Kind kind{.castle = castle, .layers = layers};
+            list.push_back({.kind = kind, .tuning = std::nullopt});
+            for (const bool per_head : settings.all ? std::vector<bool>{false, true} : std::vector<bool>{false}) {
+                for (const double alpha :
+                     settings.all ? std::vector<double>{2, 5, 10, 20} : std::vector<double>{2, 20}) {
+                    list.push_back(
+                        {.kind = kind,
+                         .tuning = Tuning{
+                             .options = {.form = forms.at(settings.form), .alpha = alpha, .per_head = per_head}}});
+                }
+            }
+        }
+    }
+    return list;
+}
+
+Data data_of(const Settings& settings, std::uint64_t seed) {
+    Data data;
+    if (settings.training.empty()) {
+        data = {.training = random_people(settings.examples, true, 4 * seed),
+                .validation = {},
+                .in_distribution = random_people(400, true, 4 * seed + 1),
+                .out_of_distribution = random_people(400, false, 4 * seed + 2)};
+    } else {
+        data = {.training = read_people(settings.training),
+                .validation = {},
+                .in_distribution = read_people(settings.in_distribution),
+                .out_of_distribution = read_people(settings.out_of_distribution)};
+    }
+    split_validation(data);
+    return data;
+}
+
+struct Statistics {
+    double mean = 0;
+    double deviation = 0;
+};
+
+template <class F>
+Statistics statistics(const std::vector<Accuracies>& results, const F& of) {
+    const double n = double(results.size());
+    Statistics s;
+    for (const Accuracies& r : results) s.mean += of(r) / n;
+    for (const Accuracies& r : results) s.deviation += (of(r) - s.mean) * (of(r) - s.mean);
+    s.deviation = n > 1 ? std::sqrt(s.deviation / (n - 1)) : 0;
+    return s;
+}
+
+std::string words_of(const std::optional<Tuning>& tuning) {
+    if (!tuning) return "cross-entropy alone";
+    return fmt::format("attention loss, alpha {:g}{}", tuning->options.alpha,
+                       tuning->options.per_head ? ", per head" : "");
+}
+
+void print_row(const Experiment& e) {
+    const auto percent = [&](const auto& of) {
+        const Statistics s = statistics(e.results, of);
+        return fmt::format("{:5.1f} +- {:4.1f}", 100 * s.mean, 100 * s.deviation);
+    };
+    fmt::print("  {:<8}  {}  {:<34}  {}  {}  {}  {}\n", e.kind.castle ? "CASTLE" : "standard", e.kind.layers,
+               words_of(e.tuning), percent([](const auto& r) { return r.validation; }),
+               percent([](const auto& r) { return r.in_distribution; }),
+               percent([](const auto& r) { return r.out_of_distribution; }),
+               percent([](const auto& r) { return r.mass; }));
+    std::fflush(stdout);
+}
+
+void draw_looks(const Settings& settings, const Data& data) {
+    std::vector<Look> looks;
+    const Person& person = data.out_of_distribution.front();
+    for (const bool castle : {false, true}) {
+        for (const double alpha : {0.0, 20.0}) {
+            const auto seed = std::uint64_t(settings.seed);
+            Model model({.castle = castle}, seed);
+            std::optional<Tuning> tuning;
+            if (alpha > 0) tuning = Tuning{.options = {.form = forms.at(settings.form), .alpha = alpha}};
+            train(model, data.training, tuning, settings.epochs, seed, [] {});
+            looks.push_back({fmt::format("{}, {}", castle ? "CASTLE" : "standard", alpha > 0 ? "tuned" : "not tuned"),
+                             model.attention_of(person)});
+        }
+    }
+    if (!draw(settings.picture, person, looks)) {
+        throw BadInput(fmt::format("--picture {}: the picture could not be written", settings.picture));
+    }
+    fmt::print("\nWhat the answer looks at, for a person out of distribution, is drawn in {}\n", settings.picture);
+}
+
+void run(const Settings& settings) {
+#ifdef _OPENMP
+    if (settings.threads > 0) omp_set_num_threads(int(settings.threads));
+#endif
+    std::vector<Data> data;
+    for (Index i = 0; i < settings.seeds; ++i) data.push_back(data_of(settings, std::uint64_t(settings.seed + i)));
+    std::vector<Experiment> list = experiments(settings);
+    double in = 0, out = 0;
+    for (const Data& d : data) {
+        in += most_frequent_right(d.training, d.in_distribution) / double(data.size());
+        out += most_frequent_right(d.training, d.out_of_distribution) / double(data.size());
+    }
+    fmt::print(
+        "The spurious token game: {} examples to train on, {} epochs, {} seeds. {} parameters in a layer of\n"
+        "standard attention, {} in one of CASTLE. The most frequent risk is right for {:.1f} % in distribution, "
+        "{:.1f} % out of it.\n\n",
+        data.front().training.size(), settings.epochs, settings.seeds, Model({}, 1).parameters(),
+        Model({.castle = true}, 1).parameters(), 100 * in, 100 * out);
+    fmt::print("  attention  layers, loss{:24}  validation     in distr.      out of distr.  mass on causes\n", "");
+    const auto start = std::chrono::steady_clock::now();
+    for (Experiment& e : list) {
+        e.results.resize(data.size());
+        model::for_parts(settings.seeds, [&](Index i) {
+            const auto seed = std::uint64_t(settings.seed + i);
+            Model model(e.kind, seed);
+            train(model, data[std::size_t(i)].training, e.tuning, settings.epochs, seed, [] {});
+            e.results[std::size_t(i)] = accuracies(model, data[std::size_t(i)]);
+        });
+        print_row(e);
+    }
+    const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - start;
+    fmt::print("\nRight answers in %, mean and deviation of {} seeds; {:.0f} s\n", settings.seeds, taken.count());
+    if (!settings.picture.empty()) draw_looks(settings, data.front());
+}
+
+/// The settings, or nothing where the command line asked for --help and has been answered.
+std::optional<Settings> parse(int argc, char** argv) {
+    Settings settings;
+    CLI::App app(
+        "Trains small models on the spurious token game, with and without a loss that draws attention to the causes, "
+        "and tells how often they are right where the game changes.",
+        "causal_tuning");
+    const auto option = [&](const std::string& name, auto& value, const std::string& help) {
+        return app.add_option(name, value, help)->capture_default_str();
+    };
+    option("--examples", settings.examples, "To train on, a tenth of them kept for validation")
+        ->check(CLI::Range(Index(10), Index(1000000)));
+    option("--epochs", settings.epochs, "Passes over them")->check(CLI::Range(Index(1), Index(10000)));
+    option("--seeds", settings.seeds, "Trainings of each kind")->check(CLI::Range(Index(1), Index(1000)));
+    option("--seed", settings.seed, "The first of them")->check(CLI::Range(Index(0), Index(4294967295)));
+    option("--threads", settings.threads, "That train at the same time; 0 for all cores")
+        ->check(CLI::Range(Index(0), Index(1024)));
+    option("--form", settings.form, "Of the attention loss")
+        ->check(CLI::IsMember({"hinge", "log_ratio", "log_odds", "share"}));
+    app.add_flag("--all", settings.all, "One and two layers, alpha 2 to 20, the mean mass and head by head");
+    option("--train", settings.training, "A published file to train on, in place of random examples");
+    option("--in_distribution", settings.in_distribution, "The published test file beside it");
+    option("--out_of_distribution", settings.out_of_distribution, "The published file out of distribution");
+    option("--picture", settings.picture, "An SVG to write, of what the answer looks at");
+    if (!parse_command_line(app, argc, argv)) return std::nullopt;
+    const int files = int(!settings.training.empty()) + int(!settings.in_distribution.empty()) +
+                      int(!settings.out_of_distribution.empty());
+    if (files != 0 && files != 3) {
+        throw BadInput("--train, --in_distribution and --out_of_distribution go together, but there are " +
+                       std::to_string(files) + " of the three");
+    }
+    // Better now than after the training.
+    if (!settings.picture.empty() && !std::ofstream(settings.picture, std::ios::app)) {
+        throw BadInput(fmt::format("--picture {} cannot be written", settings.picture));
+    }
+    return settings;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+    return exit_code("causal_tuning", [&] {
+        if (const std::optional<Settings> settings = parse(argc, argv)) run(*settings);
+        return 0;
+    });
+}

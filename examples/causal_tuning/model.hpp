@@ -1,0 +1,282 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <array>
+#include <cmath>
+#include <cstdint>
+#include <optional>
+#include <random>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <castle/layer.hpp>
+#include <castle/mask.hpp>
+#include <castle/methods/reattention.hpp>
+
+#include "../model/cross_entropy.hpp"
+#include "../model/matrices.hpp"
+#include "../model/rms_norm.hpp"
+#include "../model/swiglu.hpp"
+#include "game.hpp"
+
+namespace causal_tuning {
+
+using model::Matrix;
+
+/// BOS, the phrases, "Answer": a token each.
+inline constexpr Index length = Index(attributes.size()) + 2;
+inline constexpr Index answer_row = length - 1;
+inline constexpr Index bos = Index(attributes.size()), answer = bos + 1, names = answer + 1;
+
+inline constexpr Index d_model = 32;
+inline constexpr Index d_head = 8;
+inline constexpr Index hidden = 64;
+
+struct Kind {
+    bool castle = false;
+    Index layers = 1;
+
+    /// Standard attention has 7/4 as many heads, and as many parameters.
+    Index heads() const { return castle ? 4 : 7; }
+    castle::Options options() const { return {.lookahead_window = castle ? castle::unlimited : 0}; }
+};
+
+/// What the loss on the attention is to be, if there is one.
+struct Tuning {
+    castle::methods::ReattentionOptions options = {};
+    double weight = 1;
+    double decay = 1;  // the weight of epoch e is weight exp(-decay e)
+};
+
+struct BlockWeights {
+    Matrix attention_norm;  // [1, d_model]
+    castle::LayerWeights<float> attention;
+    Matrix feed_forward_norm;  // [1, d_model]
+    model::SwiGluWeights feed_forward;
+};
+
+struct Weights {
+    Matrix embedding;  // [names + values, d_model]
+    std::vector<BlockWeights> blocks;
+    Matrix norm;  // [1, d_model]
+    Matrix head;  // [d_model, risks]
+
+    model::NamedMatrices matrices() {
+        model::NamedMatrices all = {{"embedding", &embedding}, {"norm", &norm, false}, {"head", &head}};
+        for (std::size_t i = 0; i < blocks.size(); ++i) {
+            BlockWeights& block = blocks[i];
+            const std::string prefix = "blocks." + std::to_string(i) + ".";
+            all.push_back({prefix + "attention_norm", &block.attention_norm, false});
+            model::append(all, prefix + "attention", block.attention);
+            all.push_back({prefix + "feed_forward_norm", &block.feed_forward_norm, false});
+            all.push_back({prefix + "feed_forward.gate", &block.feed_forward.gate});
+            all.push_back({prefix + "feed_forward.up", &block.feed_forward.up});
+            all.push_back({prefix + "feed_forward.down", &block.feed_forward.down});
+        }
+        return all;
+    }
+};
+
+/// Which tokens the answer should look at.
+inline castle::Mask causes_of(const Person& person) {
+    return castle::masks::packed(length, length, [&](Index row, Index key) {
+        return row == answer_row && key > 0 && key < answer_row && person.phrases[std::size_t(key - 1)].is_cause();
+    });
+}
+
+/// A model of a few layers, which reads the risk at the last token:
+/// for every block x += attention(norm(x)), x += feed_forward(norm(x)); logits = norm(x)[answer] head.
+class Model {
+  public:
+    Weights weights;
+
+    Model(const Kind& kind, std::uint64_t seed) {
+        std::mt19937_64 bits(seed);
+        const auto inverse_root = [](Index n) { return 1 / std::sqrt(double(n)); };
+        const auto matrix = [&](Index rows, Index cols, double deviation) {
+            return model::normal_matrix(rows, cols, deviation, bits);
+        };
+        weights.embedding = matrix(names + most_value + 1, d_model, 0.5);
+        for (Index i = 0; i < kind.layers; ++i) {
+            attention_.emplace_back(castle::LayerConfig{.d_model = d_model, .heads = kind.heads(), .d_head = d_head},
+                                    kind.options());
+            BlockWeights block{.attention_norm = Matrix::Ones(1, d_model),
+                               .attention = attention_.back().weights(),
+                               .feed_forward_norm = Matrix::Ones(1, d_model),
+                               .feed_forward = {.gate = matrix(d_model, hidden, inverse_root(d_model)),
+                                                .up = matrix(d_model, hidden, inverse_root(d_model)),
+                                                .down = matrix(hidden, d_model, inverse_root(hidden) / 2)}};
+            block.attention.for_each(
+                [&](std::string_view, Matrix& m) { m = matrix(m.rows(), m.cols(), inverse_root(m.rows())); });
+            block.attention.w_out /= 2;
+            weights.blocks.push_back(std::move(block));
+        }
+        weights.norm = Matrix::Ones(1, d_model);
+        weights.head = matrix(d_model, Index(risks.size()), inverse_root(d_model));
+        update();
+    }
+
+    /// After `weights` have changed.
+    void update() {
+        for (std::size_t i = 0; i < attention_.size(); ++i) attention_[i].set_weights(weights.blocks[i].attention);
+    }
+
+    /// Numbers that are trained.
+    Index parameters() const {
+        Index count = 0;
+        Weights copy = weights;
+        for (const model::NamedMatrix& m : copy.matrices()) count += m.matrix->size();
+        return count;
+    }
+
+    /// What a pass over some people leaves for the backward pass.
+    class Tape {
+      public:
+        explicit Tape(const Model& model) {
+            for (const auto& layer : model.attention_) {
+                blocks.push_back({.attention = layer.make_workspace(), .mass = {}, .d_mass = {}});
+            }
+        }
+
+        struct Block {
+            model::RmsNorm attention_norm = {};
+            Matrix attention_input = {};
+            castle::LayerWorkspace<float> attention;
+            Matrix mass;
+            Matrix d_mass;
+            model::RmsNorm feed_forward_norm = {};
+            Matrix feed_forward_input = {};
+            model::SwiGlu feed_forward = {};
+        };
+        std::vector<Block> blocks;
+        std::vector<castle::Mask> causes;
+        std::vector<Index> counts;
+        model::RmsNorm norm;
+        Matrix norm_input;
+    };
+
+    /// The logits of some people, [people, risks]; the masses of attention on the causes are left in the tape.
+    Matrix forward(std::span<const Person> people, Tape& tape) const {
+        const Index count = Index(people.size());
+        tape.counts.assign(people.size(), length);
+        tape.causes.clear();
+        for (const Person& person : people) tape.causes.push_back(causes_of(person));
+        Matrix x = embed(people);
+        for (std::size_t i = 0; i < attention_.size(); ++i) {
+            const BlockWeights& w = weights.blocks[i];
+            auto& t = tape.blocks[i];
+            t.attention_input = t.attention_norm.forward(x, w.attention_norm);
+            Matrix y(x.rows(), d_model);
+            t.mass.resize(x.rows(), attention_[i].config().heads);
+            attention_[i].forward(t.attention, tape.counts, t.attention_input,
+                                  castle::Output<float>{.out = y, .mass = t.mass, .mass_over = tape.causes});
+            x += y;
+            t.feed_forward_input = t.feed_forward_norm.forward(x, w.feed_forward_norm);
+            x += t.feed_forward.forward(t.feed_forward_input, w.feed_forward);
+        }
+        Matrix last(count, d_model);
+        for (Index p = 0; p < count; ++p) last.row(p) = x.row(p * length + answer_row);
+        tape.norm_input = tape.norm.forward(last, weights.norm);
+        return tape.norm_input * weights.head;
+    }
+
+    /// The sum of the losses of some people, whose gradient is added: the cross-entropy of the risk and, with a weight,
+    /// the loss on the attention.
+    double learn(std::span<const Person> people, const std::optional<Tuning>& tuning, double tuning_weight, Tape& tape,
+                 Weights& gradient) const {
+        const Index count = Index(people.size());
+        Matrix d_logits = forward(people, tape);
+        double loss = 0;
+        for (Index p = 0; p < count; ++p) {
+            loss += model::cross_entropy(d_logits.row(p), people[std::size_t(p)].risk);
+        }
+        loss += tuning ? attention_loss(*tuning, tuning_weight, tape) : 0;
+
+        gradient.head.noalias() += tape.norm_input.transpose() * d_logits;
+        const Matrix d_last = tape.norm.backward(d_logits * weights.head.transpose(), weights.norm, gradient.norm);
+        Matrix d_x = Matrix::Zero(count * length, d_model);
+        for (Index p = 0; p < count; ++p) d_x.row(p * length + answer_row) = d_last.row(p);
+        for (std::size_t i = attention_.size(); i-- > 0;) {
+            const BlockWeights& w = weights.blocks[i];
+            BlockWeights& g = gradient.blocks[i];
+            auto& t = tape.blocks[i];
+            const Matrix d_feed = t.feed_forward.backward(t.feed_forward_input, d_x, w.feed_forward, g.feed_forward);
+            d_x += t.feed_forward_norm.backward(d_feed, w.feed_forward_norm, g.feed_forward_norm);
+            Matrix d_attention(d_x.rows(), d_model);
+            castle::OutputGradient<float> d_y{.out = d_x};
+            if (tuning) d_y.mass = t.d_mass;
+            attention_[i].backward(t.attention, t.attention_input, d_y, d_attention, g.attention);
+            d_x += t.attention_norm.backward(d_attention, w.attention_norm, g.attention_norm);
+        }
+        for (Index p = 0; p < count; ++p) {
+            for (Index t = 0; t < length; ++t) {
+                for_rows(people[std::size_t(p)], t,
+                         [&](Index row) { gradient.embedding.row(row) += d_x.row(p * length + t); });
+            }
+        }
+        return loss;
+    }
+
+    /// What each token of a person is looked at by the answer, a mean over the heads of the last layer.
+    std::vector<double> attention_of(const Person& person) const {
+        // The mass on one token after the other.
+        std::vector<double> weights_of_answer;
+        Tape tape(*this);
+        for (Index key = 0; key < length; ++key) {
+            forward(std::span(&person, 1), tape);
+            auto& last = tape.blocks.back();
+            const castle::Mask only = castle::masks::packed(length, length, [&](Index, Index s) { return s == key; });
+            Matrix y(length, d_model), mass(length, last.mass.cols());
+            attention_.back().forward(last.attention, tape.counts, last.attention_input,
+                                      castle::Output<float>{.out = y, .mass = mass, .mass_over = only});
+            weights_of_answer.push_back(double(mass.row(answer_row).mean()));
+        }
+        return weights_of_answer;
+    }
+
+  private:
+    // Rows of the embedding that token t is the sum of.
+    template <class F>
+    static void for_rows(const Person& person, Index t, const F& f) {
+        if (t == 0 || t == answer_row) {
+            f(t == 0 ? bos : answer);
+            return;
+        }
+        const Phrase& phrase = person.phrases[std::size_t(t - 1)];
+        f(phrase.attribute);
+        f(names + phrase.value);
+    }
+    Matrix embed(std::span<const Person> people) const {
+        Matrix x = Matrix::Zero(Index(people.size()) * length, d_model);
+        for (Index p = 0; p < Index(people.size()); ++p) {
+            for (Index t = 0; t < length; ++t) {
+                for_rows(people[std::size_t(p)], t,
+                         [&](Index row) { x.row(p * length + t) += weights.embedding.row(row); });
+            }
+        }
+        return x;
+    }
+
+    // Of all people of the tape, into d_mass of its blocks.
+    static double attention_loss(const Tuning& tuning, double weight, Tape& tape) {
+        double loss = 0;
+        for (auto& block : tape.blocks) block.d_mass = Matrix::Zero(block.mass.rows(), block.mass.cols());
+        for (std::size_t p = 0; p < tape.causes.size(); ++p) {
+            std::vector<castle::ConstMatrixView<float>> masses;
+            std::vector<castle::MatrixView<float>> d_masses;
+            for (auto& block : tape.blocks) {
+                masses.push_back(castle::ConstMatrixView<float>(block.mass).middle_rows(Index(p) * length, length));
+                d_masses.push_back(castle::MatrixView<float>(block.d_mass).middle_rows(Index(p) * length, length));
+            }
+            const castle::methods::Reattention reattention(length, tape.causes[p], tuning.options);
+            loss += weight * reattention.loss<float>(masses, d_masses, weight);
+        }
+        return loss;
+    }
+
+    std::vector<castle::Layer<float>> attention_;
+};
+
+}  // namespace causal_tuning

@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <numbers>
+#include <numeric>
+#include <optional>
+#include <random>
+#include <span>
+#include <vector>
+
+#include "../model/adamw.hpp"
+#include "game.hpp"
+#include "model.hpp"
+
+namespace causal_tuning {
+
+struct Data {
+    std::vector<Person> training;
+    std::vector<Person> validation;  // a tenth of the training data, for whoever wants to choose
+    std::vector<Person> in_distribution;
+    std::vector<Person> out_of_distribution;
+};
+
+/// Splits the last tenth of the training data off.
+inline void split_validation(Data& data) {
+    const std::size_t kept = data.training.size() - data.training.size() / 10;
+    data.validation.assign(data.training.begin() + std::ptrdiff_t(kept), data.training.end());
+    data.training.resize(kept);
+}
+
+struct Accuracies {
+    double validation = 0;
+    double in_distribution = 0;
+    double out_of_distribution = 0;
+    double mass = 0;  // of the answer's attention on the causes, out of distribution
+};
+
+inline constexpr Index batch = 50;
+inline constexpr double peak_rate = 3e-3;
+inline constexpr double warm_up = 0.05;    // of the steps
+inline constexpr double final_rate = 0.1;  // of the peak, after a cosine
+inline constexpr double most_norm = 1;
+
+inline double learning_rate(Index step, Index steps) {
+    const double done = double(step) / double(steps);
+    if (done < warm_up) return peak_rate * done / warm_up;
+    const double cosine = (1 + std::cos(std::numbers::pi * (done - warm_up) / (1 - warm_up))) / 2;
+    return peak_rate * (final_rate + (1 - final_rate) * cosine);
+}
+
+/// The part of these people whose risk the model tells.
+inline double accuracy(const Model& model, const std::vector<Person>& people, double* mass = nullptr) {
+    Model::Tape tape(model);
+    Index right = 0;
+    double sum = 0;
+    for (std::size_t first = 0; first < people.size(); first += std::size_t(batch)) {
+        const std::size_t count = std::min(std::size_t(batch), people.size() - first);
+        const Matrix logits = model.forward(std::span(people).subspan(first, count), tape);
+        for (std::size_t p = 0; p < count; ++p) {
+            Index best = 0;
+            logits.row(Index(p)).maxCoeff(&best);
+            right += best == people[first + p].risk ? 1 : 0;
+            for (const auto& block : tape.blocks) {
+                sum += double(block.mass.row(Index(p) * length + answer_row).mean()) / double(tape.blocks.size());
+            }
+        }
+    }
+    if (mass != nullptr) *mass = sum / double(people.size());
+    return double(right) / double(people.size());
+}
+
+/// Trains a model in the calling thread; `after_epoch` is called after each.
+template <class F>
+void train(Model& model, const std::vector<Person>& people, const std::optional<Tuning>& tuning, Index epochs,
+           std::uint64_t seed, const F& after_epoch) {
+    std::mt19937_64 bits(seed);
+    model::AdamW<Weights> optimizer(model.weights);
+    Weights gradient = model::zeros_like(model.weights);
+    Model::Tape tape(model);
+    std::vector<Person> order = people;
+    const Index steps_of_epoch = (Index(people.size()) + batch - 1) / batch, steps = epochs * steps_of_epoch;
+    Index step = 0;
+    for (Index epoch = 0; epoch < epochs; ++epoch) {
+        for (std::size_t i = order.size() - 1; i > 0; --i) {
+            std::swap(order[i], order[std::size_t(model::below(Index(i) + 1, bits))]);
+        }
+        const double weight = tuning ? tuning->weight * std::exp(-tuning->decay * double(epoch)) : 0;
+        for (std::size_t first = 0; first < order.size(); first += std::size_t(batch)) {
+            const std::size_t count = std::min(std::size_t(batch), order.size() - first);
+            for (const model::NamedMatrix& m : gradient.matrices()) m.matrix->setZero();
+            model.learn(std::span(order).subspan(first, count), tuning, weight, tape, gradient);
+            for (const model::NamedMatrix& m : gradient.matrices()) *m.matrix /= float(count);
+            model::clip(gradient.matrices(), most_norm);
+            optimizer.step(model.weights, gradient, learning_rate(++step, steps), {});
+            model.update();
+        }
+        after_epoch();
+    }
+}
+
+inline Accuracies accuracies(const Model& model, const Data& data) {
+    Accuracies all;
+    all.validation = accuracy(model, data.validation);
+    all.in_distribution = accuracy(model, data.in_distribution);
+    all.out_of_distribution = accuracy(model, data.out_of_distribution, &all.mass);
+    return all;
+}
+
+}  // namespace causal_tuning
