@@ -42,7 +42,7 @@ Matrix<T> run(castle::UqKvCache<T>& cache, const castle::Input<T>& input, const 
     const Index rows = input.causal.q.rows();
     Matrix<T> out(rows, shape.heads * shape.dv), sums(rows, shape.heads), both(rows, shape.heads * (shape.dv + 1));
     castle::extend(cache, input, castle::Output<T>{.out = out, .log_sum_exp = sums}, mask, executor);
-    both << out, sums;
+    if (rows > 0) both << out, sums;
     return both;
 }
 

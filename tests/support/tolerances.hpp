@@ -309,4 +309,10 @@ double rotation_bound(double position, T x, T pair) {
     return (gamma<T>(4) + 8 * unit_roundoff<double> * (position + 1)) * size;
 }
 
+/// What backward.hpp states of a gradient's error, relative to the gradient.
+template <class T>
+double precision_bound(castle::Index length, castle::Index window) {
+    return (32 + static_cast<double>(std::min(window, length)) / 8) * unit_roundoff<T>;
+}
+
 }  // namespace support
