@@ -229,6 +229,14 @@ RATIOS = (
      "backward/documents/L:4096", "backward/documents_alone/L:4096", 1.15),
     ("masks, standard attention, d = 64: backward pass, table / plain, time", "masks", "seconds",
      "backward/table/L:4096", "backward/causal/L:4096", 1.15),
+    ("future-aware attention, light, the largest logit / causal, L = 2048, 3/4 visual, 8 heads of 64, time", "methods", "seconds",
+     "prefill_light/max/L:2048", "prefill_causal/L:2048", 1.35),
+    ("future-aware attention, light, the mean / causal, the same, time", "methods", "seconds",
+     "prefill_light/mean/L:2048", "prefill_causal/L:2048", 1.35),
+    ("future-aware attention, light, 32 generated tokens / causal, time", "methods", "seconds",
+     "decode_light/L:2048", "decode_causal/L:2048", 1.02),
+    ("future-aware attention, light, 32 generated tokens / the prompt once under the full mask, which every generated token needs, time", "methods", "seconds",
+     "decode_light/L:2048", "prefill_full/L:2048", 1.0),
 )  # fmt: skip
 
 

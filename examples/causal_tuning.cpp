@@ -22,14 +22,15 @@
 #include <CLI/CLI.hpp>
 
 #include "causal_tuning/picture.hpp"
-#include "causal_tuning/train.hpp"
 #include "model/batch.hpp"
+#include "spurious_tokens/train.hpp"
 #include "support/bad_input.hpp"
 #include "support/command_line.hpp"
 
 namespace {
 
 using namespace causal_tuning;
+using namespace spurious_tokens;
 using castle::methods::ReattentionForm;
 
 struct Settings {
@@ -136,7 +137,7 @@ void draw_looks(const Settings& settings, const Data& data) {
             Model model({.castle = castle}, seed);
             std::optional<Tuning> tuning;
             if (alpha > 0) tuning = Tuning{.options = {.form = forms.at(settings.form), .alpha = alpha}};
-            train(model, data.training, tuning, settings.epochs, seed, [] {});
+            train(model, data.training, tuning, settings.epochs, seed);
             looks.push_back({fmt::format("{}, {}", castle ? "CASTLE" : "standard", alpha > 0 ? "tuned" : "not tuned"),
                              model.attention_of(person)});
         }
@@ -172,7 +173,7 @@ void run(const Settings& settings) {
         model::for_parts(settings.seeds, [&](Index i) {
             const auto seed = std::uint64_t(settings.seed + i);
             Model model(e.kind, seed);
-            train(model, data[std::size_t(i)].training, e.tuning, settings.epochs, seed, [] {});
+            train(model, data[std::size_t(i)].training, e.tuning, settings.epochs, seed);
             e.results[std::size_t(i)] = accuracies(model, data[std::size_t(i)]);
         });
         print_row(e);

@@ -7,11 +7,13 @@
 
 #include <fmt/core.h>
 
+#include "../spurious_tokens/game.hpp"
+#include "../spurious_tokens/model.hpp"
 #include "../support/picture.hpp"
-#include "game.hpp"
-#include "model.hpp"
 
 namespace causal_tuning {
+
+using namespace spurious_tokens;
 
 /// What the answer of one model looks at.
 struct Look {

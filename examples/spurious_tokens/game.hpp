@@ -20,7 +20,7 @@
 
 // The spurious token game (arXiv:2509.01535): eight attributes of a made-up person in any order, and a risk. Three of
 // them cause it; three follow a cause in training but not out of distribution; two mean nothing.
-namespace causal_tuning {
+namespace spurious_tokens {
 
 using model::below;
 using model::Index;
@@ -36,6 +36,7 @@ struct Phrase {
     Index value = 0;
 
     bool is_cause() const { return attribute < causes; }
+    bool is_spurious() const { return attribute >= causes && attribute < 2 * causes; }
 };
 
 struct Person {
@@ -124,4 +125,4 @@ inline double most_frequent_right(const std::vector<Person>& trained, const std:
     return double(right) / double(tested.size());
 }
 
-}  // namespace causal_tuning
+}  // namespace spurious_tokens

@@ -21,7 +21,7 @@
 #include "../model/swiglu.hpp"
 #include "game.hpp"
 
-namespace causal_tuning {
+namespace spurious_tokens {
 
 using model::Matrix;
 
@@ -30,16 +30,16 @@ inline constexpr Index length = Index(attributes.size()) + 2;
 inline constexpr Index answer_row = length - 1;
 inline constexpr Index bos = Index(attributes.size()), answer = bos + 1, names = answer + 1;
 
-inline constexpr Index d_model = 32;
 inline constexpr Index d_head = 8;
-inline constexpr Index hidden = 64;
 
 struct Kind {
     bool castle = false;
     Index layers = 1;
+    Index d_model = 32;
 
     /// Standard attention has 7/4 as many heads, and as many parameters.
-    Index heads() const { return castle ? 4 : 7; }
+    Index heads() const { return d_model / 32 * (castle ? 4 : 7); }
+    Index hidden() const { return 2 * d_model; }
     castle::Options options() const { return {.lookahead_window = castle ? castle::unlimited : 0}; }
 };
 
@@ -92,8 +92,9 @@ class Model {
   public:
     Weights weights;
 
-    Model(const Kind& kind, std::uint64_t seed) {
+    Model(const Kind& kind, std::uint64_t seed) : d_model_(kind.d_model) {
         std::mt19937_64 bits(seed);
+        const Index d_model = kind.d_model, hidden = kind.hidden();
         const auto inverse_root = [](Index n) { return 1 / std::sqrt(double(n)); };
         const auto matrix = [&](Index rows, Index cols, double deviation) {
             return model::normal_matrix(rows, cols, deviation, bits);
@@ -157,46 +158,47 @@ class Model {
         Matrix norm_input;
     };
 
-    /// The logits of some people, [people, risks]; the masses of attention on the causes are left in the tape.
-    Matrix forward(std::span<const Person> people, Tape& tape) const {
+    /// The logits of some people, [people, risks]. The masses of attention on the causes are left in the tape where
+    /// they are wanted. `seen` may say for each person which tokens are seen; all up to a token's own unless it does.
+    Matrix forward(std::span<const Person> people, Tape& tape, bool with_masses = false,
+                   const castle::Masks& seen = {}) const {
         const Index count = Index(people.size());
         tape.counts.assign(people.size(), length);
         tape.causes.clear();
-        for (const Person& person : people) tape.causes.push_back(causes_of(person));
+        for (const Person& person : people) {
+            if (with_masses) tape.causes.push_back(causes_of(person));
+        }
         Matrix x = embed(people);
         for (std::size_t i = 0; i < attention_.size(); ++i) {
             const BlockWeights& w = weights.blocks[i];
             auto& t = tape.blocks[i];
             t.attention_input = t.attention_norm.forward(x, w.attention_norm);
-            Matrix y(x.rows(), d_model);
-            t.mass.resize(x.rows(), attention_[i].config().heads);
-            attention_[i].forward(t.attention, tape.counts, t.attention_input,
-                                  castle::Output<float>{.out = y, .mass = t.mass, .mass_over = tape.causes});
+            Matrix y(x.rows(), d_model_);
+            castle::Output<float> output{.out = y};
+            if (with_masses) {
+                t.mass.resize(x.rows(), attention_[i].config().heads);
+                output.mass = t.mass;
+                output.mass_over = tape.causes;
+            }
+            attention_[i].forward(t.attention, tape.counts, t.attention_input, output, seen);
             x += y;
             t.feed_forward_input = t.feed_forward_norm.forward(x, w.feed_forward_norm);
             x += t.feed_forward.forward(t.feed_forward_input, w.feed_forward);
         }
-        Matrix last(count, d_model);
+        Matrix last(count, d_model_);
         for (Index p = 0; p < count; ++p) last.row(p) = x.row(p * length + answer_row);
         tape.norm_input = tape.norm.forward(last, weights.norm);
         return tape.norm_input * weights.head;
     }
 
-    /// The sum of the losses of some people, whose gradient is added: the cross-entropy of the risk and, with a weight,
-    /// the loss on the attention.
-    double learn(std::span<const Person> people, const std::optional<Tuning>& tuning, double tuning_weight, Tape& tape,
-                 Weights& gradient) const {
+    /// The pass back from the gradient of the logits and, where there are some, of the masses in the tape. Adds the
+    /// gradient of the weights and returns that of the embedded tokens, [people length, d_model].
+    Matrix backward(std::span<const Person> people, const Matrix& d_logits, bool with_masses, Tape& tape,
+                    Weights& gradient) const {
         const Index count = Index(people.size());
-        Matrix d_logits = forward(people, tape);
-        double loss = 0;
-        for (Index p = 0; p < count; ++p) {
-            loss += model::cross_entropy(d_logits.row(p), people[std::size_t(p)].risk);
-        }
-        loss += tuning ? attention_loss(*tuning, tuning_weight, tape) : 0;
-
         gradient.head.noalias() += tape.norm_input.transpose() * d_logits;
         const Matrix d_last = tape.norm.backward(d_logits * weights.head.transpose(), weights.norm, gradient.norm);
-        Matrix d_x = Matrix::Zero(count * length, d_model);
+        Matrix d_x = Matrix::Zero(count * length, d_model_);
         for (Index p = 0; p < count; ++p) d_x.row(p * length + answer_row) = d_last.row(p);
         for (std::size_t i = attention_.size(); i-- > 0;) {
             const BlockWeights& w = weights.blocks[i];
@@ -204,9 +206,9 @@ class Model {
             auto& t = tape.blocks[i];
             const Matrix d_feed = t.feed_forward.backward(t.feed_forward_input, d_x, w.feed_forward, g.feed_forward);
             d_x += t.feed_forward_norm.backward(d_feed, w.feed_forward_norm, g.feed_forward_norm);
-            Matrix d_attention(d_x.rows(), d_model);
+            Matrix d_attention(d_x.rows(), d_model_);
             castle::OutputGradient<float> d_y{.out = d_x};
-            if (tuning) d_y.mass = t.d_mass;
+            if (with_masses) d_y.mass = t.d_mass;
             attention_[i].backward(t.attention, t.attention_input, d_y, d_attention, g.attention);
             d_x += t.attention_norm.backward(d_attention, w.attention_norm, g.attention_norm);
         }
@@ -216,6 +218,20 @@ class Model {
                          [&](Index row) { gradient.embedding.row(row) += d_x.row(p * length + t); });
             }
         }
+        return d_x;
+    }
+
+    /// The sum of the losses of some people, whose gradient is added: the cross-entropy of the risk and, with a weight,
+    /// the loss on the attention.
+    double learn(std::span<const Person> people, const std::optional<Tuning>& tuning, double tuning_weight, Tape& tape,
+                 Weights& gradient) const {
+        Matrix d_logits = forward(people, tape, tuning.has_value());
+        double loss = 0;
+        for (std::size_t p = 0; p < people.size(); ++p) {
+            loss += model::cross_entropy(d_logits.row(Index(p)), people[p].risk);
+        }
+        loss += tuning ? attention_loss(*tuning, tuning_weight, tape) : 0;
+        backward(people, d_logits, tuning.has_value(), tape, gradient);
         return loss;
     }
 
@@ -228,7 +244,7 @@ class Model {
             forward(std::span(&person, 1), tape);
             auto& last = tape.blocks.back();
             const castle::Mask only = castle::masks::packed(length, length, [&](Index, Index s) { return s == key; });
-            Matrix y(length, d_model), mass(length, last.mass.cols());
+            Matrix y(length, d_model_), mass(length, attention_.back().config().heads);
             attention_.back().forward(last.attention, tape.counts, last.attention_input,
                                       castle::Output<float>{.out = y, .mass = mass, .mass_over = only});
             weights_of_answer.push_back(double(mass.row(answer_row).mean()));
@@ -249,7 +265,7 @@ class Model {
         f(names + phrase.value);
     }
     Matrix embed(std::span<const Person> people) const {
-        Matrix x = Matrix::Zero(Index(people.size()) * length, d_model);
+        Matrix x = Matrix::Zero(Index(people.size()) * length, d_model_);
         for (Index p = 0; p < Index(people.size()); ++p) {
             for (Index t = 0; t < length; ++t) {
                 for_rows(people[std::size_t(p)], t,
@@ -276,7 +292,8 @@ class Model {
         return loss;
     }
 
+    Index d_model_;
     std::vector<castle::Layer<float>> attention_;
 };
 
-}  // namespace causal_tuning
+}  // namespace spurious_tokens

@@ -15,7 +15,7 @@
 #include "game.hpp"
 #include "model.hpp"
 
-namespace causal_tuning {
+namespace spurious_tokens {
 
 struct Data {
     std::vector<Person> training;
@@ -58,12 +58,13 @@ inline double accuracy(const Model& model, const std::vector<Person>& people, do
     double sum = 0;
     for (std::size_t first = 0; first < people.size(); first += std::size_t(batch)) {
         const std::size_t count = std::min(std::size_t(batch), people.size() - first);
-        const Matrix logits = model.forward(std::span(people).subspan(first, count), tape);
+        const Matrix logits = model.forward(std::span(people).subspan(first, count), tape, mass != nullptr);
         for (std::size_t p = 0; p < count; ++p) {
             Index best = 0;
             logits.row(Index(p)).maxCoeff(&best);
             right += best == people[first + p].risk ? 1 : 0;
             for (const auto& block : tape.blocks) {
+                if (mass == nullptr) break;
                 sum += double(block.mass.row(Index(p) * length + answer_row).mean()) / double(tape.blocks.size());
             }
         }
@@ -72,33 +73,49 @@ inline double accuracy(const Model& model, const std::vector<Person>& people, do
     return double(right) / double(people.size());
 }
 
-/// Trains a model in the calling thread; `after_epoch` is called after each.
-template <class F>
-void train(Model& model, const std::vector<Person>& people, const std::optional<Tuning>& tuning, Index epochs,
-           std::uint64_t seed, const F& after_epoch) {
+/// Trains a model in the calling thread: learn(people, epoch, tape, gradient) adds the gradient of the loss of some
+/// people, given by their numbers.
+template <class Learn>
+void train(Model& model, Index people, Index epochs, std::uint64_t seed, const Learn& learn) {
     std::mt19937_64 bits(seed);
     model::AdamW<Weights> optimizer(model.weights);
     Weights gradient = model::zeros_like(model.weights);
     Model::Tape tape(model);
-    std::vector<Person> order = people;
-    const Index steps_of_epoch = (Index(people.size()) + batch - 1) / batch, steps = epochs * steps_of_epoch;
+    std::vector<Index> order(std::size_t(people), 0);
+    std::iota(order.begin(), order.end(), Index(0));
+    const Index steps = epochs * ((people + batch - 1) / batch);
     Index step = 0;
     for (Index epoch = 0; epoch < epochs; ++epoch) {
         for (std::size_t i = order.size() - 1; i > 0; --i) {
             std::swap(order[i], order[std::size_t(model::below(Index(i) + 1, bits))]);
         }
-        const double weight = tuning ? tuning->weight * std::exp(-tuning->decay * double(epoch)) : 0;
         for (std::size_t first = 0; first < order.size(); first += std::size_t(batch)) {
             const std::size_t count = std::min(std::size_t(batch), order.size() - first);
             for (const model::NamedMatrix& m : gradient.matrices()) m.matrix->setZero();
-            model.learn(std::span(order).subspan(first, count), tuning, weight, tape, gradient);
+            learn(std::span<const Index>(order).subspan(first, count), epoch, tape, gradient);
             for (const model::NamedMatrix& m : gradient.matrices()) *m.matrix /= float(count);
             model::clip(gradient.matrices(), most_norm);
             optimizer.step(model.weights, gradient, learning_rate(++step, steps), {});
             model.update();
         }
-        after_epoch();
     }
+}
+
+/// Those of the people with these numbers.
+inline std::vector<Person> chosen(const std::vector<Person>& people, std::span<const Index> numbers) {
+    std::vector<Person> some;
+    for (const Index i : numbers) some.push_back(people[std::size_t(i)]);
+    return some;
+}
+
+/// By cross-entropy and, if there is one, the loss on the attention.
+inline void train(Model& model, const std::vector<Person>& people, const std::optional<Tuning>& tuning, Index epochs,
+                  std::uint64_t seed) {
+    train(model, Index(people.size()), epochs, seed,
+          [&](std::span<const Index> numbers, Index epoch, Model::Tape& tape, Weights& gradient) {
+              const double weight = tuning ? tuning->weight * std::exp(-tuning->decay * double(epoch)) : 0;
+              model.learn(chosen(people, numbers), tuning, weight, tape, gradient);
+          });
 }
 
 inline Accuracies accuracies(const Model& model, const Data& data) {
@@ -109,4 +126,4 @@ inline Accuracies accuracies(const Model& model, const Data& data) {
     return all;
 }
 
-}  // namespace causal_tuning
+}  // namespace spurious_tokens

@@ -9,13 +9,13 @@
 
 #include <gtest/gtest.h>
 
-#include "causal_tuning/game.hpp"
-#include "causal_tuning/model.hpp"
-#include "causal_tuning/train.hpp"
+#include "spurious_tokens/game.hpp"
+#include "spurious_tokens/model.hpp"
+#include "spurious_tokens/train.hpp"
 
 namespace {
 
-using namespace causal_tuning;
+using namespace spurious_tokens;
 
 Index value_of(const Person& person, Index attribute) {
     for (const Phrase& phrase : person.phrases) {

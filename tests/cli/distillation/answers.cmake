@@ -1,0 +1,9 @@
+# SPDX-License-Identifier: Apache-2.0
+# All of it runs, and prints what it is there to show. What the figures are to be takes minutes, and is not tested.
+include("${CMAKE_CURRENT_LIST_DIR}/../expect.cmake")
+
+expect_answer("teacher  " "student, alone  " "distilled  " "LeaF, spans one by one  " "LeaF, all spans at once  "
+              "random spans  " "the true spurious spans  " "LeaF with the misled teacher  "
+              "Of the removed tokens [0-9]+ % are spurious, [0-9]+ % causes" "-> (Low|Middle|High) Risk"
+              ARGUMENTS --seeds 1 --epochs 2 --examples 200)
+expect_answer("--threshold" ARGUMENTS --help)

@@ -1,0 +1,20 @@
+# SPDX-License-Identifier: Apache-2.0
+# Every kind of bad input ends with 2 and one line that names what is wrong, before any training.
+include("${CMAKE_CURRENT_LIST_DIR}/../expect.cmake")
+
+foreach(option IN ITEMS --examples --epochs --seeds)
+    foreach(value IN ITEMS 0 -1 2.5 many 99999999999999999999999)
+        expect_rejection("${option}" ${option} ${value})
+    endforeach()
+endforeach()
+foreach(option IN ITEMS --threshold --lambda)
+    foreach(value IN ITEMS -0.1 1.5 many)
+        expect_rejection("${option}" ${option} ${value})
+    endforeach()
+endforeach()
+foreach(option IN ITEMS --seed --threads)
+    foreach(value IN ITEMS -1 2.5 many)
+        expect_rejection("${option}" ${option} ${value})
+    endforeach()
+endforeach()
+expect_rejection("surplus" surplus)
