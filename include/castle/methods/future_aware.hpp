@@ -15,6 +15,7 @@
 #include <castle/detail/check/checks.hpp>
 #include <castle/detail/check/message.hpp>
 #include <castle/detail/simd/aligned_buffer.hpp>
+#include <castle/detail/simd/simd.hpp>
 #include <castle/detail/simd/tile.hpp>
 #include <castle/detail/simd/transpose.hpp>
 #include <castle/executor.hpp>
@@ -164,6 +165,7 @@ class LightFutureInput {
     void pool() {
         const Index rows = Index(rows_with_future_.size()), heads = kind_.shape.heads;
         pooled_ = Matrix<T>::Zero(rows_, heads);
+        if (rows == 0) return;
         if (light_.pooling == Pooling::mean) {
             for (Index kv = 0; kv < kind_.shape.kv_heads; ++kv) {
                 for_mean_keys(kv, [&](Index row, const RowVector& mean) {
@@ -222,6 +224,8 @@ class LightFutureInput {
                 const Index end = (std::min)(panel_size, count - p * panel_size);
                 const T* product = products + i * panel_size;
                 T& best = largest[std::size_t(i)];
+                // Most panels have none that is larger.
+                if (end - begin == panel_size && !any_above(product, best)) continue;
                 Index& at = largest_at_[std::size_t((first_row + i) * kind_.shape.heads + h)];
                 for (Index j = begin; j < end; ++j) {
                     if (!(product[j] > best) && !(std::isnan(product[j]) && !std::isnan(best))) continue;
@@ -234,6 +238,18 @@ class LightFutureInput {
             const T best = largest[std::size_t(i)];
             pooled_(rows_with_future_[std::size_t(first_row + i)], h) = is_smallest_ ? -best : best;
         }
+    }
+
+    // Whether one of a panel's products is above `best`, or not a number.
+    static bool any_above(const T* products, T best) {
+        using S = detail::Simd<T>;
+        auto largest = S::load(products), zero_or_nan = S::sub(largest, largest);
+        for (Index j = S::width; j < detail::panel_size; j += S::width) {
+            const auto packet = S::load(products + j);
+            largest = S::larger(packet, largest);
+            zero_or_nan = S::add(zero_or_nan, S::sub(packet, packet));
+        }
+        return !(S::largest(largest) <= best) || std::isnan(S::sum(zero_or_nan));
     }
 
     // The mean of the means over `kernel` neighbours has equal parts of all n tokens but for those at the ends: calls
