@@ -543,7 +543,8 @@ def write_peers(doc, r):
                     continue
                 ratio = peers.seconds(key) / peers.seconds(f"{form}/peer:castle/L:{length}")
                 row.append(milliseconds(peers.seconds(key)) + ("" if name == "castle" else f" ({ratio:.1f})"))
-            table.append(row)
+            if any(row[1:]):
+                table.append(row)
         doc.table([words] + [f"L = {length}" for length in lengths], table)
     if "masked_window512/peer:torch/L:4096" in peers:
         table = []
