@@ -113,10 +113,9 @@ class UqKvCache {
     /// a cache that shares memory with a fork finished blocks need memory of their own; std::bad_alloc if there is
     /// none.
     void rollback(Index tokens) { detail::rollback(state_, tokens); }
-    /// How many tokens `rollback` can remove right now: all of them in a cache of standard attention without a
-    /// sliding window. Otherwise at
-    /// least as many as the cache was made for, counted from the most tokens that it has held since it was empty: what
-    /// has been rolled back comes back only with new tokens.
+    /// How many tokens `rollback` can remove right now: all of them in a cache of standard attention without a sliding
+    /// window. Otherwise at least as many as the cache was made for, counted from the most tokens that it has held
+    /// since it was empty: what has been rolled back comes back only with new tokens.
     Index max_rollback() const { return state_.max_rollback(); }
 
     /// A second cache with the same tokens, for beams, or for a prompt that several sequences go on from. Both go on

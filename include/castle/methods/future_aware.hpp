@@ -14,6 +14,7 @@
 #include <castle/detail/check/attention_kind.hpp>
 #include <castle/detail/check/checks.hpp>
 #include <castle/detail/check/message.hpp>
+#include <castle/detail/score/mask_words.hpp>
 #include <castle/detail/simd/aligned_buffer.hpp>
 #include <castle/detail/simd/simd.hpp>
 #include <castle/detail/simd/tile.hpp>
@@ -240,16 +241,14 @@ class LightFutureInput {
         }
     }
 
-    // Whether one of a panel's products is above `best`, or not a number.
+    // Whether one of a panel's products is above `best`, or not finite.
     static bool any_above(const T* products, T best) {
         using S = detail::Simd<T>;
-        auto largest = S::load(products), zero_or_nan = S::sub(largest, largest);
-        for (Index j = S::width; j < detail::panel_size; j += S::width) {
-            const auto packet = S::load(products + j);
-            largest = S::larger(packet, largest);
-            zero_or_nan = S::add(zero_or_nan, S::sub(packet, packet));
-        }
-        return !(S::largest(largest) <= best) || std::isnan(S::sum(zero_or_nan));
+        auto largest = S::load(products);
+        detail::for_packets<T, detail::panel_size>(
+            [&](Index j) CASTLE_INLINE_LAMBDA { largest = S::larger(S::load(products + j), largest); });
+        return !(S::largest(largest) <= best) ||
+               !detail::is_finite(products, 1, detail::panel_size, detail::panel_size);
     }
 
     // The mean of the means over `kernel` neighbours has equal parts of all n tokens but for those at the ends: calls

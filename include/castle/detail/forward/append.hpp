@@ -221,9 +221,8 @@ class AppendTransaction {
     const MaskRule* rule_of(Index i) {
         const SequenceState<T>& one = sequences_[i];
         const Mask* mask = masks_.seen[i];
-        if (!one.slides()) return mask != nullptr ? mask->rule() : nullptr;
-        if (mask == nullptr || mask->rule() == nullptr) return one.within_window(nullptr).rule();
-        return narrowed_.emplace_back(one.within_window(mask)).rule();
+        if (mask == nullptr || mask->rule() == nullptr) return one.window_mask().rule();
+        return one.slides() ? narrowed_.emplace_back(*mask & one.window_mask()).rule() : mask->rule();
     }
     bool looks_ahead(Index i) const {
         const auto& w = work(i);
@@ -363,12 +362,9 @@ template <Scalar T>
 void check_sight(std::string_view where, const SequenceState<T>& state, const Mask* mask, Index rows,
                  const Mask* mass_over) {
     const Index size = state.size();
-    const auto check_one = [&](const Mask* seen) {
-        check_sight(where, seen, state.kind().terms.get(), size, size + rows, mass_over);
-    };
-    if (!state.slides()) return check_one(mask);
-    const Mask seen = state.within_window(mask);
-    check_one(&seen);
+    Mask narrowed;
+    if (state.slides()) mask = &(narrowed = mask != nullptr ? *mask & state.window_mask() : state.window_mask());
+    check_sight(where, mask, state.kind().terms.get(), size, size + rows, mass_over);
 }
 
 // Appends the tokens of `input` to the sequences, with the outputs to `out`; shapes have been checked.

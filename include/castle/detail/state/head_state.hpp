@@ -138,10 +138,6 @@ class HeadState {
     }
     bool has_limited_rollback() const { return has_lookahead() || keeping_.slides(); }
 
-    // The first panel of which rows from that of `token` on may see a key, or of its block: with a sliding window, what
-    // is before it may be gone.
-    Index first_seen_panel(Index token) const { return oldest_panel(keeping_.sliding_window - 1, token); }
-
     // How many spans the rows of a group may see at most in a sequence of so many tokens.
     Index most_spans(Index tokens) const {
         if (!keeping_.slides()) return ceil_div(tokens, span_size);

@@ -54,11 +54,9 @@ class SequenceState {
     Index max_rollback() const { return heads_.front().max_rollback(); }
     bool is_moved_from() const { return heads_.empty(); }
 
-    // Whether rows see no further back than a window. If so, the mask of a call that is given `mask`, or null.
+    // Whether rows see no further back than a window, and its mask, which that of a call is cut to.
     bool slides() const { return window_mask_.rule() != nullptr; }
-    Mask within_window(const Mask* mask) const {
-        return mask != nullptr && mask->rule() != nullptr ? *mask & window_mask_ : window_mask_;
-    }
+    const Mask& window_mask() const { return window_mask_; }
 
     void set_size(Index size) {
         for (auto& head : heads_) head.set_size(size);
