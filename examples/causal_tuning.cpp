@@ -5,7 +5,6 @@
 // wrong where they no longer do. A loss on its attention tells it which tokens are causes; see
 // castle/methods/reattention.hpp.
 #include <chrono>
-#include <cmath>
 #include <cstdint>
 #include <cstdio>
 #include <fstream>
@@ -14,15 +13,12 @@
 #include <string>
 #include <vector>
 
-#ifdef _OPENMP
-#include <omp.h>
-#endif
-
 #include <fmt/core.h>
 #include <CLI/CLI.hpp>
 
 #include "causal_tuning/picture.hpp"
 #include "model/batch.hpp"
+#include "spurious_tokens/experiment.hpp"
 #include "spurious_tokens/train.hpp"
 #include "support/bad_input.hpp"
 #include "support/command_line.hpp"
@@ -33,12 +29,7 @@ using namespace causal_tuning;
 using namespace spurious_tokens;
 using castle::methods::ReattentionForm;
 
-struct Settings {
-    Index examples = 1600;
-    Index epochs = 20;
-    Index seeds = 8;
-    Index seed = 1;
-    Index threads = 0;
+struct Settings : Experiments {
     bool all = false;
     std::string form = "hinge";
     std::string training, in_distribution, out_of_distribution;  // published files, all three or none
@@ -94,21 +85,6 @@ Data data_of(const Settings& settings, std::uint64_t seed) {
     return data;
 }
 
-struct Statistics {
-    double mean = 0;
-    double deviation = 0;
-};
-
-template <class F>
-Statistics statistics(const std::vector<Accuracies>& results, const F& of) {
-    const double n = double(results.size());
-    Statistics s;
-    for (const Accuracies& r : results) s.mean += of(r) / n;
-    for (const Accuracies& r : results) s.deviation += (of(r) - s.mean) * (of(r) - s.mean);
-    s.deviation = n > 1 ? std::sqrt(s.deviation / (n - 1)) : 0;
-    return s;
-}
-
 std::string words_of(const std::optional<Tuning>& tuning) {
     if (!tuning) return "cross-entropy alone";
     return fmt::format("attention loss, alpha {:g}{}", tuning->options.alpha,
@@ -149,9 +125,7 @@ void draw_looks(const Settings& settings, const Data& data) {
 }
 
 void run(const Settings& settings) {
-#ifdef _OPENMP
-    if (settings.threads > 0) omp_set_num_threads(int(settings.threads));
-#endif
+    settings.use_threads();
     std::vector<Data> data;
     for (Index i = 0; i < settings.seeds; ++i) data.push_back(data_of(settings, std::uint64_t(settings.seed + i)));
     std::vector<Experiment> list = experiments(settings);
@@ -193,13 +167,7 @@ std::optional<Settings> parse(int argc, char** argv) {
     const auto option = [&](const std::string& name, auto& value, const std::string& help) {
         return app.add_option(name, value, help)->capture_default_str();
     };
-    option("--examples", settings.examples, "To train on, a tenth of them kept for validation")
-        ->check(CLI::Range(Index(10), Index(1000000)));
-    option("--epochs", settings.epochs, "Passes over them")->check(CLI::Range(Index(1), Index(10000)));
-    option("--seeds", settings.seeds, "Trainings of each kind")->check(CLI::Range(Index(1), Index(1000)));
-    option("--seed", settings.seed, "The first of them")->check(CLI::Range(Index(0), Index(4294967295)));
-    option("--threads", settings.threads, "That train at the same time; 0 for all cores")
-        ->check(CLI::Range(Index(0), Index(1024)));
+    settings.add_to(app);
     option("--form", settings.form, "Of the attention loss")
         ->check(CLI::IsMember({"hinge", "log_ratio", "log_odds", "share"}));
     app.add_flag("--all", settings.all, "One and two layers, alpha 2 to 20, the mean mass and head by head");

@@ -5,7 +5,6 @@
 // distilled as well. See castle/methods/confounders.hpp.
 #include <algorithm>
 #include <chrono>
-#include <cmath>
 #include <cstdint>
 #include <cstdio>
 #include <optional>
@@ -14,15 +13,12 @@
 #include <string>
 #include <vector>
 
-#ifdef _OPENMP
-#include <omp.h>
-#endif
-
 #include <fmt/core.h>
 #include <CLI/CLI.hpp>
 
 #include "distillation/leaf.hpp"
 #include "model/batch.hpp"
+#include "spurious_tokens/experiment.hpp"
 #include "support/bad_input.hpp"
 #include "support/command_line.hpp"
 
@@ -30,12 +26,7 @@ namespace {
 
 using namespace distillation;
 
-struct Settings {
-    Index examples = 1600;
-    Index epochs = 20;
-    Index seeds = 4;
-    Index seed = 1;
-    Index threads = 0;
+struct Settings : Experiments {
     double threshold = 0.10;
     double lambda = 0.5;
 };
@@ -61,10 +52,8 @@ std::string told(const Person& person, const std::vector<TokenSpan>& spans) {
     std::string words;
     for (Index t = 0; t < Index(attributes.size()); ++t) {
         const Phrase& phrase = person.phrases[std::size_t(t)];
-        const bool removed =
-            std::ranges::any_of(spans, [&](const TokenSpan& span) { return t + 1 >= span.begin && t + 1 < span.end; });
         const std::string name = fmt::format("{}: {}", attributes[std::size_t(phrase.attribute)], phrase.value);
-        words += (t > 0 ? ", " : "") + (removed ? "[" + name + "]" : name);
+        words += (t > 0 ? ", " : "") + (any_has(spans, t + 1) ? "[" + name + "]" : name);
     }
     return words + fmt::format(" -> {}", risks[std::size_t(person.risk)]);
 }
@@ -124,9 +113,7 @@ Outcome outcome_of(const Settings& settings, std::uint64_t seed) {
 }
 
 void run(const Settings& settings) {
-#ifdef _OPENMP
-    if (settings.threads > 0) omp_set_num_threads(int(settings.threads));
-#endif
+    settings.use_threads();
     fmt::print(
         "The spurious token game: {} examples, {} epochs, {} seeds; teacher of d_model {}, student of {}; threshold "
         "{:g}, lambda {:g}.\n",
@@ -139,33 +126,28 @@ void run(const Settings& settings) {
         fmt::print(stderr, "seed {} is done\n", settings.seed + i);
     });
     fmt::print("\n{:32}  in distribution   out of distribution\n", "");
-    const double n = double(settings.seeds);
     for (std::size_t k = 0; k < outcomes.front().results.size(); ++k) {
-        double in = 0, out = 0, square = 0;
-        for (const Outcome& o : outcomes) {
-            in += o.results[k].in_distribution / n;
-            out += o.results[k].out_of_distribution / n;
-        }
-        for (const Outcome& o : outcomes) square += std::pow(o.results[k].out_of_distribution - out, 2);
-        const double deviation = n > 1 ? std::sqrt(square / (n - 1)) : 0;
-        fmt::print("{:32}  {:15.1f}   {:6.1f} +- {:4.1f}\n", outcomes.front().results[k].name, 100 * in, 100 * out,
-                   100 * deviation);
+        const auto of = [&](double Result::*figure) {
+            return statistics(outcomes, [&](const Outcome& o) { return 100 * (o.results[k].*figure); });
+        };
+        const Statistics out = of(&Result::out_of_distribution);
+        fmt::print("{:32}  {:15.1f}   {:6.1f} +- {:4.1f}\n", outcomes.front().results[k].name,
+                   of(&Result::in_distribution).mean, out.mean, out.deviation);
     }
-    double spurious = 0, causal = 0;
-    for (const Outcome& o : outcomes) {
-        spurious += o.spurious / n;
-        causal += o.causal / n;
-    }
+    const auto share = [&](double Outcome::*figure) {
+        return 100 * statistics(outcomes, [&](const Outcome& o) { return o.*figure; }).mean;
+    };
     const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - start;
     fmt::print(
         "\nRight answers in %; {:.0f} s. Of the removed tokens {:.0f} % are spurious, {:.0f} % causes. Removed, in "
         "brackets:\n{}",
-        taken.count(), 100 * spurious, 100 * causal, outcomes.front().example);
+        taken.count(), share(&Outcome::spurious), share(&Outcome::causal), outcomes.front().example);
 }
 
 /// The settings, or nothing where the command line asked for --help and has been answered.
 std::optional<Settings> parse(int argc, char** argv) {
     Settings settings;
+    settings.seeds = 4;  // each takes half a minute
     CLI::App app(
         "Distils a small model from a larger one on the spurious token game, with and without examples from which "
         "tokens that mislead it are removed.",
@@ -173,12 +155,7 @@ std::optional<Settings> parse(int argc, char** argv) {
     const auto option = [&](const std::string& name, auto& value, const std::string& help) {
         return app.add_option(name, value, help)->capture_default_str();
     };
-    option("--examples", settings.examples, "To train on")->check(CLI::Range(Index(10), Index(1000000)));
-    option("--epochs", settings.epochs, "Passes over them")->check(CLI::Range(Index(1), Index(10000)));
-    option("--seeds", settings.seeds, "Runs of everything")->check(CLI::Range(Index(1), Index(1000)));
-    option("--seed", settings.seed, "The first of them")->check(CLI::Range(Index(0), Index(4294967295)));
-    option("--threads", settings.threads, "That train at the same time; 0 for all cores")
-        ->check(CLI::Range(Index(0), Index(1024)));
+    settings.add_to(app);
     option("--threshold", settings.threshold, "Tokens with a normalised difference up to here are confounders")
         ->check(CLI::Range(0.0, 1.0));
     option("--lambda", settings.lambda, "The weight of whole examples beside counterfactual ones")

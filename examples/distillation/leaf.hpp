@@ -20,14 +20,16 @@ namespace distillation {
 using castle::methods::TokenSpan;
 using namespace spurious_tokens;
 
+/// Whether one of the spans has the token.
+inline bool any_has(const std::vector<TokenSpan>& spans, Index t) {
+    return std::ranges::any_of(spans, [&](const TokenSpan& span) { return t >= span.begin && t < span.end; });
+}
+
 /// Causal attention without the tokens of these spans, which see themselves alone: no other sees them, and no lookahead
 /// key absorbs them. Without positions that is the person without them.
 inline castle::Mask without(const std::vector<TokenSpan>& spans) {
-    const auto removed = [&](Index t) {
-        return std::ranges::any_of(spans, [&](const TokenSpan& span) { return t >= span.begin && t < span.end; });
-    };
     return castle::masks::packed(length, length, [&](Index row, Index key) {
-        return key == row || (key < row && !removed(key) && !removed(row));
+        return key == row || (key < row && !any_has(spans, key) && !any_has(spans, row));
     });
 }
 
@@ -39,8 +41,7 @@ inline std::vector<std::vector<double>> gradient_norms(const Model& model, const
     std::vector<std::vector<double>> norms;
     Model::Tape tape(model);
     Weights ignored = model::zeros_like(model.weights);
-    for (std::size_t first = 0; first < people.size(); first += std::size_t(batch)) {
-        const auto some = std::span(people).subspan(first, std::min(std::size_t(batch), people.size() - first));
+    for_batches(people, [&](std::span<const Person> some) {
         Matrix d_logits = model.forward(some, tape);
         for (std::size_t p = 0; p < some.size(); ++p) {
             model::cross_entropy(d_logits.row(Index(p)), some[p].risk);
@@ -50,7 +51,7 @@ inline std::vector<std::vector<double>> gradient_norms(const Model& model, const
             norms.push_back(castle::methods::gradient_norms(
                 castle::ConstMatrixView<float>(d_embedded).middle_rows(Index(p) * length, length)));
         }
-    }
+    });
     return norms;
 }
 

@@ -13,6 +13,7 @@
 #include <fmt/core.h>
 
 #include "../model/adamw.hpp"
+#include "../model/schedule.hpp"
 #include "config.hpp"
 #include "model.hpp"
 #include "safetensors.hpp"
@@ -30,9 +31,8 @@ struct Schedule {
 
     /// Linear warm-up, then a cosine down to a tenth.
     double rate(Index step) const {
-        if (step <= warm_up) return learning_rate * static_cast<double>(step) / static_cast<double>(warm_up);
-        const double done = static_cast<double>(step - warm_up) / static_cast<double>(steps - warm_up);
-        return learning_rate * (0.55 + 0.45 * std::cos(std::numbers::pi * done));
+        return model::warm_cosine(learning_rate, static_cast<double>(warm_up), static_cast<double>(step),
+                                  static_cast<double>(steps));
     }
 };
 

@@ -8,9 +8,8 @@
 
 #include <castle/layer.hpp>
 
+#include "../model/block.hpp"
 #include "../model/cross_entropy.hpp"
-#include "../model/rms_norm.hpp"
-#include "../model/swiglu.hpp"
 #include "attention.hpp"
 #include "config.hpp"
 #include "weights.hpp"
@@ -22,18 +21,7 @@ namespace language_model {
 /// What a pass over one sequence leaves for its backward pass. Kept from sequence to sequence.
 class Tape {
   public:
-    struct Block {
-        explicit Block(castle::LayerWorkspace<float> own) : attention(std::move(own)) {}
-
-        RmsNorm attention_norm;
-        Matrix attention_input;
-        castle::LayerWorkspace<float> attention;
-        RmsNorm feed_forward_norm;
-        Matrix feed_forward_input;
-        SwiGlu feed_forward;
-    };
-
-    std::vector<Block> blocks;
+    std::vector<model::BlockTape> blocks;
     RmsNorm norm;
     Matrix head_input;
 };
@@ -87,14 +75,9 @@ class Model {
         const std::string_view read = text.substr(0, text.size() - 1);
         Matrix x = embed(read);
         for (std::size_t i = 0; i < attention_.size(); ++i) {
-            const BlockWeights& w = weights.blocks[i];
-            Tape::Block& t = tape.blocks[i];
-            t.attention_input = t.attention_norm.forward(x, w.attention_norm);
-            Matrix y(x.rows(), x.cols());
-            attention_[i].forward(t.attention, t.attention_input, y);
-            x += y;
-            t.feed_forward_input = t.feed_forward_norm.forward(x, w.feed_forward_norm);
-            x += t.feed_forward.forward(t.feed_forward_input, w.feed_forward);
+            model::BlockTape& t = tape.blocks[i];
+            t.forward(weights.blocks[i], x,
+                      [&](Matrix& y) { attention_[i].forward(t.attention, t.attention_input, y); });
         }
         tape.head_input = tape.norm.forward(x, weights.norm);
         Matrix d_logits = tape.head_input * weights.head;
@@ -105,14 +88,11 @@ class Model {
         const Matrix d_head_input = d_logits * weights.head.transpose();
         Matrix d_x = tape.norm.backward(d_head_input, weights.norm, gradient.norm);
         for (std::size_t i = attention_.size(); i-- > 0;) {
-            const BlockWeights& w = weights.blocks[i];
+            model::BlockTape& t = tape.blocks[i];
             BlockWeights& g = gradient.blocks[i];
-            Tape::Block& t = tape.blocks[i];
-            const Matrix d_feed = t.feed_forward.backward(t.feed_forward_input, d_x, w.feed_forward, g.feed_forward);
-            d_x += t.feed_forward_norm.backward(d_feed, w.feed_forward_norm, g.feed_forward_norm);
-            Matrix d_attention(d_x.rows(), d_x.cols());
-            attention_[i].backward(t.attention, t.attention_input, d_x, d_attention, g.attention);
-            d_x += t.attention_norm.backward(d_attention, w.attention_norm, g.attention_norm);
+            t.backward(weights.blocks[i], d_x, g, [&](const Matrix& d_y, Matrix& d_input) {
+                attention_[i].backward(t.attention, t.attention_input, d_y, d_input, g.attention);
+            });
         }
         for (Index t = 0; t < d_x.rows(); ++t) gradient.embedding.row(token(read, t)) += d_x.row(t);
         return loss;

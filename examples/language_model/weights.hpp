@@ -7,27 +7,17 @@
 #include <string>
 #include <vector>
 
-#include <castle/layer_weights.hpp>
-
+#include "../model/block.hpp"
 #include "../model/matrices.hpp"
-#include "../model/rms_norm.hpp"
-#include "../model/swiglu.hpp"
 #include "attention.hpp"
 #include "config.hpp"
 
 namespace language_model {
 
+using model::BlockWeights;
 using model::Matrix;
 using model::RmsNorm;
 using model::SwiGlu;
-using model::SwiGluWeights;
-
-struct BlockWeights {
-    Matrix attention_norm;  // [1, d_model]
-    castle::LayerWeights<float> attention;
-    Matrix feed_forward_norm;  // [1, d_model]
-    SwiGluWeights feed_forward;
-};
 
 struct Weights {
     Matrix embedding;  // [bytes, d_model]
@@ -38,14 +28,7 @@ struct Weights {
     model::NamedMatrices matrices() {
         model::NamedMatrices all = {{"embedding", &embedding}};
         for (std::size_t i = 0; i < blocks.size(); ++i) {
-            BlockWeights& block = blocks[i];
-            const std::string prefix = "blocks." + std::to_string(i) + ".";
-            all.push_back({prefix + "attention_norm", &block.attention_norm, false});
-            model::append(all, prefix + "attention", block.attention);
-            all.push_back({prefix + "feed_forward_norm", &block.feed_forward_norm, false});
-            all.push_back({prefix + "feed_forward.gate", &block.feed_forward.gate});
-            all.push_back({prefix + "feed_forward.up", &block.feed_forward.up});
-            all.push_back({prefix + "feed_forward.down", &block.feed_forward.down});
+            model::append(all, "blocks." + std::to_string(i), blocks[i]);
         }
         all.push_back({"norm", &norm, false});
         all.push_back({"head", &head});

@@ -27,7 +27,7 @@ struct SwiGlu {
     }
 
     // The gradient of x, which forward got, from that of the result; those of the weights are added.
-    Matrix backward(const Matrix& x, const Matrix& d_y, const SwiGluWeights& w, SwiGluWeights& d_w) {
+    Matrix backward(const Matrix& x, const Matrix& d_y, const SwiGluWeights& w, SwiGluWeights& d_w) const {
         d_w.down.noalias() += product.transpose() * d_y;
         const Matrix d_product = d_y * w.down.transpose();
         const auto s = sigmoid.array(), g = gate.array();

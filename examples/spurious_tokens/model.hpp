@@ -15,14 +15,15 @@
 #include <castle/mask.hpp>
 #include <castle/methods/reattention.hpp>
 
+#include "../model/block.hpp"
 #include "../model/cross_entropy.hpp"
 #include "../model/matrices.hpp"
 #include "../model/rms_norm.hpp"
-#include "../model/swiglu.hpp"
 #include "game.hpp"
 
 namespace spurious_tokens {
 
+using model::BlockWeights;
 using model::Matrix;
 
 /// BOS, the phrases, "Answer": a token each.
@@ -50,13 +51,6 @@ struct Tuning {
     double decay = 1;  // the weight of epoch e is weight exp(-decay e)
 };
 
-struct BlockWeights {
-    Matrix attention_norm;  // [1, d_model]
-    castle::LayerWeights<float> attention;
-    Matrix feed_forward_norm;  // [1, d_model]
-    model::SwiGluWeights feed_forward;
-};
-
 struct Weights {
     Matrix embedding;  // [names + values, d_model]
     std::vector<BlockWeights> blocks;
@@ -66,14 +60,7 @@ struct Weights {
     model::NamedMatrices matrices() {
         model::NamedMatrices all = {{"embedding", &embedding}, {"norm", &norm, false}, {"head", &head}};
         for (std::size_t i = 0; i < blocks.size(); ++i) {
-            BlockWeights& block = blocks[i];
-            const std::string prefix = "blocks." + std::to_string(i) + ".";
-            all.push_back({prefix + "attention_norm", &block.attention_norm, false});
-            model::append(all, prefix + "attention", block.attention);
-            all.push_back({prefix + "feed_forward_norm", &block.feed_forward_norm, false});
-            all.push_back({prefix + "feed_forward.gate", &block.feed_forward.gate});
-            all.push_back({prefix + "feed_forward.up", &block.feed_forward.up});
-            all.push_back({prefix + "feed_forward.down", &block.feed_forward.down});
+            model::append(all, "blocks." + std::to_string(i), blocks[i]);
         }
         return all;
     }
@@ -136,20 +123,14 @@ class Model {
     class Tape {
       public:
         explicit Tape(const Model& model) {
-            for (const auto& layer : model.attention_) {
-                blocks.push_back({.attention = layer.make_workspace(), .mass = {}, .d_mass = {}});
-            }
+            for (const auto& layer : model.attention_) blocks.emplace_back(layer.make_workspace());
         }
 
-        struct Block {
-            model::RmsNorm attention_norm = {};
-            Matrix attention_input = {};
-            castle::LayerWorkspace<float> attention;
+        struct Block : model::BlockTape {
+            using BlockTape::BlockTape;
+
             Matrix mass;
             Matrix d_mass;
-            model::RmsNorm feed_forward_norm = {};
-            Matrix feed_forward_input = {};
-            model::SwiGlu feed_forward = {};
         };
         std::vector<Block> blocks;
         std::vector<castle::Mask> causes;
@@ -170,20 +151,16 @@ class Model {
         }
         Matrix x = embed(people);
         for (std::size_t i = 0; i < attention_.size(); ++i) {
-            const BlockWeights& w = weights.blocks[i];
             auto& t = tape.blocks[i];
-            t.attention_input = t.attention_norm.forward(x, w.attention_norm);
-            Matrix y(x.rows(), d_model_);
-            castle::Output<float> output{.out = y};
-            if (with_masses) {
-                t.mass.resize(x.rows(), attention_[i].config().heads);
-                output.mass = t.mass;
-                output.mass_over = tape.causes;
-            }
-            attention_[i].forward(t.attention, tape.counts, t.attention_input, output, seen);
-            x += y;
-            t.feed_forward_input = t.feed_forward_norm.forward(x, w.feed_forward_norm);
-            x += t.feed_forward.forward(t.feed_forward_input, w.feed_forward);
+            t.forward(weights.blocks[i], x, [&](Matrix& y) {
+                castle::Output<float> output{.out = y};
+                if (with_masses) {
+                    t.mass.resize(y.rows(), attention_[i].config().heads);
+                    output.mass = t.mass;
+                    output.mass_over = tape.causes;
+                }
+                attention_[i].forward(t.attention, tape.counts, t.attention_input, output, seen);
+            });
         }
         Matrix last(count, d_model_);
         for (Index p = 0; p < count; ++p) last.row(p) = x.row(p * length + answer_row);
@@ -201,16 +178,13 @@ class Model {
         Matrix d_x = Matrix::Zero(count * length, d_model_);
         for (Index p = 0; p < count; ++p) d_x.row(p * length + answer_row) = d_last.row(p);
         for (std::size_t i = attention_.size(); i-- > 0;) {
-            const BlockWeights& w = weights.blocks[i];
-            BlockWeights& g = gradient.blocks[i];
             auto& t = tape.blocks[i];
-            const Matrix d_feed = t.feed_forward.backward(t.feed_forward_input, d_x, w.feed_forward, g.feed_forward);
-            d_x += t.feed_forward_norm.backward(d_feed, w.feed_forward_norm, g.feed_forward_norm);
-            Matrix d_attention(d_x.rows(), d_model_);
-            castle::OutputGradient<float> d_y{.out = d_x};
-            if (with_masses) d_y.mass = t.d_mass;
-            attention_[i].backward(t.attention, t.attention_input, d_y, d_attention, g.attention);
-            d_x += t.attention_norm.backward(d_attention, w.attention_norm, g.attention_norm);
+            BlockWeights& g = gradient.blocks[i];
+            t.backward(weights.blocks[i], d_x, g, [&](const Matrix& d_y, Matrix& d_input) {
+                castle::OutputGradient<float> d_output{.out = d_y};
+                if (with_masses) d_output.mass = t.d_mass;
+                attention_[i].backward(t.attention, t.attention_input, d_output, d_input, g.attention);
+            });
         }
         for (Index p = 0; p < count; ++p) {
             for (Index t = 0; t < length; ++t) {
@@ -240,9 +214,9 @@ class Model {
         // The mass on one token after the other.
         std::vector<double> weights_of_answer;
         Tape tape(*this);
+        forward(std::span(&person, 1), tape);
+        auto& last = tape.blocks.back();
         for (Index key = 0; key < length; ++key) {
-            forward(std::span(&person, 1), tape);
-            auto& last = tape.blocks.back();
             const castle::Mask only = castle::masks::packed(length, length, [&](Index, Index s) { return s == key; });
             Matrix y(length, d_model_), mass(length, attention_.back().config().heads);
             attention_.back().forward(last.attention, tape.counts, last.attention_input,

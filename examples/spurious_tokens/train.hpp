@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <numbers>
 #include <numeric>
 #include <optional>
 #include <random>
@@ -12,6 +11,7 @@
 #include <vector>
 
 #include "../model/adamw.hpp"
+#include "../model/schedule.hpp"
 #include "game.hpp"
 #include "model.hpp"
 
@@ -40,15 +40,19 @@ struct Accuracies {
 
 inline constexpr Index batch = 50;
 inline constexpr double peak_rate = 3e-3;
-inline constexpr double warm_up = 0.05;    // of the steps
-inline constexpr double final_rate = 0.1;  // of the peak, after a cosine
+inline constexpr double warm_up = 0.05;  // of the steps
 inline constexpr double most_norm = 1;
 
 inline double learning_rate(Index step, Index steps) {
-    const double done = double(step) / double(steps);
-    if (done < warm_up) return peak_rate * done / warm_up;
-    const double cosine = (1 + std::cos(std::numbers::pi * (done - warm_up) / (1 - warm_up))) / 2;
-    return peak_rate * (final_rate + (1 - final_rate) * cosine);
+    return model::warm_cosine(peak_rate, warm_up * double(steps), double(step), double(steps));
+}
+
+/// Calls f(some) for the people, a batch at a time.
+template <class F>
+void for_batches(const std::vector<Person>& people, const F& f) {
+    for (std::size_t first = 0; first < people.size(); first += std::size_t(batch)) {
+        f(std::span(people).subspan(first, std::min(std::size_t(batch), people.size() - first)));
+    }
 }
 
 /// The part of these people whose risk the model tells.
@@ -56,19 +60,18 @@ inline double accuracy(const Model& model, const std::vector<Person>& people, do
     Model::Tape tape(model);
     Index right = 0;
     double sum = 0;
-    for (std::size_t first = 0; first < people.size(); first += std::size_t(batch)) {
-        const std::size_t count = std::min(std::size_t(batch), people.size() - first);
-        const Matrix logits = model.forward(std::span(people).subspan(first, count), tape, mass != nullptr);
-        for (std::size_t p = 0; p < count; ++p) {
+    for_batches(people, [&](std::span<const Person> some) {
+        const Matrix logits = model.forward(some, tape, mass != nullptr);
+        for (std::size_t p = 0; p < some.size(); ++p) {
             Index best = 0;
             logits.row(Index(p)).maxCoeff(&best);
-            right += best == people[first + p].risk ? 1 : 0;
+            right += best == some[p].risk ? 1 : 0;
             for (const auto& block : tape.blocks) {
                 if (mass == nullptr) break;
                 sum += double(block.mass.row(Index(p) * length + answer_row).mean()) / double(tape.blocks.size());
             }
         }
-    }
+    });
     if (mass != nullptr) *mass = sum / double(people.size());
     return double(right) / double(people.size());
 }

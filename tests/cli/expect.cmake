@@ -28,6 +28,22 @@ function(expect_answer)
     set(err "${err}" PARENT_SCOPE)
 endfunction()
 
+# Options that count take whole numbers from 1, or from 0, to some limit.
+function(expect_counts)
+    foreach(option IN LISTS ARGN)
+        foreach(value IN ITEMS 0 -1 2.5 many 99999999999999999999999)
+            expect_rejection("${option}" ${option} ${value})
+        endforeach()
+    endforeach()
+endfunction()
+function(expect_counts_from_0)
+    foreach(option IN LISTS ARGN)
+        foreach(value IN ITEMS -1 2.5 many)
+            expect_rejection("${option}" ${option} ${value})
+        endforeach()
+    endforeach()
+endfunction()
+
 # expect_rejection(<regex> <arguments>...): exit code 2, no output, one line of error that matches the expression.
 function(expect_rejection regex)
     run(${ARGN})

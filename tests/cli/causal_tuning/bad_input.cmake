@@ -2,16 +2,8 @@
 # Every kind of bad input ends with 2 and one line that names what is wrong, before any training.
 include("${CMAKE_CURRENT_LIST_DIR}/../expect.cmake")
 
-foreach(option IN ITEMS --examples --epochs --seeds)
-    foreach(value IN ITEMS 0 -1 2.5 many 99999999999999999999999)
-        expect_rejection("${option}" ${option} ${value})
-    endforeach()
-endforeach()
-foreach(option IN ITEMS --seed --threads)
-    foreach(value IN ITEMS -1 2.5 many)
-        expect_rejection("${option}" ${option} ${value})
-    endforeach()
-endforeach()
+expect_counts(--examples --epochs --seeds)
+expect_counts_from_0(--seed --threads)
 expect_rejection("surplus" surplus)
 expect_rejection("--form" --form square)
 expect_rejection("cannot be written" --picture "${FOLDER}")
