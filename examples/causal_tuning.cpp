@@ -18,10 +18,10 @@
 
 #include "causal_tuning/picture.hpp"
 #include "model/batch.hpp"
-#include "spurious_tokens/experiment.hpp"
 #include "spurious_tokens/train.hpp"
 #include "support/bad_input.hpp"
 #include "support/command_line.hpp"
+#include "support/experiments.hpp"
 
 namespace {
 

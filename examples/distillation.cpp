@@ -18,9 +18,9 @@
 
 #include "distillation/leaf.hpp"
 #include "model/batch.hpp"
-#include "spurious_tokens/experiment.hpp"
 #include "support/bad_input.hpp"
 #include "support/command_line.hpp"
+#include "support/experiments.hpp"
 
 namespace {
 

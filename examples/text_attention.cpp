@@ -18,8 +18,8 @@
 
 #include "support/bad_input.hpp"
 #include "support/memory.hpp"
+#include "support/progress.hpp"
 #include "text_attention/memory.hpp"
-#include "text_attention/progress.hpp"
 #include "text_attention/settings.hpp"
 #include "text_attention/text.hpp"
 

@@ -13,10 +13,10 @@
 #include <fmt/core.h>
 
 #include "../model/adamw.hpp"
+#include "../model/safetensors.hpp"
 #include "../model/schedule.hpp"
 #include "config.hpp"
 #include "model.hpp"
-#include "safetensors.hpp"
 
 namespace language_model {
 

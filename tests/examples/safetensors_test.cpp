@@ -9,7 +9,7 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
-#include "language_model/safetensors.hpp"
+#include "model/safetensors.hpp"
 #include "support/read_file.hpp"
 
 namespace {

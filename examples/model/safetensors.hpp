@@ -16,9 +16,9 @@
 #include <fmt/core.h>
 #include <nlohmann/json.hpp>
 
-#include "../model/matrices.hpp"
 #include "../support/bad_input.hpp"
 #include "../support/read_file.hpp"
+#include "matrices.hpp"
 
 // The safetensors format: eight bytes with the length of a JSON header, the header, and the elements. All of them
 // little endian, matrices row-major in single precision.
