@@ -4,9 +4,8 @@
 // made-up person and tell a risk. In training some attributes follow the true causes, and a model that looks at them is
 // wrong where they no longer do. A loss on its attention tells it which tokens are causes; see
 // castle/methods/reattention.hpp.
-#include <chrono>
+#include <algorithm>
 #include <cstdint>
-#include <cstdio>
 #include <fstream>
 #include <map>
 #include <optional>
@@ -18,10 +17,13 @@
 
 #include "causal_tuning/picture.hpp"
 #include "model/batch.hpp"
+#include "spurious_tokens/settings.hpp"
 #include "spurious_tokens/train.hpp"
 #include "support/bad_input.hpp"
 #include "support/command_line.hpp"
 #include "support/experiments.hpp"
+#include "support/progress.hpp"
+#include "support/table.hpp"
 
 namespace {
 
@@ -29,7 +31,7 @@ using namespace causal_tuning;
 using namespace spurious_tokens;
 using castle::methods::ReattentionForm;
 
-struct Settings : Experiments {
+struct Settings : GameExperiments {
     bool all = false;
     std::string form = "hinge";
     std::string training, in_distribution, out_of_distribution;  // published files, all three or none
@@ -85,23 +87,41 @@ Data data_of(const Settings& settings, std::uint64_t seed) {
     return data;
 }
 
-std::string words_of(const std::optional<Tuning>& tuning) {
-    if (!tuning) return "cross-entropy alone";
-    return fmt::format("attention loss, alpha {:g}{}", tuning->options.alpha,
-                       tuning->options.per_head ? ", per head" : "");
+std::string words_of(const Experiment& e) {
+    const std::string model = fmt::format("{}, {} layer{}", e.kind.castle ? "CASTLE" : "standard", e.kind.layers,
+                                          e.kind.layers > 1 ? "s" : "");
+    if (!e.tuning) return model + ", cross-entropy alone";
+    return fmt::format("{}, alpha {:g}{}", model, e.tuning->options.alpha,
+                       e.tuning->options.per_head ? " per head" : "");
 }
 
-void print_row(const Experiment& e) {
-    const auto percent = [&](const auto& of) {
-        const Statistics s = statistics(e.results, of);
-        return fmt::format("{:5.1f} +- {:4.1f}", 100 * s.mean, 100 * s.deviation);
+// By the validation data, which know the causes but nothing of the other distribution: the most mass on the causes, of
+// the experiments whose right answers are within a point of the best.
+const Experiment& chosen_of(const std::vector<Experiment>& list) {
+    const auto mean = [](const Experiment& e, double Accuracies::*figure) {
+        return statistics(e.results, [&](const Accuracies& r) { return r.*figure; }).mean;
     };
-    fmt::print("  {:<8}  {}  {:<34}  {}  {}  {}  {}\n", e.kind.castle ? "CASTLE" : "standard", e.kind.layers,
-               words_of(e.tuning), percent([](const auto& r) { return r.validation; }),
-               percent([](const auto& r) { return r.in_distribution; }),
-               percent([](const auto& r) { return r.out_of_distribution; }),
-               percent([](const auto& r) { return r.mass; }));
-    std::fflush(stdout);
+    double best = 0;
+    for (const Experiment& e : list) best = std::max(best, mean(e, &Accuracies::validation));
+    const Experiment* chosen = nullptr;
+    for (const Experiment& e : list) {
+        if (mean(e, &Accuracies::validation) < best - 0.01) continue;
+        if (!chosen || mean(e, &Accuracies::mass) > mean(*chosen, &Accuracies::mass)) chosen = &e;
+    }
+    return *chosen;
+}
+
+void print_table(const std::vector<Experiment>& list, double in, double out) {
+    Table table({"right answers in %", "validation", "in distribution", "out of it", "mass on causes"});
+    table.add({"the most frequent risk", "", fmt::format("{:.1f}", 100 * in), fmt::format("{:.1f}", 100 * out), ""});
+    for (const Experiment& e : list) {
+        table.add({words_of(e), percent(e.results, [](const auto& r) { return r.validation; }),
+                   percent(e.results, [](const auto& r) { return r.in_distribution; }),
+                   percent(e.results, [](const auto& r) { return r.out_of_distribution; }),
+                   percent(e.results, [](const auto& r) { return r.mass; })});
+    }
+    table.print();
+    fmt::print("\nChosen by the validation part of the training data: {}.\n", words_of(chosen_of(list)));
 }
 
 void draw_looks(const Settings& settings, const Data& data) {
@@ -136,24 +156,24 @@ void run(const Settings& settings) {
     }
     fmt::print(
         "The spurious token game: {} examples to train on, {} epochs, {} seeds. {} parameters in a layer of\n"
-        "standard attention, {} in one of CASTLE. The most frequent risk is right for {:.1f} % in distribution, "
-        "{:.1f} % out of it.\n\n",
+        "standard attention, {} in one of CASTLE. The attention loss is the {}.\n\n",
         data.front().training.size(), settings.epochs, settings.seeds, Model({}, 1).parameters(),
-        Model({.castle = true}, 1).parameters(), 100 * in, 100 * out);
-    fmt::print("  attention  layers, loss{:24}  validation     in distr.      out of distr.  mass on causes\n", "");
-    const auto start = std::chrono::steady_clock::now();
+        Model({.castle = true}, 1).parameters(), settings.form);
+    const Stopwatch watch;
+    Progress progress(Index(list.size()) * settings.seeds);
     for (Experiment& e : list) {
+        progress.say(fmt::format("training {}", words_of(e)));
         e.results.resize(data.size());
         model::for_parts(settings.seeds, [&](Index i) {
             const auto seed = std::uint64_t(settings.seed + i);
             Model model(e.kind, seed);
             train(model, data[std::size_t(i)].training, e.tuning, settings.epochs, seed);
             e.results[std::size_t(i)] = accuracies(model, data[std::size_t(i)]);
+            progress.advance(1);
         });
-        print_row(e);
     }
-    const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - start;
-    fmt::print("\nRight answers in %, mean and deviation of {} seeds; {:.0f} s\n", settings.seeds, taken.count());
+    print_table(list, in, out);
+    fmt::print("Mean and deviation of {} seeds; {:.0f} s\n", settings.seeds, watch.seconds());
     if (!settings.picture.empty()) draw_looks(settings, data.front());
 }
 

@@ -4,9 +4,7 @@
 // of the two differ most, tokens mislead the student; examples without them, which the teacher still answers right, are
 // distilled as well. See castle/methods/confounders.hpp.
 #include <algorithm>
-#include <chrono>
 #include <cstdint>
-#include <cstdio>
 #include <optional>
 #include <random>
 #include <span>
@@ -18,15 +16,18 @@
 
 #include "distillation/leaf.hpp"
 #include "model/batch.hpp"
+#include "spurious_tokens/settings.hpp"
 #include "support/bad_input.hpp"
 #include "support/command_line.hpp"
 #include "support/experiments.hpp"
+#include "support/progress.hpp"
+#include "support/table.hpp"
 
 namespace {
 
 using namespace distillation;
 
-struct Settings : Experiments {
+struct Settings : GameExperiments {
     double threshold = 0.10;
     double lambda = 0.5;
 };
@@ -107,7 +108,7 @@ Outcome outcome_of(const Settings& settings, std::uint64_t seed) {
     outcome.spurious = flagged > 0 ? double(spurious) / double(flagged) : 0;
     outcome.causal = flagged > 0 ? double(causal) / double(flagged) : 0;
     for (std::size_t p = 0; p < std::min<std::size_t>(people.size(), 3); ++p) {
-        outcome.example += "  " + told(people[p], spans[p]) + "\n";
+        outcome.example += "    " + told(people[p], spans[p]) + "\n";
     }
     return outcome;
 }
@@ -116,38 +117,38 @@ void run(const Settings& settings) {
     settings.use_threads();
     fmt::print(
         "The spurious token game: {} examples, {} epochs, {} seeds; teacher of d_model {}, student of {}; threshold "
-        "{:g}, lambda {:g}.\n",
+        "{:g}, lambda {:g}.\n\n",
         settings.examples, settings.epochs, settings.seeds, teacher_kind.d_model, student_kind.d_model,
         settings.threshold, settings.lambda);
-    const auto start = std::chrono::steady_clock::now();
+    const Stopwatch watch;
     std::vector<Outcome> outcomes(std::size_t(settings.seeds), Outcome());
+    Progress progress(settings.seeds);
     model::for_parts(settings.seeds, [&](Index i) {
         outcomes[std::size_t(i)] = outcome_of(settings, std::uint64_t(settings.seed + i));
-        fmt::print(stderr, "seed {} is done\n", settings.seed + i);
+        progress.advance(1);
+        progress.say(fmt::format("seed {} is done", settings.seed + i));
     });
-    fmt::print("\n{:32}  in distribution   out of distribution\n", "");
+    Table table({"right answers in %", "in distribution", "out of it"});
     for (std::size_t k = 0; k < outcomes.front().results.size(); ++k) {
         const auto of = [&](double Result::*figure) {
-            return statistics(outcomes, [&](const Outcome& o) { return 100 * (o.results[k].*figure); });
+            return percent(outcomes, [&](const Outcome& o) { return o.results[k].*figure; });
         };
-        const Statistics out = of(&Result::out_of_distribution);
-        fmt::print("{:32}  {:15.1f}   {:6.1f} +- {:4.1f}\n", outcomes.front().results[k].name,
-                   of(&Result::in_distribution).mean, out.mean, out.deviation);
+        table.add({outcomes.front().results[k].name, of(&Result::in_distribution), of(&Result::out_of_distribution)});
     }
+    table.print();
     const auto share = [&](double Outcome::*figure) {
         return 100 * statistics(outcomes, [&](const Outcome& o) { return o.*figure; }).mean;
     };
-    const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - start;
     fmt::print(
-        "\nRight answers in %; {:.0f} s. Of the removed tokens {:.0f} % are spurious, {:.0f} % causes. Removed, in "
-        "brackets:\n{}",
-        taken.count(), share(&Outcome::spurious), share(&Outcome::causal), outcomes.front().example);
+        "\nMean and deviation of {} seeds; {:.0f} s. Of the removed tokens {:.0f} % are spurious, {:.0f} % causes. "
+        "Removed, in\nbrackets:\n\n{}",
+        settings.seeds, watch.seconds(), share(&Outcome::spurious), share(&Outcome::causal), outcomes.front().example);
 }
 
 /// The settings, or nothing where the command line asked for --help and has been answered.
 std::optional<Settings> parse(int argc, char** argv) {
     Settings settings;
-    settings.seeds = 4;  // each takes half a minute
+    settings.epochs = 8;
     CLI::App app(
         "Distils a small model from a larger one on the spurious token game, with and without examples from which "
         "tokens that mislead it are removed.",

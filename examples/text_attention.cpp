@@ -106,7 +106,7 @@ void run_all(const std::string& attention, const castle::Layer<float>& layer, co
     for (const Cut& cut : cuts) {
         const bool is_reference = &cut == &cuts.front();
         const std::string form = attention + ", " + cut.name;
-        progress.begin(form);
+        progress.say("running " + form);
         y.setConstant(std::numeric_limits<float>::quiet_NaN());  // a row that nobody writes shall not go unnoticed
         Result result = run(layer, x, cut.tokens, is_reference ? reference : y, progress);
         result.form = form;

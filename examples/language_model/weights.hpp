@@ -48,14 +48,7 @@ inline Weights initial_weights(const Config& config, std::uint64_t seed) {
     const double residual = inverse_root(2 * config.layers);
     Weights w{.embedding = matrix(bytes, d, 0.5), .blocks = {}, .norm = Matrix::Ones(1, d), .head = {}};
     for (Index i = 0; i < config.layers; ++i) {
-        BlockWeights block{.attention_norm = Matrix::Ones(1, d),
-                           .attention = attention_layer(config, random()).weights(),
-                           .feed_forward_norm = Matrix::Ones(1, d),
-                           .feed_forward = {.gate = matrix(d, hidden, inverse_root(d)),
-                                            .up = matrix(d, hidden, inverse_root(d)),
-                                            .down = matrix(hidden, d, residual * inverse_root(hidden))}};
-        block.attention.w_out *= static_cast<float>(residual);
-        w.blocks.push_back(std::move(block));
+        w.blocks.push_back(model::initial_block(attention_layer(config, random()).weights(), hidden, residual, random));
     }
     w.head = matrix(d, bytes, inverse_root(d) / 4);
     return w;

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <cmath>
+#include <random>
 #include <string>
 #include <utility>
 
@@ -31,13 +33,33 @@ inline void append(NamedMatrices& all, const std::string& prefix, BlockWeights& 
     all.push_back({prefix + ".feed_forward.down", &block.feed_forward.down});
 }
 
-/// What a block's forward pass leaves for its backward pass. Kept from sequence to sequence.
-struct BlockTape {
-    explicit BlockTape(castle::LayerWorkspace<float> own) : attention(std::move(own)) {}
+/// A block that training begins with, around the weights of its attention, of which the output's are made smaller. What
+/// is added to the residual stream begins at `residual` of what it would be.
+inline BlockWeights initial_block(castle::LayerWeights<float> attention, Index hidden, double residual,
+                                  std::mt19937_64& bits) {
+    const Index d_model = attention.w_out.cols();
+    const auto matrix = [&](Index rows, Index cols, double factor) {
+        return normal_matrix(rows, cols, factor / std::sqrt(double(rows)), bits);
+    };
+    BlockWeights block{.attention_norm = Matrix::Ones(1, d_model),
+                       .attention = std::move(attention),
+                       .feed_forward_norm = Matrix::Ones(1, d_model),
+                       .feed_forward = {.gate = matrix(d_model, hidden, 1),
+                                        .up = matrix(d_model, hidden, 1),
+                                        .down = matrix(hidden, d_model, residual)}};
+    block.attention.w_out *= float(residual);
+    return block;
+}
+
+/// What a block's forward pass leaves for its backward pass, with what its attention keeps for that. Kept from sequence
+/// to sequence.
+template <class Kept>
+struct BlockTapeOf {
+    explicit BlockTapeOf(Kept own) : attention(std::move(own)) {}
 
     RmsNorm attention_norm;
     Matrix attention_input;
-    castle::LayerWorkspace<float> attention;
+    Kept attention;
     RmsNorm feed_forward_norm;
     Matrix feed_forward_input;
     SwiGlu feed_forward;
@@ -64,5 +86,8 @@ struct BlockTape {
         d_x += attention_norm.backward(d_input, w.attention_norm, d_w.attention_norm);
     }
 };
+
+/// Of a block whose attention is a castle::Layer.
+using BlockTape = BlockTapeOf<castle::LayerWorkspace<float>>;
 
 }  // namespace model

@@ -19,6 +19,7 @@
 #include "../model/cross_entropy.hpp"
 #include "../model/matrices.hpp"
 #include "../model/rms_norm.hpp"
+#include "../model/token_sums.hpp"
 #include "game.hpp"
 
 namespace spurious_tokens {
@@ -73,6 +74,17 @@ inline castle::Mask causes_of(const Person& person) {
     });
 }
 
+/// Rows of the embedding: of a phrase its attribute and its value.
+inline model::TokenRows tokens_of(std::span<const Person> people) {
+    model::TokenRows tokens;
+    for (const Person& person : people) {
+        tokens.push_back({bos});
+        for (const Phrase& phrase : person.phrases) tokens.push_back({phrase.attribute, names + phrase.value});
+        tokens.push_back({answer});
+    }
+    return tokens;
+}
+
 /// A model of a few layers, which reads the risk at the last token:
 /// for every block x += attention(norm(x)), x += feed_forward(norm(x)); logits = norm(x)[answer] head.
 class Model {
@@ -81,28 +93,15 @@ class Model {
 
     Model(const Kind& kind, std::uint64_t seed) : d_model_(kind.d_model) {
         std::mt19937_64 bits(seed);
-        const Index d_model = kind.d_model, hidden = kind.hidden();
-        const auto inverse_root = [](Index n) { return 1 / std::sqrt(double(n)); };
-        const auto matrix = [&](Index rows, Index cols, double deviation) {
-            return model::normal_matrix(rows, cols, deviation, bits);
-        };
-        weights.embedding = matrix(names + most_value + 1, d_model, 0.5);
+        weights.embedding = model::normal_matrix(names + most_value + 1, d_model_, 0.5, bits);
         for (Index i = 0; i < kind.layers; ++i) {
-            attention_.emplace_back(castle::LayerConfig{.d_model = d_model, .heads = kind.heads(), .d_head = d_head},
-                                    kind.options());
-            BlockWeights block{.attention_norm = Matrix::Ones(1, d_model),
-                               .attention = attention_.back().weights(),
-                               .feed_forward_norm = Matrix::Ones(1, d_model),
-                               .feed_forward = {.gate = matrix(d_model, hidden, inverse_root(d_model)),
-                                                .up = matrix(d_model, hidden, inverse_root(d_model)),
-                                                .down = matrix(hidden, d_model, inverse_root(hidden) / 2)}};
-            block.attention.for_each(
-                [&](std::string_view, Matrix& m) { m = matrix(m.rows(), m.cols(), inverse_root(m.rows())); });
-            block.attention.w_out /= 2;
-            weights.blocks.push_back(std::move(block));
+            attention_.emplace_back(
+                castle::LayerConfig{.d_model = d_model_, .heads = kind.heads(), .d_head = d_head, .seed = bits()},
+                kind.options());
+            weights.blocks.push_back(model::initial_block(attention_.back().weights(), kind.hidden(), 0.5, bits));
         }
-        weights.norm = Matrix::Ones(1, d_model);
-        weights.head = matrix(d_model, Index(risks.size()), inverse_root(d_model));
+        weights.norm = Matrix::Ones(1, d_model_);
+        weights.head = model::normal_matrix(d_model_, Index(risks.size()), 1 / std::sqrt(double(d_model_)), bits);
         update();
     }
 
@@ -126,13 +125,14 @@ class Model {
             for (const auto& layer : model.attention_) blocks.emplace_back(layer.make_workspace());
         }
 
-        struct Block : model::BlockTape {
-            using BlockTape::BlockTape;
+        struct Block : model::BlockTapeOf<castle::LayerWorkspace<float>> {
+            using BlockTapeOf::BlockTapeOf;
 
             Matrix mass;
             Matrix d_mass;
         };
         std::vector<Block> blocks;
+        model::TokenRows tokens;
         std::vector<castle::Mask> causes;
         std::vector<Index> counts;
         model::RmsNorm norm;
@@ -149,7 +149,8 @@ class Model {
         for (const Person& person : people) {
             if (with_masses) tape.causes.push_back(causes_of(person));
         }
-        Matrix x = embed(people);
+        tape.tokens = tokens_of(people);
+        Matrix x = model::embed(tape.tokens, weights.embedding);
         for (std::size_t i = 0; i < attention_.size(); ++i) {
             auto& t = tape.blocks[i];
             t.forward(weights.blocks[i], x, [&](Matrix& y) {
@@ -186,12 +187,7 @@ class Model {
                 attention_[i].backward(t.attention, t.attention_input, d_output, d_input, g.attention);
             });
         }
-        for (Index p = 0; p < count; ++p) {
-            for (Index t = 0; t < length; ++t) {
-                for_rows(people[std::size_t(p)], t,
-                         [&](Index row) { gradient.embedding.row(row) += d_x.row(p * length + t); });
-            }
-        }
+        model::add_gradient(tape.tokens, d_x, gradient.embedding);
         return d_x;
     }
 
@@ -227,28 +223,6 @@ class Model {
     }
 
   private:
-    // Rows of the embedding that token t is the sum of.
-    template <class F>
-    static void for_rows(const Person& person, Index t, const F& f) {
-        if (t == 0 || t == answer_row) {
-            f(t == 0 ? bos : answer);
-            return;
-        }
-        const Phrase& phrase = person.phrases[std::size_t(t - 1)];
-        f(phrase.attribute);
-        f(names + phrase.value);
-    }
-    Matrix embed(std::span<const Person> people) const {
-        Matrix x = Matrix::Zero(Index(people.size()) * length, d_model_);
-        for (Index p = 0; p < Index(people.size()); ++p) {
-            for (Index t = 0; t < length; ++t) {
-                for_rows(people[std::size_t(p)], t,
-                         [&](Index row) { x.row(p * length + t) += weights.embedding.row(row); });
-            }
-        }
-        return x;
-    }
-
     // Of all people of the tape, into d_mass of its blocks.
     static double attention_loss(const Tuning& tuning, double weight, Tape& tape) {
         double loss = 0;

@@ -10,7 +10,7 @@
 #include <span>
 #include <vector>
 
-#include "../model/adamw.hpp"
+#include "../model/descent.hpp"
 #include "../model/schedule.hpp"
 #include "game.hpp"
 #include "model.hpp"
@@ -35,13 +35,12 @@ struct Accuracies {
     double validation = 0;
     double in_distribution = 0;
     double out_of_distribution = 0;
-    double mass = 0;  // of the answer's attention on the causes, out of distribution
+    double mass = 0;  // of the answer's attention on the causes, of the validation data
 };
 
 inline constexpr Index batch = 50;
 inline constexpr double peak_rate = 3e-3;
 inline constexpr double warm_up = 0.05;  // of the steps
-inline constexpr double most_norm = 1;
 
 inline double learning_rate(Index step, Index steps) {
     return model::warm_cosine(peak_rate, warm_up * double(steps), double(step), double(steps));
@@ -81,8 +80,7 @@ inline double accuracy(const Model& model, const std::vector<Person>& people, do
 template <class Learn>
 void train(Model& model, Index people, Index epochs, std::uint64_t seed, const Learn& learn) {
     std::mt19937_64 bits(seed);
-    model::AdamW<Weights> optimizer(model.weights);
-    Weights gradient = model::zeros_like(model.weights);
+    model::Descent descent(model);
     Model::Tape tape(model);
     std::vector<Index> order(std::size_t(people), 0);
     std::iota(order.begin(), order.end(), Index(0));
@@ -94,12 +92,9 @@ void train(Model& model, Index people, Index epochs, std::uint64_t seed, const L
         }
         for (std::size_t first = 0; first < order.size(); first += std::size_t(batch)) {
             const std::size_t count = std::min(std::size_t(batch), order.size() - first);
-            for (const model::NamedMatrix& m : gradient.matrices()) m.matrix->setZero();
-            learn(std::span<const Index>(order).subspan(first, count), epoch, tape, gradient);
-            for (const model::NamedMatrix& m : gradient.matrices()) *m.matrix /= float(count);
-            model::clip(gradient.matrices(), most_norm);
-            optimizer.step(model.weights, gradient, learning_rate(++step, steps), {});
-            model.update();
+            descent.step(Index(count), learning_rate(++step, steps), [&](Weights& gradient) {
+                learn(std::span<const Index>(order).subspan(first, count), epoch, tape, gradient);
+            });
         }
     }
 }
@@ -123,9 +118,9 @@ inline void train(Model& model, const std::vector<Person>& people, const std::op
 
 inline Accuracies accuracies(const Model& model, const Data& data) {
     Accuracies all;
-    all.validation = accuracy(model, data.validation);
+    all.validation = accuracy(model, data.validation, &all.mass);
     all.in_distribution = accuracy(model, data.in_distribution);
-    all.out_of_distribution = accuracy(model, data.out_of_distribution, &all.mass);
+    all.out_of_distribution = accuracy(model, data.out_of_distribution);
     return all;
 }
 

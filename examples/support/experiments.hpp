@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <chrono>
 #include <cmath>
+#include <cstdint>
 #include <string>
 #include <vector>
 
@@ -9,32 +11,26 @@
 #include <omp.h>
 #endif
 
+#include <fmt/core.h>
 #include <CLI/CLI.hpp>
+#include <castle/types.hpp>
 
-#include "../model/matrices.hpp"
+// What programs have in common that run experiments with several seeds.
 
-// What the programs that play the game have in common: settings, and figures over several seeds.
-namespace spurious_tokens {
-
-using model::Index;
-
+/// Settings of all of them.
 struct Experiments {
-    Index examples = 1600;
-    Index epochs = 20;
-    Index seeds = 8;
-    Index seed = 1;
-    Index threads = 0;
+    castle::Index seeds = 8;
+    castle::Index seed = 1;
+    castle::Index threads = 0;
 
     void add_to(CLI::App& app) {
-        const auto option = [&](const std::string& name, Index& value, const std::string& help, Index least,
-                                Index most) {
-            app.add_option(name, value, help)->capture_default_str()->check(CLI::Range(least, most));
-        };
-        option("--examples", examples, "To train on", 10, 1000000);
-        option("--epochs", epochs, "Passes over them", 1, 10000);
-        option("--seeds", seeds, "Runs of everything", 1, 1000);
-        option("--seed", seed, "The first of them", 0, 4294967295);
-        option("--threads", threads, "That train at the same time; 0 for all cores", 0, 1024);
+        add_count(app, "--seeds", seeds, "Runs of everything", 1, 1000);
+        add_count(app, "--seed", seed, "The first of them", 0, 4294967295);
+        add_count(app, "--threads", threads, "That train at the same time; 0 for all cores", 0, 1024);
+    }
+    static void add_count(CLI::App& app, const std::string& name, castle::Index& value, const std::string& help,
+                          castle::Index least, castle::Index most) {
+        app.add_option(name, value, help)->capture_default_str()->check(CLI::Range(least, most));
     }
 
     void use_threads() const {
@@ -60,4 +56,18 @@ Statistics statistics(const std::vector<Result>& results, const F& of) {
     return s;
 }
 
-}  // namespace spurious_tokens
+/// The same in percent, as a table has it.
+template <class Result, class F>
+std::string percent(const std::vector<Result>& results, const F& of) {
+    const Statistics s = statistics(results, of);
+    return results.size() > 1 ? fmt::format("{:.1f} ± {:.1f}", 100 * s.mean, 100 * s.deviation)
+                              : fmt::format("{:.1f}", 100 * s.mean);
+}
+
+class Stopwatch {
+  public:
+    double seconds() const { return std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count(); }
+
+  private:
+    std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
+};

@@ -5,8 +5,8 @@ include("${CMAKE_CURRENT_LIST_DIR}/../expect.cmake")
 
 set(picture "${FOLDER}/causal_tuning.svg")
 file(REMOVE "${picture}")
-expect_answer("standard +1  cross-entropy alone .* [5-8][0-9]\\.[0-9] \\+- +[0-9.]+ +[0-9.]+ \\+-"
-              "standard +1  attention loss, alpha 20 .* 9[0-9]\\.[0-9] \\+- +[0-9.]+ +9[0-9]\\.[0-9] \\+-"
+expect_answer("standard, 1 layer, cross-entropy alone \\|[^|]*\\|[^|]*\\| +[5-8][0-9]\\.[0-9] ± "
+              "standard, 1 layer, alpha 20 +\\|[^|]*\\|[^|]*\\| +9[0-9]\\.[0-9] ± +[0-9.]+ \\| +9[0-9]\\.[0-9] ± "
               ARGUMENTS --seeds 2 --epochs 12 --picture "${picture}")
 file(READ "${picture}" svg)
 if(NOT svg MATCHES "^<\\?xml.*<svg.*</svg>")
@@ -21,5 +21,5 @@ foreach(i RANGE 19)
     string(APPEND lines "{\"input\": \"A person. ${person} Answer: \", \"target\": \"High Risk\"}\n")
 endforeach()
 file(WRITE "${file}" "${lines}")
-expect_answer("18 examples to train on" "right for 100.0 % in"
+expect_answer("18 examples to train on" "the most frequent risk +\\| +\\| +100.0 \\| +100.0 "
               ARGUMENTS --seeds 1 --epochs 1 --train "${file}" --in_distribution "${file}" --out_of_distribution "${file}")
