@@ -208,11 +208,11 @@ class LightFutureInput {
         using detail::block_size, detail::panel_size;
         const Index d = kind_.shape.d, count = Index(later_.size());
         const Index n = (std::min)(block_size, Index(rows_with_future_.size()) - first_row);
-        detail::AlignedBuffer<T> queries(d * block_size);
+        detail::AlignedBuffer<T> rows(block_size * d), queries(d * block_size);
         for (Index i = 0; i < n; ++i) {
-            const auto q = query(rows_with_future_[std::size_t(first_row + i)], h);
-            for (Index k = 0; k < d; ++k) queries.data()[k * block_size + i] = is_smallest_ ? -q[k] : q[k];
+            std::copy_n(query(rows_with_future_[std::size_t(first_row + i)], h).data(), d, rows.data() + i * d);
         }
+        detail::transpose(rows.data(), d, n, d, T(is_smallest_ ? -1 : 1), queries.data(), block_size);
         std::array<T, std::size_t(block_size)> largest;
         largest.fill(-std::numeric_limits<T>::infinity());
         alignas(64) T products[block_size * panel_size];
@@ -225,9 +225,16 @@ class LightFutureInput {
                 const Index end = (std::min)(panel_size, count - p * panel_size);
                 const T* product = products + i * panel_size;
                 T& best = largest[std::size_t(i)];
-                // Most panels have none that is larger.
-                if (end - begin == panel_size && !any_above(product, best)) continue;
                 Index& at = largest_at_[std::size_t((first_row + i) * kind_.shape.heads + h)];
+                if (end - begin == panel_size) {
+                    const T of_panel = largest_of(product);
+                    if (of_panel <= best) continue;  // as of most panels
+                    if (of_panel > best) {
+                        best = of_panel;
+                        at = p * panel_size + (std::find(product, product + panel_size, best) - product);
+                        continue;
+                    }
+                }
                 for (Index j = begin; j < end; ++j) {
                     if (!(product[j] > best) && !(std::isnan(product[j]) && !std::isnan(best))) continue;
                     best = product[j];
@@ -241,14 +248,17 @@ class LightFutureInput {
         }
     }
 
-    // Whether one of a panel's products is above `best`, or not finite.
-    static bool any_above(const T* products, T best) {
+    // The largest of a panel's products; NaN where one is not finite, for no sum with such a one is. A sum that
+    // overflows gives NaN as well, which costs time only.
+    static T largest_of(const T* products) {
         using S = detail::Simd<T>;
-        auto largest = S::load(products);
-        detail::for_packets<T, detail::panel_size>(
-            [&](Index j) CASTLE_INLINE_LAMBDA { largest = S::larger(S::load(products + j), largest); });
-        return !(S::largest(largest) <= best) ||
-               !detail::is_finite(products, 1, detail::panel_size, detail::panel_size);
+        auto largest = S::load(products), sum = S::zero();
+        detail::for_packets<T, detail::panel_size>([&](Index j) CASTLE_INLINE_LAMBDA {
+            const auto packet = S::load(products + j);
+            largest = S::larger(packet, largest);
+            sum = S::add(sum, packet);
+        });
+        return std::isfinite(S::sum(sum)) ? S::largest(largest) : std::numeric_limits<T>::quiet_NaN();
     }
 
     // The mean of the means over `kernel` neighbours has equal parts of all n tokens but for those at the ends: calls
@@ -330,9 +340,13 @@ class LightFutureInput {
     void widen(Index prefix) {
         const Shape& own = kind_.shape;
         const auto widened = [&](const ConstMatrixView<T>& from, Index heads) {
-            Matrix<T> to = Matrix<T>::Zero(from.rows(), heads * (own.d + 1));
-            for (Index h = 0; h < heads; ++h) {
-                to.middleCols(h * (own.d + 1), own.d) = from.map().middleCols(h * own.d, own.d);
+            Matrix<T> to(from.rows(), heads * (own.d + 1));
+            for (Index row = 0; row < from.rows(); ++row) {
+                T* x = to.row(row).data();
+                for (Index h = 0; h < heads; ++h) {
+                    x = std::copy_n(from.row(row) + h * own.d, own.d, x);
+                    *x++ = T(0);
+                }
             }
             return to;
         };
