@@ -27,6 +27,7 @@ set(rooms
     "layer_weights.hpp"
     "detail/layer/"
     "layer_cache.hpp layer_workspace.hpp layer.hpp"
+    "detail/methods/"
     "methods/"
     "castle.hpp")
 

@@ -14,6 +14,7 @@
 #include <castle/detail/check/attention_kind.hpp>
 #include <castle/detail/check/checks.hpp>
 #include <castle/detail/check/message.hpp>
+#include <castle/detail/methods/wide_heads.hpp>
 #include <castle/detail/score/mask_words.hpp>
 #include <castle/detail/simd/aligned_buffer.hpp>
 #include <castle/detail/simd/simd.hpp>
@@ -84,11 +85,7 @@ class LightFutureInput {
     LightFutureInput& operator=(LightFutureInput&&) = default;
 
     /// Of the heads that attend: with a `d` that is larger by one.
-    Shape shape() const {
-        Shape wider = kind_.shape;
-        ++wider.d;
-        return wider;
-    }
+    Shape shape() const { return detail::wider(kind_.shape, 1); }
     /// With the scale of the heads as they were.
     const Options& options() const { return options_; }
     Input<T> input() const {
@@ -103,17 +100,8 @@ class LightFutureInput {
     /// the largest, the first of equals, or to all of them. Throws std::invalid_argument if a shape does not fit.
     Gradient<T> gradient(const Gradient<T>& of_input) const {
         const Shape& own = kind_.shape;
-        const Shape wider = shape();
-        check_gradient(of_input, wider);
-        Gradient<T> g(rows_, own, wide_.lookahead.q.rows() > 0);
-        narrow(of_input.causal.q, own.heads, g.causal.q);
-        narrow(of_input.causal.k, own.kv_heads, g.causal.k);
-        g.causal.v = of_input.causal.v;
-        if (wide_.lookahead.q.rows() > 0) {
-            narrow(of_input.lookahead.q, own.kv_heads, g.lookahead.q);
-            narrow(of_input.lookahead.k, own.kv_heads, g.lookahead.k);
-            narrow(of_input.lookahead.v, own.kv_heads, g.lookahead.v);
-        }
+        const bool has_lookahead = wide_.lookahead.q.rows() > 0;
+        Gradient<T> g = detail::narrowed(where, of_input, own, 1, rows_, has_lookahead);
         if (light_.pooling == Pooling::max) {
             pass_largest_gradient(of_input.causal.q, g);
             return g;
@@ -336,49 +324,11 @@ class LightFutureInput {
         }
     }
 
-    // Copies of what attends, with the additional element; `prefix` of the keys have a 1 there.
+    // With the additional element; `prefix` of the keys have a 1 there.
     void widen(Index prefix) {
-        const Shape& own = kind_.shape;
-        const auto widened = [&](const ConstMatrixView<T>& from, Index heads) {
-            Matrix<T> to(from.rows(), heads * (own.d + 1));
-            for (Index row = 0; row < from.rows(); ++row) {
-                T* x = to.row(row).data();
-                for (Index h = 0; h < heads; ++h) {
-                    x = std::copy_n(from.row(row) + h * own.d, own.d, x);
-                    *x++ = T(0);
-                }
-            }
-            return to;
-        };
-        wide_.causal.q = widened(input_.causal.q, own.heads);
-        wide_.causal.k = widened(input_.causal.k, own.kv_heads);
-        for (Index h = 0; h < own.heads; ++h) wide_.causal.q.col(h * (own.d + 1) + own.d) = pooled_.col(h);
-        for (Index kv = 0; kv < own.kv_heads; ++kv) {
-            wide_.causal.k.col(kv * (own.d + 1) + own.d).head((std::min)(prefix, rows_)).setOnes();
-        }
-        if (!input_.has_lookahead()) return;
-        wide_.lookahead = {.q = widened(input_.lookahead.q, own.kv_heads),
-                           .k = widened(input_.lookahead.k, own.kv_heads),
-                           .v = widened(input_.lookahead.v, own.kv_heads)};
-    }
-    void narrow(const Matrix<T>& from, Index heads, Matrix<T>& to) const {
-        const Index d = kind_.shape.d;
-        for (Index h = 0; h < heads; ++h) to.middleCols(h * d, d) = from.middleCols(h * (d + 1), d);
-    }
-
-    void check_gradient(const Gradient<T>& g, const Shape& wider) const {
-        const auto check_one = [&](std::string_view name, const Matrix<T>& m, Index cols) {
-            if (m.rows() == rows_ && m.cols() == cols) return;
-            detail::fail(where, "of_input.", name, " is ", detail::extents_of(m), " but must be ",
-                         detail::Extents{rows_, cols}, ", as input()");
-        };
-        check_one("causal.q", g.causal.q, wider.heads * wider.d);
-        check_one("causal.k", g.causal.k, wider.kv_heads * wider.d);
-        check_one("causal.v", g.causal.v, wider.kv_heads * wider.dv);
-        if (wide_.lookahead.q.rows() == 0) return;
-        check_one("lookahead.q", g.lookahead.q, wider.kv_heads * wider.d);
-        check_one("lookahead.k", g.lookahead.k, wider.kv_heads * wider.d);
-        check_one("lookahead.v", g.lookahead.v, wider.kv_heads * wider.d);
+        wide_ = detail::widened(
+            input_, kind_.shape, 1, [&](Index t, Index h, const T*, T* to) { *to = pooled_(t, h); },
+            [&](Index t, Index, const T*, T* to) { *to = T(t < prefix ? 1 : 0); });
     }
 
     detail::AttentionKind kind_;  // of the heads as they were
