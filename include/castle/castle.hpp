@@ -20,6 +20,7 @@
 #include <castle/methods/confounders.hpp>
 #include <castle/methods/future_aware.hpp>
 #include <castle/methods/reattention.hpp>
+#include <castle/methods/temporal.hpp>
 #include <castle/options.hpp>
 #include <castle/output.hpp>
 #include <castle/reference/dense.hpp>

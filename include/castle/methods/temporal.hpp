@@ -1,0 +1,202 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <span>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include <castle/detail/check/attention_kind.hpp>
+#include <castle/detail/check/checks.hpp>
+#include <castle/detail/check/message.hpp>
+#include <castle/detail/methods/wide_heads.hpp>
+#include <castle/input.hpp>
+#include <castle/mask.hpp>
+#include <castle/options.hpp>
+#include <castle/terms.hpp>
+#include <castle/types.hpp>
+
+// Dynamic windowed attention with adaptive temporal encoding (AutoHFormer, arXiv:2506.16001, Algorithm 1), for time
+// series. Row `t` sees the rows from `t - W / 2` to itself:
+//
+//     out_t = softmax(scale q_t (k_t' + R_{t - t'})^T exp(-gamma (t - t'))) v
+//     R_k[2i] = sin(k / base^(2i/d)),   R_k[2i + 1] = cos(k / base^(2i/d))
+//
+// A sinusoid of a difference is a sum of products of sinusoids of its two terms. So `q_t R_{t - t'}^T` is a product of
+// a vector of row `t` and a vector of row `t'`, and all of it an ordinary attention of twice as many elements, under a
+// sliding window, with a table over the distance.
+namespace castle {
+inline namespace CASTLE_ABI {
+namespace methods {
+
+/// What the distance between two tokens does to a score.
+enum class Decay {
+    multiplied,  ///< `exp(-gamma k)` times the score, as in the paper
+    added,       ///< `-gamma k` beside it, which lets weights fade whatever the sign of the score
+    none
+};
+
+struct Temporal {
+    Index window = 32;  ///< `W`: a row sees itself and the `W / 2` before it. Even, at least 0.
+    Decay decay = Decay::multiplied;
+    std::vector<double> gammas = {0.5};  ///< of each query head, or one for all
+    double base = 10000;                 ///< of the wavelengths
+};
+
+/// Dynamic windowed attention as an ordinary one, of heads with twice the `d`. So all forms take it, with or without
+/// lookahead keys: pass `input()`, `options()` and `mask()` to `parallel`, `extend`, `forward` and `backward` with
+/// heads of `shape()`, and the gradient that comes out to `gradient`. Caches for it are made with `shape()` and
+/// `options()`.
+template <Scalar T>
+class TemporalInput {
+  public:
+    /// Of the rows of `input`, which are the positions from `position` on. Refers to the values of `input`, and copies
+    /// the rest: `O(L d)` time and memory a head. Throws std::invalid_argument if a shape or an option does not fit,
+    /// `d` is odd, the window is odd or negative, there are neither one nor `heads` gammas, `base` is not above 0, or
+    /// the options have a table over the distance already.
+    TemporalInput(const Shape& shape, const Input<T>& input, const Temporal& temporal, const Options& options = {},
+                  Index position = 0)
+        : kind_(detail::checked_kind(where, shape, input, options)),
+          input_(input),
+          temporal_(temporal),
+          options_(options),
+          position_(position) {
+        check_options();
+        options_.scale = kind_.scale;
+        if (temporal_.decay == Decay::multiplied) options_.terms.factor = tables::decay(temporal_.gammas, distances());
+        if (temporal_.decay == Decay::added) options_.terms.bias = tables::linear(temporal_.gammas, distances());
+        widen();
+    }
+    TemporalInput(TemporalInput&&) = default;
+    TemporalInput& operator=(TemporalInput&&) = default;
+
+    /// Of the heads that attend.
+    Shape shape() const { return detail::wider(kind_.shape, kind_.shape.d); }
+    /// With the scale of the heads as they were, and the table of the decay.
+    const Options& options() const { return options_; }
+    /// A row and the `W / 2` before it.
+    Mask mask() const { return masks::sliding_window(distances()); }
+    Input<T> input() const {
+        return {.causal = {.q = wide_.causal.q, .k = wide_.causal.k, .v = input_.causal.v},
+                .lookahead = {.q = wide_.lookahead.q, .k = wide_.lookahead.k, .v = wide_.lookahead.v}};
+    }
+
+    /// The gradient of the heads as they were, from that of `input()`. Throws std::invalid_argument if a shape does not
+    /// fit.
+    Gradient<T> gradient(const Gradient<T>& of_input) const {
+        const Shape& own = kind_.shape;
+        const Index d = own.d;
+        Gradient<T> g = detail::narrowed(where, of_input, own, d, rows(), wide_.lookahead.q.rows() > 0);
+        for (Index t = 0; t < rows(); ++t) {
+            for (Index h = 0; h < own.heads; ++h) {
+                const T* turned = of_input.causal.q.row(t).data() + 2 * h * d + d;
+                T* q = g.causal.q.row(t).data() + h * d;
+                for (Index i = 0; i < d; i += 2) {
+                    const auto [sine, cosine] = wave(t, i);
+                    const double first = double(turned[i]), second = double(turned[i + 1]);
+                    q[i] = static_cast<T>(double(q[i]) + sine * first - cosine * second);
+                    q[i + 1] = static_cast<T>(double(q[i + 1]) + cosine * first + sine * second);
+                }
+            }
+        }
+        return g;
+    }
+
+    /// The gradients of the gammas, from that of the table: `d_terms.factor` of `backward` where the decay is
+    /// multiplied, `d_terms.bias` where it is added, `[gammas, W / 2 + 1]`. Empty without decay.
+    std::vector<double> gamma_gradient(ConstMatrixView<T> of_table) const {
+        std::vector<double> gradient;
+        if (temporal_.decay == Decay::none) return gradient;
+        const detail::Extents expected{Index(temporal_.gammas.size()), distances()};
+        if (of_table.rows() != expected.rows || of_table.cols() != expected.cols) {
+            detail::fail(where, "of_table is ", detail::extents_of(of_table), " but must be ", expected,
+                         ", as the table");
+        }
+        for (Index h = 0; h < of_table.rows(); ++h) {
+            double& sum = gradient.emplace_back(0);
+            for (Index k = 0; k < distances(); ++k) {
+                const double factor = temporal_.decay == Decay::added ? 1 : options_.terms.factor(h, k);
+                sum -= double(k) * factor * double(of_table.row(h)[k]);
+            }
+        }
+        return gradient;
+    }
+
+  private:
+    static constexpr std::string_view where = "methods::TemporalInput";
+
+    struct Wave {
+        double sine, cosine;
+    };
+
+    Index rows() const { return input_.causal.q.rows(); }
+    Index distances() const { return temporal_.window / 2 + 1; }
+
+    // Of pair i of a head's elements at a row.
+    Wave wave(Index row, Index i) const { return {waves_(row, i), waves_(row, i + 1)}; }
+
+    void check_options() const {
+        const Index d = kind_.shape.d, gammas = Index(temporal_.gammas.size());
+        if (d % 2 != 0) detail::fail(where, "shape.d is ", d, " but must be even");
+        detail::check_size(where, "temporal.window", temporal_.window, 0);
+        if (temporal_.window % 2 != 0) {
+            detail::fail(where, "temporal.window is ", temporal_.window, " but must be even");
+        }
+        if (!(temporal_.base > 0 && std::isfinite(temporal_.base))) {
+            detail::fail(where, "temporal.base is ", temporal_.base, " but must be above 0 and finite");
+        }
+        if (temporal_.decay == Decay::none) return;
+        if (gammas != 1 && gammas != kind_.shape.heads) {
+            detail::fail(where, "temporal.gammas has ", gammas, " elements but must have 1 or ", kind_.shape.heads,
+                         ", as heads");
+        }
+        if (options_.terms.has_tables()) detail::fail(where, "options.terms has a table but the decay is one");
+    }
+
+    // q' = [q, q turned by the position], k' = [k, the position's waves], so that q' k'^T = q (k + R)^T:
+    // with q = (a, b) a sin(w (t - s)) + b cos(w (t - s))
+    //         = cos(w s) (a sin(w t) + b cos(w t)) + sin(w s) (b sin(w t) - a cos(w t)).
+    void widen() {
+        const Shape& own = kind_.shape;
+        const Index d = own.d;
+        waves_.resize(rows(), d);
+        for (Index i = 0; i < d; i += 2) {
+            const double frequency = std::pow(temporal_.base, -double(i) / double(d));
+            for (Index t = 0; t < rows(); ++t) {
+                waves_(t, i) = std::sin(double(position_ + t) * frequency);
+                waves_(t, i + 1) = std::cos(double(position_ + t) * frequency);
+            }
+        }
+        wide_ = detail::widened(
+            input_, own, d,
+            [&](Index t, Index, const T* q, T* to) {
+                for (Index i = 0; i < d; i += 2) {
+                    const auto [sine, cosine] = wave(t, i);
+                    const double a = double(q[i]), b = double(q[i + 1]);
+                    to[i] = static_cast<T>(a * sine + b * cosine);
+                    to[i + 1] = static_cast<T>(b * sine - a * cosine);
+                }
+            },
+            [&](Index t, Index, const T*, T* to) {
+                for (Index i = 0; i < d; i += 2) {
+                    const auto [sine, cosine] = wave(t, i);
+                    to[i] = static_cast<T>(cosine);
+                    to[i + 1] = static_cast<T>(sine);
+                }
+            });
+    }
+
+    detail::AttentionKind kind_;
+    Input<T> input_;
+    Temporal temporal_;
+    Options options_;
+    Index position_;
+    Matrix<double> waves_;  // sine and cosine in turn, [L, d]
+    Gradient<T> wide_;
+};
+
+}  // namespace methods
+}  // namespace CASTLE_ABI
+}  // namespace castle
