@@ -6,7 +6,6 @@
 // castle/methods/reattention.hpp.
 #include <algorithm>
 #include <cstdint>
-#include <fstream>
 #include <map>
 #include <optional>
 #include <string>
@@ -22,6 +21,7 @@
 #include "support/bad_input.hpp"
 #include "support/command_line.hpp"
 #include "support/experiments.hpp"
+#include "support/picture.hpp"
 #include "support/progress.hpp"
 #include "support/table.hpp"
 
@@ -138,9 +138,7 @@ void draw_looks(const Settings& settings, const Data& data) {
                              model.attention_of(person)});
         }
     }
-    if (!draw(settings.picture, person, looks)) {
-        throw BadInput(fmt::format("--picture {}: the picture could not be written", settings.picture));
-    }
+    draw(settings.picture, person, looks);
     fmt::print("\nWhat the answer looks at, for a person out of distribution, is drawn in {}\n", settings.picture);
 }
 
@@ -202,10 +200,7 @@ std::optional<Settings> parse(int argc, char** argv) {
         throw BadInput("--train, --in_distribution and --out_of_distribution go together, but there are " +
                        std::to_string(files) + " of the three");
     }
-    // Better now than after the training.
-    if (!settings.picture.empty() && !std::ofstream(settings.picture, std::ios::app)) {
-        throw BadInput(fmt::format("--picture {} cannot be written", settings.picture));
-    }
+    if (!settings.picture.empty()) expect_picture_can_be_written(settings.picture);
     return settings;
 }
 

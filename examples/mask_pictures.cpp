@@ -2,7 +2,6 @@
 
 // Draws the ready masks: which keys (columns) each row sees, for 24 tokens. The picture in docs/masks.md is one of
 // these.
-#include <fstream>
 #include <optional>
 #include <string>
 #include <vector>
@@ -44,7 +43,7 @@ std::vector<Named> ready_masks() {
             {"predicate(strided) | sliding_window(3)", masks::predicate(strided) | masks::sliding_window(3)}};
 }
 
-bool draw(const std::string& path, const std::vector<Named>& all) {
+void draw(const std::string& path, const std::vector<Named>& all) {
     constexpr double cell = 8, side = tokens * cell, gap = 50, top = 60;
     constexpr std::size_t columns = 5;
     const auto rows = static_cast<double>((all.size() + columns - 1) / columns);
@@ -65,7 +64,7 @@ bool draw(const std::string& path, const std::vector<Named>& all) {
             }
         }
     }
-    return picture.finish();
+    picture.finish();
 }
 
 std::optional<std::string> parse(int argc, char** argv) {
@@ -73,7 +72,7 @@ std::optional<std::string> parse(int argc, char** argv) {
     CLI::App app("Draws the ready masks of castle.", "mask_pictures");
     app.add_option("--picture", path, "The SVG to write")->capture_default_str();
     if (!parse_command_line(app, argc, argv)) return std::nullopt;
-    if (!std::ofstream(path, std::ios::app)) throw BadInput(fmt::format("--picture {} cannot be written", path));
+    expect_picture_can_be_written(path);
     return path;
 }
 
@@ -84,7 +83,7 @@ int main(int argc, char** argv) {
         const std::optional<std::string> path = parse(argc, argv);
         if (!path) return 0;
         const std::vector<Named> all = ready_masks();
-        if (!draw(*path, all)) throw BadInput(fmt::format("--picture {}: the picture could not be written", *path));
+        draw(*path, all);
         fmt::print("Ten masks of {} tokens are drawn in {}\n", tokens, *path);
         return 0;
     });

@@ -6,7 +6,6 @@
 #include <chrono>
 #include <cstdint>
 #include <cstdio>
-#include <fstream>
 #include <optional>
 #include <string>
 #include <vector>
@@ -22,6 +21,7 @@
 #include "predecessor_recall/task.hpp"
 #include "support/bad_input.hpp"
 #include "support/command_line.hpp"
+#include "support/picture.hpp"
 
 namespace {
 
@@ -106,9 +106,7 @@ void run(const Settings& settings) {
 
     std::mt19937_64 bits(7);
     const Sequence s = random_sequence(bits);
-    if (!draw(settings.picture, s, attention_of(castle_model, s), attention_of(causal_model, s))) {
-        throw BadInput(fmt::format("--picture {}: the picture could not be written", settings.picture));
-    }
+    draw(settings.picture, s, attention_of(castle_model, s), attention_of(causal_model, s));
     fmt::print("What they look at is drawn in {}\n", settings.picture);
 }
 
@@ -129,10 +127,7 @@ std::optional<Settings> parse(int argc, char** argv) {
     option("--seed", settings.seed, "Of the weights and sequences")->check(CLI::Range(Index(0), Index(4294967295)));
     option("--picture", settings.picture, "The SVG to write");
     if (!parse_command_line(app, argc, argv)) return std::nullopt;
-    // Better now than after the training.
-    if (!std::ofstream(settings.picture, std::ios::app)) {
-        throw BadInput(fmt::format("--picture {} cannot be written", settings.picture));
-    }
+    expect_picture_can_be_written(settings.picture);
     return settings;
 }
 

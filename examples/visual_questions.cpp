@@ -5,7 +5,6 @@
 // which keeps the mask causal; see castle/methods/future_aware.hpp.
 #include <array>
 #include <cstdint>
-#include <fstream>
 #include <map>
 #include <optional>
 #include <random>
@@ -20,6 +19,7 @@
 #include "support/bad_input.hpp"
 #include "support/command_line.hpp"
 #include "support/experiments.hpp"
+#include "support/picture.hpp"
 #include "support/progress.hpp"
 #include "support/table.hpp"
 #include "visual_questions/model.hpp"
@@ -137,9 +137,7 @@ void draw_looks(const Settings& settings, const std::vector<NamedSight>& sights,
         if (s > 0 && !is_light_visual) continue;
         looks.push_back(look_of(sights[s].name, trained[s], sights[s].sight, prompt));
     }
-    if (!draw(settings.picture, prompt, looks)) {
-        throw BadInput(fmt::format("--picture {}: the picture could not be written", settings.picture));
-    }
+    draw(settings.picture, prompt, looks);
     fmt::print("\nWhat the first seed's models look at is drawn in {}\n", settings.picture);
 }
 
@@ -200,10 +198,7 @@ std::optional<Settings> parse(int argc, char** argv) {
     option("--picture", settings.picture, "An SVG to write, of what a causal and a light model look at");
     if (!parse_command_line(app, argc, argv)) return std::nullopt;
     if (settings.kernel % 2 == 0) throw BadInput(fmt::format("--kernel is {} but must be odd", settings.kernel));
-    // Better now than after the training.
-    if (!settings.picture.empty() && !std::ofstream(settings.picture, std::ios::app)) {
-        throw BadInput(fmt::format("--picture {} cannot be written", settings.picture));
-    }
+    if (!settings.picture.empty()) expect_picture_can_be_written(settings.picture);
     return settings;
 }
 

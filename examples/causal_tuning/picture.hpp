@@ -21,8 +21,8 @@ struct Look {
     std::vector<double> weights;  // of each token
 };
 
-/// A row for each model, a column for each token of the person; causes have a frame. Whether the file was written.
-inline bool draw(const std::string& path, const Person& person, const std::vector<Look>& looks) {
+/// A row for each model, a column for each token of the person; causes have a frame.
+inline void draw(const std::string& path, const Person& person, const std::vector<Look>& looks) {
     constexpr double left = 190, top = 60, cell = 88, height = 34, gap = 8;
     Picture picture(path, left + cell * double(length) + 10, top + (height + gap) * double(looks.size()) + 10);
     for (Index t = 0; t < length; ++t) {
@@ -48,7 +48,7 @@ inline bool draw(const std::string& path, const Person& person, const std::vecto
             }
         }
     }
-    return picture.finish();
+    picture.finish();
 }
 
 }  // namespace causal_tuning

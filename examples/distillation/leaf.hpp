@@ -112,9 +112,7 @@ inline Counterfactuals kept(const Model& teacher, const std::vector<Person>& peo
         for (const auto& removed : candidates) masks.push_back(without(removed));
         const Matrix logits = teacher.forward(same, tape, false, masks);
         for (std::size_t i = 0; i < candidates.size(); ++i) {
-            Index best = 0;
-            logits.row(Index(i)).maxCoeff(&best);
-            if (best == people[p].risk) all[p].push_back(candidates[i]);
+            if (model::likeliest(logits.row(Index(i))) == people[p].risk) all[p].push_back(candidates[i]);
         }
     }
     return all;

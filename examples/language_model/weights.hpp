@@ -27,9 +27,7 @@ struct Weights {
 
     model::NamedMatrices matrices() {
         model::NamedMatrices all = {{"embedding", &embedding}};
-        for (std::size_t i = 0; i < blocks.size(); ++i) {
-            model::append(all, "blocks." + std::to_string(i), blocks[i]);
-        }
+        model::append(all, blocks);
         all.push_back({"norm", &norm, false});
         all.push_back({"head", &head});
         return all;

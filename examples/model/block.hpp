@@ -5,6 +5,7 @@
 #include <random>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include <castle/layer_weights.hpp>
 #include <castle/layer_workspace.hpp>
@@ -31,6 +32,11 @@ inline void append(NamedMatrices& all, const std::string& prefix, BlockWeights& 
     all.push_back({prefix + ".feed_forward.gate", &block.feed_forward.gate});
     all.push_back({prefix + ".feed_forward.up", &block.feed_forward.up});
     all.push_back({prefix + ".feed_forward.down", &block.feed_forward.down});
+}
+
+/// Those of all blocks of a model.
+inline void append(NamedMatrices& all, std::vector<BlockWeights>& blocks) {
+    for (std::size_t i = 0; i < blocks.size(); ++i) append(all, "blocks." + std::to_string(i), blocks[i]);
 }
 
 /// A block that training begins with, around the weights of its attention, of which the output's are made smaller. What

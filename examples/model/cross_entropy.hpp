@@ -19,4 +19,12 @@ double cross_entropy(Row&& logits, Index target) {
     return std::log(static_cast<double>(sum)) - at_target;
 }
 
+/// The place of the largest logit.
+template <class Row>
+Index likeliest(const Row& logits) {
+    Index best = 0;
+    logits.maxCoeff(&best);
+    return best;
+}
+
 }  // namespace model

@@ -53,9 +53,7 @@ class Model {
 
     Index answer(const Sequence& s) const {
         const Matrix x = embed(s);
-        Index best = 0;
-        ((x + layer.forward(x)).row(question) * weights.answers).maxCoeff(&best);
-        return best;
+        return model::likeliest((x + layer.forward(x)).row(question) * weights.answers);
     }
 
     // The loss of one sequence, whose gradient is added.

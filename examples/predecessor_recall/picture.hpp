@@ -62,8 +62,8 @@ inline void draw_names(Picture& picture, double x, double y, const Sequence& s, 
     }
 }
 
-/// The gates of CASTLE's keys, and what both layers look at before and at the question. Whether it could be written.
-inline bool draw(const std::string& path, const Sequence& s, const Attention& castle, const Attention& causal) {
+/// The gates of CASTLE's keys, and what both layers look at before and at the question.
+inline void draw(const std::string& path, const Sequence& s, const Attention& castle, const Attention& causal) {
     constexpr double margin = 30, label = 70, side = length * cell;
     constexpr double right = margin + label + side + 60 + label;
     Picture picture(path, right + side + margin, 470);
@@ -103,7 +103,7 @@ inline bool draw(const std::string& path, const Sequence& s, const Attention& ca
     picture.text(right + side + 4, key + 15, "1", 10);
     picture.text(right, key + 50, "Framed: the answer. Standard attention cannot find it:", 11);
     picture.text(right, key + 66, "the key of " + answer + " was fixed before " + asked + " was read.", 11);
-    return picture.finish();
+    picture.finish();
 }
 
 }  // namespace recall

@@ -60,9 +60,7 @@ struct Weights {
 
     model::NamedMatrices matrices() {
         model::NamedMatrices all = {{"embedding", &embedding}, {"norm", &norm, false}, {"head", &head}};
-        for (std::size_t i = 0; i < blocks.size(); ++i) {
-            model::append(all, "blocks." + std::to_string(i), blocks[i]);
-        }
+        model::append(all, blocks);
         return all;
     }
 };

@@ -62,9 +62,7 @@ inline double accuracy(const Model& model, const std::vector<Person>& people, do
     for_batches(people, [&](std::span<const Person> some) {
         const Matrix logits = model.forward(some, tape, mass != nullptr);
         for (std::size_t p = 0; p < some.size(); ++p) {
-            Index best = 0;
-            logits.row(Index(p)).maxCoeff(&best);
-            right += best == some[p].risk ? 1 : 0;
+            right += model::likeliest(logits.row(Index(p))) == some[p].risk ? 1 : 0;
             for (const auto& block : tape.blocks) {
                 if (mass == nullptr) break;
                 sum += double(block.mass.row(Index(p) * length + answer_row).mean()) / double(tape.blocks.size());

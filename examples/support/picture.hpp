@@ -1,15 +1,24 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <fstream>
 #include <string>
 
 #include <cairo/cairo-svg.h>
+#include <fmt/core.h>
 
-/// A page to draw on, which becomes a file.
+#include "bad_input.hpp"
+
+/// Throws BadInput if the file of --picture cannot be written: better before a training than after it.
+inline void expect_picture_can_be_written(const std::string& path) {
+    if (!std::ofstream(path, std::ios::app)) throw BadInput(fmt::format("--picture {} cannot be written", path));
+}
+
+/// A page to draw on, which becomes the file of --picture.
 class Picture {
   public:
     Picture(const std::string& path, double width, double height)
-        : surface_(cairo_svg_surface_create(path.c_str(), width, height)), cairo_(cairo_create(surface_)) {
+        : path_(path), surface_(cairo_svg_surface_create(path.c_str(), width, height)), cairo_(cairo_create(surface_)) {
         fill(0, 0, width, height, 1, 1, 1);
         cairo_select_font_face(cairo_, "sans-serif", CAIRO_FONT_SLANT_NORMAL, CAIRO_FONT_WEIGHT_NORMAL);
     }
@@ -20,10 +29,11 @@ class Picture {
         cairo_surface_destroy(surface_);
     }
 
-    /// Writes the file; whether that worked.
-    bool finish() {
+    /// Writes the file. Throws BadInput if that failed.
+    void finish() {
         cairo_surface_finish(surface_);
-        return cairo_surface_status(surface_) == CAIRO_STATUS_SUCCESS;
+        if (cairo_surface_status(surface_) == CAIRO_STATUS_SUCCESS) return;
+        throw BadInput(fmt::format("--picture {}: the picture could not be written", path_));
     }
 
     void fill(double x, double y, double width, double height, double red, double green, double blue) {
@@ -48,6 +58,7 @@ class Picture {
     }
 
   private:
+    std::string path_;
     cairo_surface_t* surface_;
     cairo_t* cairo_;
 };

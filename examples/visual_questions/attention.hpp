@@ -2,9 +2,7 @@
 #pragma once
 
 #include <cmath>
-#include <numeric>
 #include <span>
-#include <string>
 #include <utility>
 #include <vector>
 
@@ -136,14 +134,14 @@ class Attention {
         masks_.clear();
         light_.clear();
         for (const Prompt& prompt : prompts) {
-            const Index first = std::accumulate(counts_.begin(), counts_.end(), Index(0));
             counts_.push_back(prompt.size());
             if (sight_.form == Sight::Form::full) masks_.push_back(sight_.mask(prompt));
-            if (sight_.form != Sight::Form::light) continue;
-            light_.emplace_back(heads_, input_of(projected_).tokens(first, prompt.size()), sight_.light_of(prompt),
-                                options_);
         }
-        if (light_.empty()) return;
+        if (sight_.form != Sight::Form::light) return;
+        for_prompts([&](std::size_t p, Index first, Index count) {
+            light_.emplace_back(heads_, input_of(projected_).tokens(first, count), sight_.light_of(prompts[p]),
+                                options_);
+        });
         const Index d = computed_heads().d;
         widened_.q.resize(x.rows(), heads_.heads * d);
         widened_.k.resize(x.rows(), heads_.kv_heads * d);

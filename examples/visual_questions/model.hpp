@@ -40,9 +40,7 @@ struct Weights {
 
     model::NamedMatrices matrices() {
         model::NamedMatrices all = {{"embedding", &embedding}, {"norm", &norm, false}, {"head", &head}};
-        for (std::size_t i = 0; i < blocks.size(); ++i) {
-            model::append(all, "blocks." + std::to_string(i), blocks[i]);
-        }
+        model::append(all, blocks);
         return all;
     }
 };
@@ -205,9 +203,7 @@ inline double accuracy(const Model& model, const Sight& sight, Question asked, I
     const Matrix logits = model.forward(prompts, tape);
     Index right = 0;
     for (Index i = 0; i < count; ++i) {
-        Index best = 0;
-        logits.row(i).maxCoeff(&best);
-        right += best == prompts[std::size_t(i)].answer ? 1 : 0;
+        right += model::likeliest(logits.row(i)) == prompts[std::size_t(i)].answer ? 1 : 0;
     }
     return double(right) / double(count);
 }

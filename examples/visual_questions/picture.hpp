@@ -43,8 +43,8 @@ inline void draw_token(Picture& picture, double x, double y, double cell, const 
     picture.text(x + cell / 2, y + cell / 2 + 4, name, 10, 0.5);
 }
 
-/// A row of squares for each model, a square for each layer. Whether the file was written.
-inline bool draw(const std::string& path, const Prompt& prompt, const std::vector<Look>& looks) {
+/// A row of squares for each model, a square for each layer.
+inline void draw(const std::string& path, const Prompt& prompt, const std::vector<Look>& looks) {
     constexpr double cell = 26, margin = 30, top = 70, side = cell * double(length), gap = 90;
     const double layers = double(looks.front().weights.size());
     Picture picture(path, margin + layers * (cell + side + gap), top + double(looks.size()) * (cell + side + gap));
@@ -66,7 +66,7 @@ inline bool draw(const std::string& path, const Prompt& prompt, const std::vecto
             }
         }
     }
-    return picture.finish();
+    picture.finish();
 }
 
 }  // namespace visual_questions

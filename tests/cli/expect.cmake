@@ -28,6 +28,14 @@ function(expect_answer)
     set(err "${err}" PARENT_SCOPE)
 endfunction()
 
+# That the file is an SVG.
+function(expect_picture path)
+    file(READ "${path}" svg)
+    if(NOT svg MATCHES "^<\\?xml.*<svg.*</svg>")
+        message(FATAL_ERROR "${path} is no picture")
+    endif()
+endfunction()
+
 # Options that count take whole numbers from 1, or from 0, to some limit.
 function(expect_counts)
     foreach(option IN LISTS ARGN)

@@ -9,6 +9,7 @@
 
 #include <gtest/gtest.h>
 
+#include "examples/slope.hpp"
 #include "spurious_tokens/game.hpp"
 #include "spurious_tokens/model.hpp"
 #include "spurious_tokens/train.hpp"
@@ -90,19 +91,7 @@ TEST(CausalTuning, HasTheGradientOfItsLoss) {
                 Weights gradient = model::zeros_like(model.weights), ignored = gradient;
                 const auto loss = [&](Weights& to) { return model.learn(people, tuning, 0.1, tape, to); };
                 loss(gradient);
-                const double norm = model::norm(gradient.matrices());
-                const auto along = [&](double step) {
-                    const Weights before = model.weights;
-                    const model::NamedMatrices to = model.weights.matrices(), by = gradient.matrices();
-                    for (std::size_t i = 0; i < to.size(); ++i) *to[i].matrix += float(step / norm) * *by[i].matrix;
-                    model.update();
-                    const double moved = loss(ignored);
-                    model.weights = before;
-                    model.update();
-                    return moved;
-                };
-                constexpr double step = 1e-2;
-                EXPECT_NEAR((along(step) - along(-step)) / (2 * step) / norm, 1, 0.01)
+                EXPECT_NEAR(support::slope_along(model, gradient, [&] { return loss(ignored); }), 1, 0.01)
                     << "castle " << castle << ", layers " << layers << ", tuned " << tuned;
             }
         }

@@ -8,6 +8,7 @@
 
 #include <gtest/gtest.h>
 
+#include "examples/slope.hpp"
 #include "support/table.hpp"
 #include "visual_questions/model.hpp"
 #include "visual_questions/task.hpp"
@@ -116,17 +117,8 @@ TEST(VisualQuestions, HaveTheGradientOfTheirLoss) {
         Model::Tape tape(model, sight);
         Weights gradient = model::zeros_like(model.weights), ignored = gradient;
         model.learn(prompts, tape, gradient);
-        const double norm = model::norm(gradient.matrices());
-        const auto along = [&](double step) {
-            const Weights before = model.weights;
-            const model::NamedMatrices to = model.weights.matrices(), by = gradient.matrices();
-            for (std::size_t i = 0; i < to.size(); ++i) *to[i].matrix += float(step / norm) * *by[i].matrix;
-            const double moved = model.learn(prompts, tape, ignored);
-            model.weights = before;
-            return moved;
-        };
-        constexpr double step = 1e-2;
-        EXPECT_NEAR((along(step) - along(-step)) / (2 * step) / norm, 1, 0.01)
+        const auto loss = [&] { return model.learn(prompts, tape, ignored); };
+        EXPECT_NEAR(support::slope_along(model, gradient, loss), 1, 0.01)
             << "form " << int(sight.form) << ", future " << int(sight.light.future);
     }
 }

@@ -8,10 +8,7 @@ file(REMOVE "${picture}")
 expect_answer("standard, 1 layer, cross-entropy alone \\|[^|]*\\|[^|]*\\| +[5-8][0-9]\\.[0-9] ± "
               "standard, 1 layer, alpha 20 +\\|[^|]*\\|[^|]*\\| +9[0-9]\\.[0-9] ± +[0-9.]+ \\| +9[0-9]\\.[0-9] ± "
               ARGUMENTS --seeds 2 --epochs 12 --picture "${picture}")
-file(READ "${picture}" svg)
-if(NOT svg MATCHES "^<\\?xml.*<svg.*</svg>")
-    message(FATAL_ERROR "${picture} is no picture")
-endif()
+expect_picture("${picture}")
 expect_answer("--out_of_distribution" ARGUMENTS --help)
 
 set(person "Room size: 2, Certain gene: 10, Clothing size: 9, Hormones: 10, Yellow fingers: 15, Smoking: 10, Exercise: 1, Weight: 1")

@@ -7,8 +7,5 @@ file(REMOVE "${picture}")
 expect_answer("gone +\\| +new +\\| +unread +\\| +odd" "causal mask  " "mask all  " "mask v2v  " "mask v2t  " "light all  "
               "light v2v  " "light v2t  " "trained causal, run with light v2t" "for a prompt of 48 tokens" "mean with a kernel of 3"
               ARGUMENTS --seeds 1 --steps 2 --time_tokens 48 --pooling mean --kernel 3 --prefix 2 --picture "${picture}")
-file(READ "${picture}" svg)
-if(NOT svg MATCHES "^<\\?xml.*<svg.*</svg>")
-    message(FATAL_ERROR "${picture} is no picture")
-endif()
+expect_picture("${picture}")
 expect_answer("--time_tokens" ARGUMENTS --help)
