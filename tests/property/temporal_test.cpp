@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
 #include <cmath>
-#include <limits>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -14,6 +13,7 @@
 #include "support/message.hpp"
 #include "support/runs.hpp"
 #include "support/scalars.hpp"
+#include "support/slopes.hpp"
 #include "support/tolerances.hpp"
 
 // Dynamic windowed attention against its definition in plain loops.
@@ -93,12 +93,11 @@ TYPED_TEST(TemporalAttention, MatchesTheDefinition) {
                 const castle::Options options{.scale = scale, .lookahead_window = 0};
                 for (const Temporal& temporal : all_kinds(window)) {
                     SCOPED_TRACE(describe("seed ", seed, ", L ", length, ", scale ", scale, ", ", words_of(temporal)));
+                    // A negative gamma grows by e^(0.1 k), which only a window keeps in bounds.
+                    if (temporal.gammas.size() > 1 && temporal.decay != Decay::none && window > 20) continue;
                     const TemporalInput<T> wide(shape, x.input(), temporal, options);
                     const Matrix<T> out = castle::parallel(wide.shape(), wide.input(), wide.options(), wide.mask());
-                    // Products of 2 d numbers, whose scores are of size 40 at most (a negative gamma grows: e^(0.1 L),
-                    // which only a window keeps in bounds), and as much of a weight.
-                    const bool grows = temporal.gammas.size() > 1 && temporal.decay != Decay::none && window > 20;
-                    if (grows) continue;
+                    // Products of 2 d numbers, whose scores are of size 40 at most, and as much of a weight.
                     const double bound = 400 * double(2 * shape.d + 8) * unit_roundoff<T>;
                     const Matrix<double> expected = by_definition(x, temporal, double(T(scale)));
                     EXPECT_LE((out.template cast<double>() - expected).cwiseAbs().maxCoeff(), bound);
@@ -143,30 +142,11 @@ TEST(TemporalGradient, MatchesCentralDifferences) {
                 const castle::Gradient<double> g = wide.gradient(of_input);
                 const std::vector<double> d_gammas = wide.gamma_gradient(table);
 
-                const auto expect_slope = [&](double& element, double slope, const std::string& name) {
-                    constexpr double h = 1e-5;
-                    const double before = element;
-                    element = before + h;
-                    const double above = loss();
-                    element = before - h;
-                    const double below = loss();
-                    element = before;
-                    ASSERT_NEAR(slope, (above - below) / (2 * h), 1e-7) << name;
-                };
-                const std::vector<const Matrix<double>*> gradients = {&g.causal.q,    &g.causal.k,    &g.causal.v,
-                                                                      &g.lookahead.q, &g.lookahead.k, &g.lookahead.v};
-                for (std::size_t m = 0; m < (lookahead == 0 ? 3U : 6U); ++m) {
-                    Matrix<double>& input = *x.all()[m];
-                    ASSERT_EQ(gradients[m]->rows(), input.rows());
-                    for (Index i = 0; i < input.size(); ++i) {
-                        expect_slope(input.data()[i], gradients[m]->data()[i],
-                                     describe(input_names[m], ", element ", i));
-                        if (HasFatalFailure()) return;
-                    }
-                }
+                expect_slopes(x, g, lookahead > 0, loss);
+                if (HasFatalFailure()) return;
                 ASSERT_EQ(d_gammas.size(), temporal.decay == Decay::none ? 0 : temporal.gammas.size());
                 for (std::size_t i = 0; i < d_gammas.size(); ++i) {
-                    expect_slope(temporal.gammas[i], d_gammas[i], describe("gamma ", i));
+                    expect_slope(temporal.gammas[i], d_gammas[i], loss, describe("gamma ", i));
                     if (HasFatalFailure()) return;
                 }
             }
@@ -218,6 +198,8 @@ TYPED_TEST(TemporalAttention, RejectsWhatDoesNotFit) {
     with_table.terms.bias = Matrix<double>::Zero(1, 100);
     EXPECT_EQ(says({}, with_table), where + "options.terms has a table but the decay is one");
     EXPECT_EQ(says({.decay = Decay::none}, with_table), "did not throw");
+    EXPECT_EQ(message<std::invalid_argument>([&] { TemporalInput<T>(shape, x.input(), {}, {}, -1); }),
+              where + "position is -1 but must be at least 0");
 
     const castle::Shape odd{.d = 3, .dv = 3, .heads = 1, .kv_heads = 1};
     const Head<T> y = random_heads<T>(random, 4, odd);

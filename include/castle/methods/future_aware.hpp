@@ -15,7 +15,6 @@
 #include <castle/detail/check/checks.hpp>
 #include <castle/detail/check/message.hpp>
 #include <castle/detail/methods/wide_heads.hpp>
-#include <castle/detail/score/mask_words.hpp>
 #include <castle/detail/simd/aligned_buffer.hpp>
 #include <castle/detail/simd/simd.hpp>
 #include <castle/detail/simd/tile.hpp>

@@ -1,11 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <algorithm>
 #include <cmath>
-#include <span>
 #include <string_view>
-#include <utility>
 #include <vector>
 
 #include <castle/detail/check/attention_kind.hpp>
@@ -54,20 +51,19 @@ class TemporalInput {
   public:
     /// Of the rows of `input`, which are the positions from `position` on. Refers to the values of `input`, and copies
     /// the rest: `O(L d)` time and memory a head. Throws std::invalid_argument if a shape or an option does not fit,
-    /// `d` is odd, the window is odd or negative, there are neither one nor `heads` gammas, `base` is not above 0, or
-    /// the options have a table over the distance already.
+    /// `position` is negative, `d` is odd, the window is odd or negative, there are neither one nor `heads` gammas,
+    /// `base` is not above 0, or the options have a table over the distance already.
     TemporalInput(const Shape& shape, const Input<T>& input, const Temporal& temporal, const Options& options = {},
                   Index position = 0)
         : kind_(detail::checked_kind(where, shape, input, options)),
           input_(input),
           temporal_(temporal),
-          options_(options),
-          position_(position) {
-        check_options();
+          options_(options) {
+        check_options(position);
         options_.scale = kind_.scale;
         if (temporal_.decay == Decay::multiplied) options_.terms.factor = tables::decay(temporal_.gammas, distances());
         if (temporal_.decay == Decay::added) options_.terms.bias = tables::linear(temporal_.gammas, distances());
-        widen();
+        widen(position);
     }
     TemporalInput(TemporalInput&&) = default;
     TemporalInput& operator=(TemporalInput&&) = default;
@@ -137,7 +133,8 @@ class TemporalInput {
     // Of pair i of a head's elements at a row.
     Wave wave(Index row, Index i) const { return {waves_(row, i), waves_(row, i + 1)}; }
 
-    void check_options() const {
+    void check_options(Index position) const {
+        detail::check_tokens(where, "position", position);
         const Index d = kind_.shape.d, gammas = Index(temporal_.gammas.size());
         if (d % 2 != 0) detail::fail(where, "shape.d is ", d, " but must be even");
         detail::check_size(where, "temporal.window", temporal_.window, 0);
@@ -158,15 +155,15 @@ class TemporalInput {
     // q' = [q, q turned by the position], k' = [k, the position's waves], so that q' k'^T = q (k + R)^T:
     // with q = (a, b) a sin(w (t - s)) + b cos(w (t - s))
     //         = cos(w s) (a sin(w t) + b cos(w t)) + sin(w s) (b sin(w t) - a cos(w t)).
-    void widen() {
+    void widen(Index position) {
         const Shape& own = kind_.shape;
         const Index d = own.d;
         waves_.resize(rows(), d);
         for (Index i = 0; i < d; i += 2) {
             const double frequency = std::pow(temporal_.base, -double(i) / double(d));
             for (Index t = 0; t < rows(); ++t) {
-                waves_(t, i) = std::sin(double(position_ + t) * frequency);
-                waves_(t, i + 1) = std::cos(double(position_ + t) * frequency);
+                waves_(t, i) = std::sin(double(position + t) * frequency);
+                waves_(t, i + 1) = std::cos(double(position + t) * frequency);
             }
         }
         wide_ = detail::widened(
@@ -192,7 +189,6 @@ class TemporalInput {
     Input<T> input_;
     Temporal temporal_;
     Options options_;
-    Index position_;
     Matrix<double> waves_;  // sine and cosine in turn, [L, d]
     Gradient<T> wide_;
 };
