@@ -182,6 +182,40 @@ TYPED_TEST(TemporalAttention, ContinuesInCaches) {
     }
 }
 
+// Packed sequences are what each of them is alone, and so are their gradients.
+TYPED_TEST(TemporalAttention, PacksSequences) {
+    using T = TypeParam;
+    Random random(17400);
+    const std::vector<Index> counts = {5, 0, 70, 1, 33};
+    const Index length = 109;
+    const Head<T> x = random_heads<T>(random, length, shape);
+    castle::Gradient<T> of_input(length, castle::detail::wider(shape, shape.d));
+    for (auto* m : {&of_input.causal.q, &of_input.causal.k, &of_input.causal.v, &of_input.lookahead.q,
+                    &of_input.lookahead.k, &of_input.lookahead.v}) {
+        fill_normal(random, *m);
+    }
+    const TemporalInput<T> packed(shape, counts, x.input(), {.window = 8});
+    const castle::Gradient<T> g = packed.gradient(of_input);
+    Index first = 0;
+    for (const Index count : counts) {
+        if (count == 0) continue;
+        const TemporalInput<T> alone(shape, x.input().tokens(first, count), {.window = 8});
+        const castle::Input<T> own = packed.input().tokens(first, count);
+        EXPECT_TRUE((own.causal.q.map().array() == alone.input().causal.q.map().array()).all());
+        EXPECT_TRUE((own.causal.k.map().array() == alone.input().causal.k.map().array()).all());
+        EXPECT_TRUE((own.lookahead.q.map().array() == alone.input().lookahead.q.map().array()).all());
+        const auto rows = [&](const Matrix<T>& m) -> Matrix<T> { return m.middleRows(first, count); };
+        castle::Gradient<T> d_own;
+        d_own.causal = {.q = rows(of_input.causal.q), .k = rows(of_input.causal.k), .v = rows(of_input.causal.v)};
+        d_own.lookahead = {
+            .q = rows(of_input.lookahead.q), .k = rows(of_input.lookahead.k), .v = rows(of_input.lookahead.v)};
+        const castle::Gradient<T> d_alone = alone.gradient(d_own);
+        EXPECT_TRUE(same_bits(rows(g.causal.q), d_alone.causal.q));
+        EXPECT_TRUE(same_bits(rows(g.lookahead.v), d_alone.lookahead.v));
+        first += count;
+    }
+}
+
 TYPED_TEST(TemporalAttention, RejectsWhatDoesNotFit) {
     using T = TypeParam;
     Random random(17300);
@@ -200,6 +234,9 @@ TYPED_TEST(TemporalAttention, RejectsWhatDoesNotFit) {
     EXPECT_EQ(says({.decay = Decay::none}, with_table), "did not throw");
     EXPECT_EQ(message<std::invalid_argument>([&] { TemporalInput<T>(shape, x.input(), {}, {}, -1); }),
               where + "position is -1 but must be at least 0");
+    const std::vector<Index> short_counts = {1, 2};
+    EXPECT_EQ(message<std::invalid_argument>([&] { TemporalInput<T>(shape, short_counts, x.input(), {}); }),
+              where + "the counts come to 3 but input.causal.q has 4 rows");
 
     const castle::Shape odd{.d = 3, .dv = 3, .heads = 1, .kv_heads = 1};
     const Head<T> y = random_heads<T>(random, 4, odd);

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <algorithm>
 #include <cmath>
+#include <span>
 #include <string_view>
 #include <vector>
 
@@ -55,15 +57,23 @@ class TemporalInput {
     /// `base` is not above 0, or the options have a table over the distance already.
     TemporalInput(const Shape& shape, const Input<T>& input, const Temporal& temporal, const Options& options = {},
                   Index position = 0)
-        : kind_(detail::checked_kind(where, shape, input, options)),
-          input_(input),
-          temporal_(temporal),
-          options_(options) {
-        check_options(position);
-        options_.scale = kind_.scale;
-        if (temporal_.decay == Decay::multiplied) options_.terms.factor = tables::decay(temporal_.gammas, distances());
-        if (temporal_.decay == Decay::added) options_.terms.bias = tables::linear(temporal_.gammas, distances());
-        widen(position);
+        : TemporalInput(Unfinished(), shape, input, temporal, options) {
+        detail::check_tokens(where, "position", position);
+        for (Index t = 0; t < rows(); ++t) places_.push_back(t);
+        widen(position, rows());
+    }
+    /// Of packed sequences: the first `counts[0]` rows are one, the next `counts[1]` another, and so on. Positions begin
+    /// anew with each. Throws, too, if the counts do not come to the rows.
+    TemporalInput(const Shape& shape, std::span<const Index> counts, const Input<T>& input, const Temporal& temporal,
+                  const Options& options = {})
+        : TemporalInput(Unfinished(), shape, input, temporal, options) {
+        detail::check_counts(where, counts, "input.causal.q", rows());
+        Index longest = 0;
+        for (const Index count : counts) {
+            for (Index t = 0; t < count; ++t) places_.push_back(t);
+            longest = (std::max)(longest, count);
+        }
+        widen(0, longest);
     }
     TemporalInput(TemporalInput&&) = default;
     TemporalInput& operator=(TemporalInput&&) = default;
@@ -123,6 +133,20 @@ class TemporalInput {
   private:
     static constexpr std::string_view where = "methods::TemporalInput";
 
+    // Without positions.
+    struct Unfinished {};
+    TemporalInput(Unfinished, const Shape& shape, const Input<T>& input, const Temporal& temporal,
+                  const Options& options)
+        : kind_(detail::checked_kind(where, shape, input, options)),
+          input_(input),
+          temporal_(temporal),
+          options_(options) {
+        check_options();
+        options_.scale = kind_.scale;
+        if (temporal_.decay == Decay::multiplied) options_.terms.factor = tables::decay(temporal_.gammas, distances());
+        if (temporal_.decay == Decay::added) options_.terms.bias = tables::linear(temporal_.gammas, distances());
+    }
+
     struct Wave {
         double sine, cosine;
     };
@@ -131,10 +155,12 @@ class TemporalInput {
     Index distances() const { return temporal_.window / 2 + 1; }
 
     // Of pair i of a head's elements at a row.
-    Wave wave(Index row, Index i) const { return {waves_(row, i), waves_(row, i + 1)}; }
+    Wave wave(Index row, Index i) const {
+        const Index place = places_[std::size_t(row)];
+        return {waves_(place, i), waves_(place, i + 1)};
+    }
 
-    void check_options(Index position) const {
-        detail::check_tokens(where, "position", position);
+    void check_options() const {
         const Index d = kind_.shape.d, gammas = Index(temporal_.gammas.size());
         if (d % 2 != 0) detail::fail(where, "shape.d is ", d, " but must be even");
         detail::check_size(where, "temporal.window", temporal_.window, 0);
@@ -155,13 +181,13 @@ class TemporalInput {
     // q' = [q, q turned by the position], k' = [k, the position's waves], so that q' k'^T = q (k + R)^T:
     // with q = (a, b) a sin(w (t - s)) + b cos(w (t - s))
     //         = cos(w s) (a sin(w t) + b cos(w t)) + sin(w s) (b sin(w t) - a cos(w t)).
-    void widen(Index position) {
+    void widen(Index position, Index places) {
         const Shape& own = kind_.shape;
         const Index d = own.d;
-        waves_.resize(rows(), d);
+        waves_.resize(places, d);
         for (Index i = 0; i < d; i += 2) {
             const double frequency = std::pow(temporal_.base, -double(i) / double(d));
-            for (Index t = 0; t < rows(); ++t) {
+            for (Index t = 0; t < places; ++t) {
                 waves_(t, i) = std::sin(double(position + t) * frequency);
                 waves_(t, i + 1) = std::cos(double(position + t) * frequency);
             }
@@ -189,7 +215,8 @@ class TemporalInput {
     Input<T> input_;
     Temporal temporal_;
     Options options_;
-    Matrix<double> waves_;  // sine and cosine in turn, [L, d]
+    std::vector<Index> places_;  // of each row, its row of waves_
+    Matrix<double> waves_;       // sine and cosine in turn, [longest sequence, d]
     Gradient<T> wide_;
 };
 
