@@ -17,6 +17,7 @@
 #include <castle/layer_weights.hpp>
 #include <castle/layer_workspace.hpp>
 #include <castle/mask.hpp>
+#include <castle/methods/causal_graph.hpp>
 #include <castle/methods/confounders.hpp>
 #include <castle/methods/future_aware.hpp>
 #include <castle/methods/reattention.hpp>
