@@ -21,7 +21,7 @@
 #include "support/bad_input.hpp"
 #include "support/command_line.hpp"
 #include "support/experiments.hpp"
-#include "support/picture.hpp"
+#include "support/output_file.hpp"
 #include "support/progress.hpp"
 #include "support/table.hpp"
 
@@ -200,7 +200,7 @@ std::optional<Settings> parse(int argc, char** argv) {
         throw BadInput("--train, --in_distribution and --out_of_distribution go together, but there are " +
                        std::to_string(files) + " of the three");
     }
-    if (!settings.picture.empty()) expect_picture_can_be_written(settings.picture);
+    if (!settings.picture.empty()) expect_can_be_written("--picture", settings.picture);
     return settings;
 }
 

@@ -12,6 +12,7 @@
 
 #include "support/bad_input.hpp"
 #include "support/command_line.hpp"
+#include "support/output_file.hpp"
 #include "support/picture.hpp"
 
 namespace {
@@ -72,7 +73,7 @@ std::optional<std::string> parse(int argc, char** argv) {
     CLI::App app("Draws the ready masks of castle.", "mask_pictures");
     app.add_option("--picture", path, "The SVG to write")->capture_default_str();
     if (!parse_command_line(app, argc, argv)) return std::nullopt;
-    expect_picture_can_be_written(path);
+    expect_can_be_written("--picture", path);
     return path;
 }
 

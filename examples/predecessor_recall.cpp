@@ -21,7 +21,7 @@
 #include "predecessor_recall/task.hpp"
 #include "support/bad_input.hpp"
 #include "support/command_line.hpp"
-#include "support/picture.hpp"
+#include "support/output_file.hpp"
 
 namespace {
 
@@ -127,7 +127,7 @@ std::optional<Settings> parse(int argc, char** argv) {
     option("--seed", settings.seed, "Of the weights and sequences")->check(CLI::Range(Index(0), Index(4294967295)));
     option("--picture", settings.picture, "The SVG to write");
     if (!parse_command_line(app, argc, argv)) return std::nullopt;
-    expect_picture_can_be_written(settings.picture);
+    expect_can_be_written("--picture", settings.picture);
     return settings;
 }
 

@@ -19,7 +19,7 @@
 #include "support/bad_input.hpp"
 #include "support/command_line.hpp"
 #include "support/experiments.hpp"
-#include "support/picture.hpp"
+#include "support/output_file.hpp"
 #include "support/progress.hpp"
 #include "support/table.hpp"
 #include "visual_questions/model.hpp"
@@ -198,7 +198,7 @@ std::optional<Settings> parse(int argc, char** argv) {
     option("--picture", settings.picture, "An SVG to write, of what a causal and a light model look at");
     if (!parse_command_line(app, argc, argv)) return std::nullopt;
     if (settings.kernel % 2 == 0) throw BadInput(fmt::format("--kernel is {} but must be odd", settings.kernel));
-    if (!settings.picture.empty()) expect_picture_can_be_written(settings.picture);
+    if (!settings.picture.empty()) expect_can_be_written("--picture", settings.picture);
     return settings;
 }
 

@@ -1,20 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <fstream>
 #include <string>
+#include <vector>
 
 #include <cairo/cairo-svg.h>
 #include <fmt/core.h>
 
 #include "bad_input.hpp"
 
-/// Throws BadInput if the file of --picture cannot be written: better before a training than after it.
-inline void expect_picture_can_be_written(const std::string& path) {
-    if (!std::ofstream(path, std::ios::app)) throw BadInput(fmt::format("--picture {} cannot be written", path));
-}
-
-/// A page to draw on, which becomes the file of --picture.
+/// A page to draw on, which becomes an SVG.
 class Picture {
   public:
     Picture(const std::string& path, double width, double height)
@@ -33,13 +28,23 @@ class Picture {
     void finish() {
         cairo_surface_finish(surface_);
         if (cairo_surface_status(surface_) == CAIRO_STATUS_SUCCESS) return;
-        throw BadInput(fmt::format("--picture {}: the picture could not be written", path_));
+        throw BadInput(fmt::format("the picture {} could not be written", path_));
     }
 
     void fill(double x, double y, double width, double height, double red, double green, double blue) {
         cairo_set_source_rgb(cairo_, red, green, blue);
         cairo_rectangle(cairo_, x, y, width, height);
         cairo_fill(cairo_);
+    }
+    struct Point {
+        double x, y;
+    };
+    void line(const std::vector<Point>& points, double red, double green, double blue, double width = 1) {
+        cairo_set_source_rgb(cairo_, red, green, blue);
+        cairo_set_line_width(cairo_, width);
+        cairo_new_path(cairo_);  // text leaves a point
+        for (const Point& p : points) cairo_line_to(cairo_, p.x, p.y);
+        cairo_stroke(cairo_);
     }
     void frame(double x, double y, double width, double height) {
         cairo_set_source_rgb(cairo_, 0.85, 0.2, 0.1);
