@@ -40,6 +40,14 @@ Weights zeros_like(const Weights& weights) {
     return zeros;
 }
 
+/// Numbers that are trained.
+template <class Weights>
+Index parameters(Weights weights) {
+    Index count = 0;
+    for (const NamedMatrix& m : weights.matrices()) count += m.matrix->size();
+    return count;
+}
+
 template <class Weights>
 void add(Weights& sum, Weights& part) {
     const NamedMatrices to = sum.matrices(), from = part.matrices();

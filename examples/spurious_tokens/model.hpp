@@ -109,12 +109,7 @@ class Model {
     }
 
     /// Numbers that are trained.
-    Index parameters() const {
-        Index count = 0;
-        Weights copy = weights;
-        for (const model::NamedMatrix& m : copy.matrices()) count += m.matrix->size();
-        return count;
-    }
+    Index parameters() const { return model::parameters(weights); }
 
     /// What a pass over some people leaves for the backward pass.
     class Tape {

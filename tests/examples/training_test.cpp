@@ -9,8 +9,11 @@
 #include <gtest/gtest.h>
 
 #include "model/adamw.hpp"
+#include "model/averaged_weights.hpp"
 #include "model/batch.hpp"
 #include "model/cross_entropy.hpp"
+#include "model/descent.hpp"
+#include "model/dropout.hpp"
 #include "model/matrices.hpp"
 
 // What the examples that train share.
@@ -82,6 +85,66 @@ TEST(Training, ABatchIsTheSumOfItsParts) {
         model::for_parts(5, [&](Index i) { batch.part(i).a.setConstant(float(1 << i)); });
         EXPECT_EQ(batch.sum().a, Matrix::Constant(2, 3, 31.0F));
     }
+}
+
+// One part after the other, or all of them in this thread: the same step.
+TEST(Training, AStepInPartsIsThatOfTheirSum) {
+    struct Model {
+        Weights weights{Matrix::Constant(1, 2, 1.0F), Matrix::Constant(1, 1, 2.0F)};
+        int updates = 0;
+        void update() { ++updates; }
+    };
+    Model whole, in_parts;
+    model::Descent of_whole(whole, {.weight_decay = 0.5});
+    model::Descent of_parts(in_parts, {.weight_decay = 0.5}, 3);
+    const auto learn = [](Index part, Weights& gradient) {
+        gradient.a.array() += float(part);
+        gradient.b.array() -= 0.5F;
+    };
+    for (int step = 0; step < 3; ++step) {
+        of_whole.step(12, 0.1, [&](Weights& gradient) {
+            for (Index part = 0; part < 3; ++part) learn(part, gradient);
+        });
+        of_parts.step_in_parts(12, 0.1, learn);
+    }
+    EXPECT_EQ(whole.weights.a, in_parts.weights.a);
+    EXPECT_EQ(whole.weights.b, in_parts.weights.b);
+    EXPECT_EQ(in_parts.updates, 3);
+    EXPECT_LT(in_parts.weights.a(0), 1);
+    EXPECT_GT(in_parts.weights.b(0), 2);
+}
+
+TEST(Training, AveragesForgetExponentially) {
+    model::AveragedWeights<Weights> average(0.75);
+    const auto of = [](float a) { return Weights{Matrix::Constant(1, 1, a), Matrix::Constant(1, 1, 2 * a)}; };
+    for (const float a : {8.0F, 4.0F, 0.0F}) {
+        Weights weights = of(a);
+        average.add(weights);
+    }
+    EXPECT_EQ(average.average().a(0), 0.75F * (0.75F * 8 + 0.25F * 4));
+    EXPECT_EQ(average.average().b(0), 2 * average.average().a(0));
+}
+
+TEST(Training, DropoutKeepsTheMean) {
+    std::mt19937_64 bits(1), again(1);
+    model::Dropout dropout, same;
+    const Matrix ones = Matrix::Ones(101, 99);
+    Matrix x = ones, d_x = ones, y = 2 * ones;
+    dropout.forward(x, 0.25, &bits);
+    // 9999 elements, each 0 with a probability of a quarter, and 4/3 otherwise: five standard errors.
+    EXPECT_NEAR(x.mean(), 1, 5 * std::sqrt(1.0 / 3 / 9999));
+    EXPECT_TRUE((x.array() == 0 || (x.array() - 4 / 3.0F).abs() < 1e-6F).all());
+    dropout.backward(d_x);
+    EXPECT_EQ(d_x, x);
+    same.forward(y, 0.25, &again);
+    EXPECT_EQ(y, 2 * x);
+    // Without random bits nothing is left out, nor in the backward pass.
+    x = ones;
+    dropout.forward(x, 0.25, nullptr);
+    EXPECT_EQ(x, ones);
+    d_x = ones;
+    dropout.backward(d_x);
+    EXPECT_EQ(d_x, ones);
 }
 
 TEST(Training, WhatAPartThrowsComesOut) {
