@@ -1,0 +1,22 @@
+# SPDX-License-Identifier: Apache-2.0
+# A series in which "wind" moves "rain" after two steps and itself after one, and "snow" is on its own. What makes it look
+# random is a linear congruential generator.
+set(state 12345)
+macro(next_noise)
+    math(EXPR state "(${state} * 1103515245 + 12345) % 2147483648")
+    math(EXPR noise "(${state} / 65536) % 2001 - 1000")
+endmacro()
+set(wind 0)
+set(wind_before 0)
+set(series "wind,rain,snow\n")
+foreach(t RANGE 399)
+    next_noise()
+    math(EXPR rain "${wind_before} * 8 / 10 + ${noise} / 3")
+    set(wind_before ${wind})
+    next_noise()
+    math(EXPR wind "${wind} * 6 / 10 + ${noise}")
+    next_noise()
+    string(APPEND series "${wind},${rain},${noise}\n")
+endforeach()
+set(series_file "${FOLDER}/causal_discovery.csv")
+file(WRITE "${series_file}" "${series}")
