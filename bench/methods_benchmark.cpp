@@ -1,14 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// What light future-aware attention costs beside causal attention, and what its full form does: prefill of a prompt of
-// which three quarters are visual, and a generated token. Standard attention, 8 heads of 64, one thread.
+// What the methods cost beside causal attention. Standard attention, heads of 64, one thread.
+//
+// Light future-aware attention and its full form: prefill of a prompt of which three quarters are visual, and a
+// generated token, 8 heads. Dynamic windowed attention over time: a long series, 2 heads, the forward pass and the
+// whole step.
 #include <string>
 #include <vector>
 
 #include <castle/attention.hpp>
+#include <castle/backward.hpp>
 #include <castle/cache.hpp>
 #include <castle/extend.hpp>
 #include <castle/methods/future_aware.hpp>
+#include <castle/methods/temporal.hpp>
+#include <castle/workspace.hpp>
 
 #include "support.hpp"
 
@@ -98,6 +104,61 @@ void decode_light(benchmark::State& state) {
     });
 }
 
+// With the gradient of the decay, where there is one.
+struct Series {
+    static constexpr castle::Shape shape{.d = 64, .dv = 64, .heads = 2, .kv_heads = 2};
+
+    explicit Series(Index length)
+        : random(length, shape), out(length, shape.heads * shape.dv), d_out(Matrix::Random(length, out.cols())) {}
+
+    castle::Input<float> input() const { return {.causal = random.input().causal, .lookahead = {}}; }
+
+    castle_bench::RandomInput random;
+    Matrix out, d_out;
+};
+void series_causal(benchmark::State& state) {
+    Series series(state.range(0));
+    for (auto _ : state) {
+        castle::parallel(Series::shape, series.input(), series.out, standard);
+        benchmark::ClobberMemory();
+    }
+}
+void series_windowed(benchmark::State& state) {
+    Series series(state.range(0));
+    for (auto _ : state) {
+        const castle::methods::TemporalInput<float> wide(Series::shape, series.input(), {.window = 32}, standard);
+        castle::parallel(wide.shape(), wide.input(), series.out, wide.options(), wide.mask());
+        benchmark::ClobberMemory();
+    }
+}
+void series_step_causal(benchmark::State& state) {
+    Series series(state.range(0));
+    castle::Workspace<float> workspace(Series::shape, standard);
+    castle::Gradient<float> gradient(state.range(0), Series::shape, false);
+    for (auto _ : state) {
+        castle::forward(workspace, series.input(), series.out);
+        castle::backward(workspace, series.input(), series.d_out, gradient.view());
+        benchmark::ClobberMemory();
+    }
+}
+void series_step_windowed(benchmark::State& state) {
+    Series series(state.range(0));
+    const castle::methods::Temporal temporal{.window = 32};
+    const castle::methods::TemporalInput<float> first(Series::shape, series.input(), temporal, standard);
+    castle::Workspace<float> workspace(first.shape(), first.options());
+    castle::Gradient<float> gradient(state.range(0), first.shape(), false);
+    Matrix table = Matrix::Zero(1, temporal.window / 2 + 1);
+    for (auto _ : state) {
+        const castle::methods::TemporalInput<float> wide(Series::shape, series.input(), temporal, standard);
+        workspace.set_terms(wide.options().terms);
+        castle::forward(workspace, wide.input(), {.out = series.out}, wide.mask());
+        castle::backward(workspace, wide.input(), {.out = series.d_out}, gradient.view(), {.factor = table});
+        benchmark::DoNotOptimize(wide.gradient(gradient));
+        benchmark::DoNotOptimize(wide.gamma_gradient(table));
+        benchmark::ClobberMemory();
+    }
+}
+
 void lengths(benchmark::internal::Benchmark* benchmark) {
     benchmark->ArgName("L")->Arg(2048)->Unit(benchmark::kMillisecond);
 }
@@ -116,5 +177,14 @@ BENCHMARK_CAPTURE(prefill_light, mean, Pooling::mean)->Apply(by_wall_clock);
 BENCHMARK(prefill_full)->Apply(by_wall_clock);
 BENCHMARK(decode_causal)->Apply(by_hand);
 BENCHMARK(decode_light)->Apply(by_hand);
+
+void long_series(benchmark::internal::Benchmark* benchmark) {
+    castle_bench::report_best(benchmark->ArgName("L")->Arg(8192)->Unit(benchmark::kMillisecond));
+}
+
+BENCHMARK(series_causal)->Apply(long_series);
+BENCHMARK(series_windowed)->Apply(long_series);
+BENCHMARK(series_step_causal)->Apply(long_series);
+BENCHMARK(series_step_windowed)->Apply(long_series);
 
 }  // namespace

@@ -237,6 +237,10 @@ RATIOS = (
      "decode_light/L:2048", "decode_causal/L:2048", 1.02),
     ("future-aware attention, light, 32 generated tokens / the prompt once under the full mask, which every generated token needs, time", "methods", "seconds",
      "decode_light/L:2048", "prefill_full/L:2048", 1.0),
+    ("dynamic windowed attention over time, window 32 / causal, L = 8192, 2 heads of 64, time", "methods", "seconds",
+     "series_windowed/L:8192", "series_causal/L:8192", 0.05),
+    ("the same, forward and backward pass with the gradient of the decay, time", "methods", "seconds",
+     "series_step_windowed/L:8192", "series_step_causal/L:8192", 0.05),
 )  # fmt: skip
 
 
