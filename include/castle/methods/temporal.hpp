@@ -62,8 +62,8 @@ class TemporalInput {
         for (Index t = 0; t < rows(); ++t) places_.push_back(t);
         widen(position, rows());
     }
-    /// Of packed sequences: the first `counts[0]` rows are one, the next `counts[1]` another, and so on. Positions begin
-    /// anew with each. Throws, too, if the counts do not come to the rows.
+    /// Of packed sequences: the first `counts[0]` rows are one, the next `counts[1]` another, and so on. Positions
+    /// begin anew with each. Throws, too, if the counts do not come to the rows.
     TemporalInput(const Shape& shape, std::span<const Index> counts, const Input<T>& input, const Temporal& temporal,
                   const Options& options = {})
         : TemporalInput(Unfinished(), shape, input, temporal, options) {
