@@ -8,6 +8,7 @@
 #include <filesystem>
 #include <fstream>
 #include <optional>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -56,25 +57,22 @@ struct Settings : Experiments {
 /// With every seed; all trainings of all series beside each other.
 void discover_all(const Settings& settings, std::vector<SeriesOfSet>& all) {
     const Index runs = settings.seeds, starts = settings.starts;
-    std::vector<std::vector<std::optional<Findings>>> found(
-        all.size(), std::vector<std::optional<Findings>>(std::size_t(runs * starts)));
-    Progress progress(Index(all.size()) * runs * starts * settings.steps);
-    model::for_parts(Index(all.size()) * runs * starts, [&](Index part) {
+    const Index trainings = Index(all.size()) * runs * starts;
+    std::vector<std::optional<Findings>> found(static_cast<std::size_t>(trainings));
+    Progress progress(trainings * settings.steps);
+    model::for_parts(trainings, [&](Index part) {
         // The largest series are at the end, and what takes longest begins first.
-        const std::size_t i = all.size() - 1 - std::size_t(part / (runs * starts));
-        const Index own = part % (runs * starts);
-        found[i][std::size_t(own)] =
-            discover(all[i].x, all[i].set->lags, {}, settings.training(own / starts, own % starts),
-                     [&] { progress.advance(1); });
-        if (own == 0) progress.say(fmt::format("{}: a series of {} variables", all[i].set->name, all[i].x.cols()));
-    });
-    for (std::size_t i = 0; i < all.size(); ++i) {
-        for (Index run = 0; run < runs; ++run) {
-            std::vector<Findings> of_run;
-            for (Index start = 0; start < starts; ++start)
-                of_run.push_back(*found[i][std::size_t(run * starts + start)]);
-            all[i].found.push_back(together(of_run));
+        const Index training = trainings - 1 - part, run = training / starts, start = training % starts;
+        const SeriesOfSet& own = all[std::size_t(run / runs)];
+        found[std::size_t(training)] =
+            discover(own.x, own.set->lags, {}, settings.training(run % runs, start), [&] { progress.advance(1); });
+        if (training % (runs * starts) == 0) {
+            progress.say(fmt::format("{}: a series of {} variables", own.set->name, own.x.cols()));
         }
+    });
+    for (Index run = 0; run < Index(all.size()) * runs; ++run) {
+        const auto of_run = std::span(found).subspan(std::size_t(run * starts), std::size_t(starts));
+        all[std::size_t(run / runs)].found.push_back(together(of_run));
     }
 }
 
@@ -120,12 +118,8 @@ void print_comparison(const Settings& settings, const castle::Matrix<double>& x,
     const double level = settings.rule.level;
     const Index n = x.cols();
     add("attention", found);
-    add("Granger", granger_links(x, settings.lags, level, [](const auto& inputs, const auto& targets) {
-            return least_squares(inputs, targets);
-        }));
-    add("Granger, robust", granger_links(x, settings.lags, level, [](const auto& inputs, const auto& targets) {
-            return robust_fit(inputs, targets);
-        }));
+    add("Granger", granger_links(x, settings.lags, level, least_squares));
+    add("Granger, robust", granger_links(x, settings.lags, level, robust_fit));
     if (settings.lags.first == 0) {
         add("partial correlation and all self-links", with_self_links(partial_correlation_links(x, level), n));
         add("all self-links alone", self_links(n));
@@ -161,9 +155,7 @@ void run_series(const Settings& settings) {
             discover(x, settings.lags, excluded, settings.training(0, start), [&] { progress.advance(1); });
         progress.say(fmt::format("forecaster {} of {} is trained", start + 1, settings.starts));
     });
-    std::vector<Findings> of_starts;
-    for (auto& own : all) of_starts.push_back(std::move(*own));
-    const Findings findings = together(of_starts);
+    const Findings findings = together(all);
     const std::vector<CausalLink> links = settings.rule.links(findings);
     print_links(links, series.names);
     fmt::print("\n");

@@ -65,19 +65,26 @@ inline std::vector<SeriesOfSet> read_sets(const std::string& folder) {
     return all;
 }
 
-/// Of all series of a set and all seeds.
-template <class Links>
-Statistics mean_f1(const std::vector<SeriesOfSet>& all, const SeriesSet& set, std::size_t seeds, const Links& links,
-                   double (GraphMatch::*figure)() const = &GraphMatch::f1) {
+/// Of all series of a set and all seeds: match(series, seed) is a GraphMatch, of which one figure counts.
+template <class Match>
+Statistics mean_figure(const std::vector<SeriesOfSet>& all, const SeriesSet& set, std::size_t seeds, const Match& match,
+                       double (GraphMatch::*figure)() const = &GraphMatch::f1) {
     std::vector<double> of_seeds(seeds, 0);
     for (std::size_t seed = 0; seed < seeds; ++seed) {
         for (const SeriesOfSet& series : all) {
-            if (series.set != &set) continue;
-            const GraphMatch match = castle::methods::match_graphs(links(series, seed), series.truth);
-            of_seeds[seed] += (match.*figure)() / double(set.count);
+            if (series.set == &set) of_seeds[seed] += (match(series, seed).*figure)() / double(set.count);
         }
     }
-    return statistics(of_seeds, [](double f1) { return f1; });
+    return statistics(of_seeds, [](double of_seed) { return of_seed; });
+}
+/// The same, where links(series, seed) are those that are found.
+template <class Links>
+Statistics mean_f1(const std::vector<SeriesOfSet>& all, const SeriesSet& set, std::size_t seeds, const Links& links,
+                   double (GraphMatch::*figure)() const = &GraphMatch::f1) {
+    const auto match = [&](const SeriesOfSet& series, std::size_t seed) {
+        return castle::methods::match_graphs(links(series, seed), series.truth);
+    };
+    return mean_figure(all, set, seeds, match, figure);
 }
 
 inline std::string words_of(const Statistics& s, std::size_t seeds) {
@@ -94,16 +101,14 @@ inline void print_tables(const std::vector<SeriesOfSet>& all, std::size_t seeds,
             return granger_links(series.x, series.set->lags, level, fit);
         };
     };
-    const auto squared = [](const auto& inputs, const auto& targets) { return least_squares(inputs, targets); };
-    const auto robust = [](const auto& inputs, const auto& targets) { return robust_fit(inputs, targets); };
 
     Table table({"mean F1", "attention", "right lags", "Granger", "Granger, robust", "CausalFormer", "its right lags"});
     for (const SeriesSet& set : all_sets()) {
         const auto links = attention_links(level);
         table.add({set.name, words_of(mean_f1(all, set, seeds, links), seeds),
                    words_of(mean_f1(all, set, seeds, links, &GraphMatch::lags), seeds),
-                   words_of(mean_f1(all, set, 1, granger(squared)), 1),
-                   words_of(mean_f1(all, set, 1, granger(robust)), 1), fmt::format("{:.3f}", set.published_f1),
+                   words_of(mean_f1(all, set, 1, granger(least_squares)), 1),
+                   words_of(mean_f1(all, set, 1, granger(robust_fit)), 1), fmt::format("{:.3f}", set.published_f1),
                    fmt::format("{:.2f}", set.published_lags)});
     }
     table.print();
@@ -130,17 +135,11 @@ inline void print_tables(const std::vector<SeriesOfSet>& all, std::size_t seeds,
         return links;
     };
     const auto add = [&](const std::string& name, std::size_t runs, const auto& links) {
-        std::vector<double> others(runs, 0);
-        for (std::size_t seed = 0; seed < runs; ++seed) {
-            for (const SeriesOfSet& series : all) {
-                if (series.set != &fmri) continue;
-                others[seed] +=
-                    castle::methods::match_graphs(without_self(links(series, seed)), without_self(series.truth)).f1() /
-                    double(fmri.count);
-            }
-        }
+        const auto of_others = [&](const SeriesOfSet& series, std::size_t seed) {
+            return castle::methods::match_graphs(without_self(links(series, seed)), without_self(series.truth));
+        };
         of_fmri.add({name, words_of(mean_f1(all, fmri, runs, links), runs),
-                     words_of(statistics(others, [](double f1) { return f1; }), runs)});
+                     words_of(mean_figure(all, fmri, runs, of_others), runs)});
     };
     const auto attention = attention_links(level);
     add("attention", seeds, attention);
@@ -154,7 +153,7 @@ inline void print_tables(const std::vector<SeriesOfSet>& all, std::size_t seeds,
         return with_self_links(links, series.x.cols());
     });
     add("Granger and all self-links", 1, [&](const SeriesOfSet& series, std::size_t seed) {
-        return with_self_links(granger(squared)(series, seed), series.x.cols());
+        return with_self_links(granger(least_squares)(series, seed), series.x.cols());
     });
     add("partial correlation and all self-links", 1, [&](const SeriesOfSet& series, std::size_t) {
         return with_self_links(partial_correlation_links(series.x, level), series.x.cols());

@@ -9,6 +9,7 @@
 #include <optional>
 #include <random>
 #include <set>
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -174,12 +175,12 @@ Findings discover(const castle::Matrix<double>& x, const Lags& lags, const Exclu
 }
 
 /// What several trainings find: the means of their scores, and all that came of nothing.
-inline Findings together(const std::vector<Findings>& all) {
+inline Findings together(std::span<const std::optional<Findings>> all) {
     std::vector<CausalScores> scores;
     std::vector<double> null;
-    for (const Findings& own : all) {
-        scores.push_back(own.scores);
-        null.insert(null.end(), own.null.begin(), own.null.end());
+    for (const std::optional<Findings>& own : all) {
+        scores.push_back(own->scores);
+        null.insert(null.end(), own->null.begin(), own->null.end());
     }
     return {.scores = castle::methods::mean_scores(scores), .null = std::move(null)};
 }

@@ -179,7 +179,7 @@ class Forecaster {
         for (std::size_t l = 0; l < tape.layers.size(); ++l) {
             Tape::Layer& own = tape.layers[l];
             const LayerWeights& w = weights.layers[l];
-            own.q.setZero(windows * tokens, size_.heads * size_.inputs);
+            become_zeros(own.q, windows * tokens, size_.heads * size_.inputs);
             for_streams([&](std::size_t i, Index row) {
                 Tape::Stream& s = own.streams[i];
                 s.attention_input = s.attention_norm.forward(z[i], w.streams[i].attention_norm);
@@ -213,7 +213,7 @@ class Forecaster {
             gradient.centre(0, i) += d.sum();
         }
         Matrix d_values = Matrix::Zero(windows * tokens, size_.width);
-        tape.d_attended.setZero(windows * tokens, size_.heads * size_.width);
+        become_zeros(tape.d_attended, windows * tokens, size_.heads * size_.width);
         for (std::size_t l = tape.layers.size(); l-- > 0;) {
             Tape::Layer& own = tape.layers[l];
             const LayerWeights& w = weights.layers[l];
@@ -261,6 +261,11 @@ class Forecaster {
         return {.causal = {.q = own.q, .k = tape.keys, .v = tape.values}, .lookahead = {}};
     }
 
+    // Some of the rows are written in every pass, and the others never: these are filled once.
+    static void become_zeros(Matrix& m, Index rows, Index cols) {
+        if (m.rows() != rows) m.setZero(rows, cols);
+    }
+
     void embed(const Matrix& inputs, Tape& tape) const {
         const Index windows = inputs.rows(), tokens = size_.tokens();
         tape.counts.assign(std::size_t(windows), tokens);
@@ -268,7 +273,7 @@ class Forecaster {
         if (tape.keys.rows() != windows * tokens) {
             tape.keys = Matrix::Identity(tokens, size_.inputs).replicate(windows, 1);
         }
-        tape.values.setZero(windows * tokens, size_.width);
+        become_zeros(tape.values, windows * tokens, size_.width);
         tape.sigmoid.resize(windows * size_.inputs, size_.width);
         for (Index b = 0; b < windows; ++b) {
             const Matrix x = affine(inputs, b);

@@ -13,6 +13,7 @@
 #include <castle/workspace.hpp>
 
 #include "../model/matrices.hpp"
+#include "../model/projections.hpp"
 
 namespace forecasting {
 
@@ -44,8 +45,8 @@ class Attention {
     /// y = attention(x) of sequences, one after the other; gammas is [1, heads], or empty where there is no decay.
     void forward(const castle::LayerWeights<float>& w, const Matrix& gammas, const Matrix& x,
                  std::span<const Index> counts, Matrix& y) {
-        projected_.causal = project(w.causal, x);
-        if (has_lookahead()) projected_.lookahead = project(w.lookahead, x);
+        projected_.causal = model::project(w.causal, x);
+        if (has_lookahead()) projected_.lookahead = model::project(w.lookahead, x);
         castle::Input<float> input{
             .causal = {.q = projected_.causal.q, .k = projected_.causal.k, .v = projected_.causal.v}, .lookahead = {}};
         if (has_lookahead()) {
@@ -80,26 +81,12 @@ class Attention {
 
         const castle::Gradient<float> d = wide_->gradient(d_wide);
         d_x.setZero();
-        differentiate(w.causal, x, d.causal, d_x, d_w.causal);
-        if (has_lookahead()) differentiate(w.lookahead, x, d.lookahead, d_x, d_w.lookahead);
+        model::add_projection_gradients(w.causal, x, d.causal, d_x, d_w.causal);
+        if (has_lookahead()) model::add_projection_gradients(w.lookahead, x, d.lookahead, d_x, d_w.lookahead);
     }
 
   private:
     bool has_lookahead() const { return options_.lookahead_window != 0; }
-
-    static castle::Qkv<Matrix> project(const castle::Qkv<Matrix>& w, const Matrix& x) {
-        return {.q = x * w.q, .k = x * w.k, .v = x * w.v};
-    }
-    static void differentiate(const castle::Qkv<Matrix>& w, const Matrix& x, const castle::Qkv<Matrix>& d_projected,
-                              Matrix& d_x, castle::Qkv<Matrix>& d_w) {
-        const auto pass = [&](const Matrix& d, const Matrix& weights, Matrix& d_weights) {
-            d_weights.noalias() += x.transpose() * d;
-            d_x.noalias() += d * weights.transpose();
-        };
-        pass(d_projected.q, w.q, d_w.q);
-        pass(d_projected.k, w.k, d_w.k);
-        pass(d_projected.v, w.v, d_w.v);
-    }
 
     castle::Shape heads_;
     castle::methods::Temporal temporal_;

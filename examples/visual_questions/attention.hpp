@@ -17,6 +17,7 @@
 #include <castle/workspace.hpp>
 
 #include "../model/matrices.hpp"
+#include "../model/projections.hpp"
 #include "task.hpp"
 
 namespace visual_questions {
@@ -70,13 +71,7 @@ class Attention {
         castle::Gradient<float> d = castle::backward(workspace_, computed_input(), d_attended);
         if (!light_.empty()) d = of_projected(d);
         d_x.setZero();
-        const auto pass = [&](const Matrix& d_projected, const Matrix& weights, Matrix& d_weights) {
-            d_weights.noalias() += x.transpose() * d_projected;
-            d_x.noalias() += d_projected * weights.transpose();
-        };
-        pass(d.causal.q, w.causal.q, d_w.causal.q);
-        pass(d.causal.k, w.causal.k, d_w.causal.k);
-        pass(d.causal.v, w.causal.v, d_w.causal.v);
+        model::add_projection_gradients(w.causal, x, d.causal, d_x, d_w.causal);
     }
 
     /// The weights of the attention, `[length, length]`, of the one prompt of the forward pass: the mean over heads.
@@ -99,7 +94,7 @@ class Attention {
     void extend(const castle::LayerWeights<float>& w, const Matrix& x, const Prompt& prompt,
                 castle::UqKvCache<float>& cache, Matrix& y) const {
         const Index position = cache.size();
-        const castle::Qkv<Matrix> projected = project(w, x);
+        const castle::Qkv<Matrix> projected = model::project(w.causal, x);
         Matrix attended(x.rows(), heads_.heads * heads_.dv);
         if (sight_.form == Sight::Form::light) {
             const LightFutureInput<float> light(heads_, input_of(projected), sight_.light_of(prompt), options_,
@@ -121,15 +116,12 @@ class Attention {
     }
     castle::Input<float> computed_input() const { return input_of(light_.empty() ? projected_ : widened_); }
 
-    static castle::Qkv<Matrix> project(const castle::LayerWeights<float>& w, const Matrix& x) {
-        return {.q = x * w.causal.q, .k = x * w.causal.k, .v = x * w.causal.v};
-    }
     static castle::Input<float> input_of(const castle::Qkv<Matrix>& x) {
         return {.causal = {.q = x.q, .k = x.k, .v = x.v}, .lookahead = {}};
     }
 
     void begin(const castle::LayerWeights<float>& w, const Matrix& x, std::span<const Prompt> prompts) {
-        projected_ = project(w, x);
+        projected_ = model::project(w.causal, x);
         counts_.clear();
         masks_.clear();
         light_.clear();

@@ -6,6 +6,7 @@
 #include <limits>
 #include <optional>
 #include <random>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -191,7 +192,7 @@ TEST(Discovery, FindsTheChain) {
         const Excluded excluded = i == 3 ? Excluded{{0, 1}} : Excluded();
         found[std::size_t(i)] = discover(x, {}, excluded, trainings[std::size_t(i)], [] {});
     });
-    const Findings all = together({*found[0], *found[1]});
+    const Findings all = together(std::span(found).first(2));
     EXPECT_EQ(all.null.size(), 18U);
     const auto match = castle::methods::match_graphs(Rule().links(all), chain_truth);
     EXPECT_EQ(match.f1(), 1);
@@ -253,9 +254,7 @@ TEST(LinearForecasts, FindALinearChain) {
     }
     x = standardised(x);
     for (const bool robust : {false, true}) {
-        const auto links = granger_links(x, {}, 0.05, [&](const auto& inputs, const auto& targets) {
-            return robust ? robust_fit(inputs, targets) : least_squares(inputs, targets);
-        });
+        const auto links = granger_links(x, {}, 0.05, robust ? robust_fit : least_squares);
         const auto match = castle::methods::match_graphs(links, chain_truth);
         EXPECT_EQ(match.missed, 0);
         EXPECT_LE(match.surplus, 1);
