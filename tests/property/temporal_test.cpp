@@ -182,6 +182,70 @@ TYPED_TEST(TemporalAttention, ContinuesInCaches) {
     }
 }
 
+// Other rows, other gammas: what an object made for them has. Memory stays where it is.
+TYPED_TEST(TemporalAttention, TakesOtherRows) {
+    using T = TypeParam;
+    Random random(17300);
+    const Index length = 70, position = 100;
+    for (const bool lookahead : {false, true}) {
+        const castle::Options options{.lookahead_window = lookahead ? castle::unlimited : 0};
+        const auto input_of = [&](const Head<T>& x) {
+            castle::Input<T> input = x.input();
+            if (!lookahead) input.lookahead = {};
+            return input;
+        };
+        const Head<T> before = random_heads<T>(random, length, shape), after = random_heads<T>(random, length, shape);
+        for (const Decay decay : {Decay::multiplied, Decay::added, Decay::none}) {
+            Temporal temporal{.window = 8, .decay = decay, .gammas = {0.3}};
+            TemporalInput<T> wide(shape, input_of(before), temporal, options, position);
+            const T* queries = wide.input().causal.q.data();
+            temporal.gammas = {0.7};
+            wide.set_input(input_of(after));
+            wide.set_gammas(temporal.gammas);
+            EXPECT_EQ(wide.input().causal.q.data(), queries);
+            const TemporalInput<T> expected(shape, input_of(after), temporal, options, position);
+            TemporalInput<T> moved(shape, input_of(before), temporal, options, 3);
+            moved.set_input(input_of(after), position);
+            const auto out_of = [&](const TemporalInput<T>& wide_input) {
+                castle::Matrix<T> out(length, shape.heads * shape.dv);
+                castle::UqKvCache<T> cache(wide_input.shape(), wide_input.options(), 0, 5);
+                castle::extend(cache, wide_input.input(), out);
+                return out;
+            };
+            EXPECT_TRUE(same_bits(out_of(wide), out_of(expected)));
+            EXPECT_TRUE(same_bits(out_of(moved), out_of(expected)));
+        }
+    }
+    const Head<T> x = random_heads<T>(random, length, shape), shorter = random_heads<T>(random, length - 1, shape);
+    TemporalInput<T> wide(shape, x.input(), {.window = 8, .gammas = {0.3}});
+    const castle::Matrix<T> queries = wide.input().causal.q.map();
+    const std::string where = "castle::methods::TemporalInput: ";
+    EXPECT_EQ(
+        message<std::invalid_argument>([&] { wide.set_input(shorter.input()); }),
+        where +
+            "input.causal.q is [69, 24] but must be [70, 24] for 70 tokens (the rows of the first input) and a head "
+            "of d 6, dv 3, 4 heads on 2 key-value heads");
+    EXPECT_NE(message<std::invalid_argument>([&] { wide.set_input(x.input(), -1); }), "");
+    castle::Input<T> causal = x.input();
+    causal.lookahead = {};
+    EXPECT_NE(message<std::invalid_argument>([&] { wide.set_input(causal); }), "");
+    EXPECT_EQ(message<std::invalid_argument>([&] {
+                  wide.set_gammas(std::vector<double>{0.1, 0.2});
+              }),
+              where + "gammas has 2 elements but must have 1, as before");
+    EXPECT_TRUE(same_bits(castle::Matrix<T>(wide.input().causal.q.map()), queries));
+    EXPECT_EQ(wide.options().terms.factor(0, 1), std::exp(-0.3));
+
+    castle::Gradient<T> of_input(length, wide.shape());
+    for (auto* m : {&of_input.causal.q, &of_input.causal.k, &of_input.causal.v, &of_input.lookahead.q,
+                    &of_input.lookahead.k, &of_input.lookahead.v}) {
+        fill_normal(random, *m);
+    }
+    castle::Gradient<T> narrow(length, shape), small(length - 1, shape);
+    wide.gradient(of_input, narrow.view());
+    EXPECT_NE(message<std::invalid_argument>([&] { wide.gradient(of_input, small.view()); }), "");
+}
+
 // Packed sequences are what each of them is alone, and so are their gradients.
 TYPED_TEST(TemporalAttention, PacksSequences) {
     using T = TypeParam;

@@ -100,7 +100,8 @@ class LightFutureInput {
     Gradient<T> gradient(const Gradient<T>& of_input) const {
         const Shape& own = kind_.shape;
         const bool has_lookahead = wide_.lookahead.q.rows() > 0;
-        Gradient<T> g = detail::narrowed(where, of_input, own, 1, rows_, has_lookahead);
+        Gradient<T> g(rows_, own, has_lookahead);
+        detail::narrow(where, of_input, own, 1, rows_, has_lookahead, g.view());
         if (light_.pooling == Pooling::max) {
             pass_largest_gradient(of_input.causal.q, g);
             return g;
@@ -325,9 +326,9 @@ class LightFutureInput {
 
     // With the additional element; `prefix` of the keys have a 1 there.
     void widen(Index prefix) {
-        wide_ = detail::widened(
+        detail::widen(
             input_, kind_.shape, 1, [&](Index t, Index h, const T*, T* to) { *to = pooled_(t, h); },
-            [&](Index t, Index, const T*, T* to) { *to = T(t < prefix ? 1 : 0); });
+            [&](Index t, Index, const T*, T* to) { *to = T(t < prefix ? 1 : 0); }, wide_);
     }
 
     detail::AttentionKind kind_;  // of the heads as they were

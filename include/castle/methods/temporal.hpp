@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <complex>
 #include <span>
 #include <string_view>
 #include <vector>
@@ -60,7 +61,9 @@ class TemporalInput {
         : TemporalInput(Unfinished(), shape, input, temporal, options) {
         detail::check_tokens(where, "position", position);
         for (Index t = 0; t < rows(); ++t) places_.push_back(t);
-        widen(position, rows());
+        longest_ = rows();
+        make_waves(position);
+        widen();
     }
     /// Of packed sequences: the first `counts[0]` rows are one, the next `counts[1]` another, and so on. Positions
     /// begin anew with each. Throws, too, if the counts do not come to the rows.
@@ -68,15 +71,42 @@ class TemporalInput {
                   const Options& options = {})
         : TemporalInput(Unfinished(), shape, input, temporal, options) {
         detail::check_counts(where, counts, "input.causal.q", rows());
-        Index longest = 0;
         for (const Index count : counts) {
             for (Index t = 0; t < count; ++t) places_.push_back(t);
-            longest = (std::max)(longest, count);
+            longest_ = (std::max)(longest_, count);
         }
-        widen(0, longest);
+        make_waves(0);
+        widen();
     }
     TemporalInput(TemporalInput&&) = default;
     TemporalInput& operator=(TemporalInput&&) = default;
+
+    /// The same for as many rows of another input, which allocates nothing: at the same positions or, of one sequence,
+    /// from `position` on. A long series that is extended some hundred rows at a time stays in the processor's caches.
+    /// Throws std::invalid_argument if a shape is not that of the first input, or `position` is negative; nothing has
+    /// changed then.
+    void set_input(const Input<T>& input) {
+        check_input(input);
+        input_ = input;
+        widen();
+    }
+    void set_input(const Input<T>& input, Index position) {
+        check_input(input);
+        detail::check_tokens(where, "position", position);
+        input_ = input;
+        make_waves(position);
+        widen();
+    }
+    /// Other gammas, as after a step of training. Throws std::invalid_argument if there are not as many as before;
+    /// nothing has changed then.
+    void set_gammas(std::span<const double> gammas) {
+        if (gammas.size() != temporal_.gammas.size()) {
+            detail::fail(where, "gammas has ", Index(gammas.size()), " elements but must have ",
+                         Index(temporal_.gammas.size()), ", as before");
+        }
+        make_table(gammas);
+        std::copy(gammas.begin(), gammas.end(), temporal_.gammas.begin());
+    }
 
     /// Of the heads that attend.
     Shape shape() const { return detail::wider(kind_.shape, kind_.shape.d); }
@@ -92,22 +122,26 @@ class TemporalInput {
     /// The gradient of the heads as they were, from that of `input()`. Throws std::invalid_argument if a shape does not
     /// fit.
     Gradient<T> gradient(const Gradient<T>& of_input) const {
+        Gradient<T> g(rows(), kind_.shape, wide_.lookahead.q.rows() > 0);
+        gradient(of_input, g.view());
+        return g;
+    }
+    /// The same into views of yours, which must not overlap `of_input`.
+    void gradient(const Gradient<T>& of_input, const GradientView<T>& to) const {
         const Shape& own = kind_.shape;
-        const Index d = own.d;
-        Gradient<T> g = detail::narrowed(where, of_input, own, d, rows(), wide_.lookahead.q.rows() > 0);
+        const Index d = own.d, half = d / 2;
+        detail::narrow(where, of_input, own, d, rows(), wide_.lookahead.q.rows() > 0, to);
         for (Index t = 0; t < rows(); ++t) {
+            const T *cosines = waves(t), *sines = cosines + half;
             for (Index h = 0; h < own.heads; ++h) {
-                const T* turned = of_input.causal.q.row(t).data() + 2 * h * d + d;
-                T* q = g.causal.q.row(t).data() + h * d;
-                for (Index i = 0; i < d; i += 2) {
-                    const auto [sine, cosine] = wave(t, i);
-                    const double first = double(turned[i]), second = double(turned[i + 1]);
-                    q[i] = static_cast<T>(double(q[i]) + sine * first - cosine * second);
-                    q[i + 1] = static_cast<T>(double(q[i + 1]) + cosine * first + sine * second);
+                const T *first = &of_input.causal.q(t, 2 * h * d + d), *second = first + half;
+                T* q = to.causal.q.row(t) + h * d;
+                for (Index i = 0; i < half; ++i) {
+                    q[2 * i] = std::fma(sines[i], first[i], std::fma(-cosines[i], second[i], q[2 * i]));
+                    q[2 * i + 1] = std::fma(cosines[i], first[i], std::fma(sines[i], second[i], q[2 * i + 1]));
                 }
             }
         }
-        return g;
     }
 
     /// The gradients of the gammas, from that of the table: `d_terms.factor` of `backward` where the decay is
@@ -143,22 +177,18 @@ class TemporalInput {
           options_(options) {
         check_options();
         options_.scale = kind_.scale;
-        if (temporal_.decay == Decay::multiplied) options_.terms.factor = tables::decay(temporal_.gammas, distances());
-        if (temporal_.decay == Decay::added) options_.terms.bias = tables::linear(temporal_.gammas, distances());
+        make_table(temporal_.gammas);
     }
-
-    struct Wave {
-        double sine, cosine;
-    };
+    void make_table(std::span<const double> gammas) {
+        if (temporal_.decay == Decay::multiplied) options_.terms.factor = tables::decay(gammas, distances());
+        if (temporal_.decay == Decay::added) options_.terms.bias = tables::linear(gammas, distances());
+    }
 
     Index rows() const { return input_.causal.q.rows(); }
     Index distances() const { return temporal_.window / 2 + 1; }
 
-    // Of pair i of a head's elements at a row.
-    Wave wave(Index row, Index i) const {
-        const Index place = places_[std::size_t(row)];
-        return {waves_(place, i), waves_(place, i + 1)};
-    }
+    // Of a row: the cosines of all pairs of a head's elements, and then their sines.
+    const T* waves(Index row) const { return waves_.row(places_[std::size_t(row)]).data(); }
 
     void check_options() const {
         const Index d = kind_.shape.d, gammas = Index(temporal_.gammas.size());
@@ -178,37 +208,63 @@ class TemporalInput {
         if (options_.terms.has_tables()) detail::fail(where, "options.terms has a table but the decay is one");
     }
 
+    void check_input(const Input<T>& input) const {
+        const detail::Call call{.where = where,
+                                .rows = rows(),
+                                .rows_of = "the rows of the first input",
+                                .object = "a head",
+                                .shape = kind_.shape};
+        call.check_input(input, input_.has_lookahead());
+    }
+
+    // Of the positions from `position` on. Few sines and cosines are computed as such, of every `stride`-th position
+    // and of the positions before the first of these; the others are sums of two angles. So they depend on nothing but
+    // the position.
+    using Wave = std::complex<double>;
+    static constexpr Index stride = 64;
+
+    void make_waves(Index position) {
+        const Index half = kind_.shape.d / 2;
+        const auto wave = [&](Index place, Index i) {
+            const double angle = double(place) * std::pow(temporal_.base, -double(2 * i) / double(2 * half));
+            return Wave(std::cos(angle), std::sin(angle));
+        };
+        if (steps_.size() == 0) {
+            steps_.resize(stride, half);
+            for (Index k = 0; k < stride; ++k) {
+                for (Index i = 0; i < half; ++i) steps_(k, i) = wave(k, i);
+            }
+            anchors_.resize(half);
+            waves_.resize(longest_, 2 * half);
+        }
+        for (Index t = 0; t < waves_.rows(); ++t) {
+            const Index k = (position + t) % stride;
+            for (Index i = 0; (t == 0 || k == 0) && i < half; ++i) anchors_(i) = wave(position + t - k, i);
+            T* cosines = waves_.row(t).data();
+            for (Index i = 0; i < half; ++i) {
+                const Wave a = anchors_(i), b = steps_(k, i);
+                cosines[i] = static_cast<T>(std::fma(a.real(), b.real(), -(a.imag() * b.imag())));
+                cosines[half + i] = static_cast<T>(std::fma(a.imag(), b.real(), a.real() * b.imag()));
+            }
+        }
+    }
+
     // q' = [q, q turned by the position], k' = [k, the position's waves], so that q' k'^T = q (k + R)^T:
     // with q = (a, b) a sin(w (t - s)) + b cos(w (t - s))
     //         = cos(w s) (a sin(w t) + b cos(w t)) + sin(w s) (b sin(w t) - a cos(w t)).
-    void widen(Index position, Index places) {
-        const Shape& own = kind_.shape;
-        const Index d = own.d;
-        waves_.resize(places, d);
-        for (Index i = 0; i < d; i += 2) {
-            const double frequency = std::pow(temporal_.base, -double(i) / double(d));
-            for (Index t = 0; t < places; ++t) {
-                waves_(t, i) = std::sin(double(position + t) * frequency);
-                waves_(t, i + 1) = std::cos(double(position + t) * frequency);
-            }
-        }
-        wide_ = detail::widened(
-            input_, own, d,
+    void widen() {
+        const Index d = kind_.shape.d, half = d / 2;
+        detail::widen(
+            input_, kind_.shape, d,
             [&](Index t, Index, const T* q, T* to) {
-                for (Index i = 0; i < d; i += 2) {
-                    const auto [sine, cosine] = wave(t, i);
-                    const double a = double(q[i]), b = double(q[i + 1]);
-                    to[i] = static_cast<T>(a * sine + b * cosine);
-                    to[i + 1] = static_cast<T>(b * sine - a * cosine);
+                const T *cosines = waves(t), *sines = cosines + half;
+                for (Index i = 0; i < half; ++i) {
+                    const T a = q[2 * i], b = q[2 * i + 1];
+                    to[i] = std::fma(b, cosines[i], a * sines[i]);
+                    to[half + i] = std::fma(b, sines[i], -(a * cosines[i]));
                 }
             },
-            [&](Index t, Index, const T*, T* to) {
-                for (Index i = 0; i < d; i += 2) {
-                    const auto [sine, cosine] = wave(t, i);
-                    to[i] = static_cast<T>(cosine);
-                    to[i + 1] = static_cast<T>(sine);
-                }
-            });
+            [&](Index t, Index, const T*, T* to) { std::copy_n(waves(t), d, to); }, wide_);
     }
 
     detail::AttentionKind kind_;
@@ -216,7 +272,10 @@ class TemporalInput {
     Temporal temporal_;
     Options options_;
     std::vector<Index> places_;  // of each row, its row of waves_
-    Matrix<double> waves_;       // sine and cosine in turn, [longest sequence, d]
+    Index longest_ = 0;
+    Eigen::Array<Wave, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor> steps_;
+    Eigen::Array<Wave, Eigen::Dynamic, 1> anchors_;
+    Matrix<T> waves_;  // [longest sequence, d]
     Gradient<T> wide_;
 };
 

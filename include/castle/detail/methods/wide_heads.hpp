@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <string_view>
 
+#include <castle/detail/check/checks.hpp>
 #include <castle/detail/check/message.hpp>
 #include <castle/input.hpp>
 #include <castle/types.hpp>
@@ -23,8 +24,8 @@ inline Shape wider(Shape heads, Index more) {
 // Heads side by side, of d elements, with `more` behind each: write(t, h, x, to) writes those of row t, of which x are
 // the d.
 template <Scalar T, class Write>
-Matrix<T> widened(const ConstMatrixView<T>& from, Index heads, Index d, Index more, const Write& write) {
-    Matrix<T> to(from.rows(), heads * (d + more));
+void widen(const ConstMatrixView<T>& from, Index heads, Index d, Index more, const Write& write, Matrix<T>& to) {
+    to.resize(from.rows(), heads * (d + more));
     for (Index t = 0; t < from.rows(); ++t) {
         T* x = to.row(t).data();
         for (Index h = 0; h < heads; ++h, x += d + more) {
@@ -32,29 +33,27 @@ Matrix<T> widened(const ConstMatrixView<T>& from, Index heads, Index d, Index mo
             write(t, h, static_cast<const T*>(x), x + d);
         }
     }
-    return to;
 }
 
-// Causal queries and keys as above, causal values left empty, and what is lookahead.
+// Causal queries and keys as above, causal values left empty, and what is lookahead. Where `wide` has had as many rows
+// before, nothing is allocated.
 template <Scalar T, class WriteQuery, class WriteKey>
-Gradient<T> widened(const Input<T>& input, const Shape& heads, Index more, const WriteQuery& query,
-                    const WriteKey& key) {
+void widen(const Input<T>& input, const Shape& heads, Index more, const WriteQuery& query, const WriteKey& key,
+           Gradient<T>& wide) {
     const Index d = heads.d;
-    Gradient<T> wide;
-    wide.causal.q = widened(input.causal.q, heads.heads, d, more, query);
-    wide.causal.k = widened(input.causal.k, heads.kv_heads, d, more, key);
-    if (!input.has_lookahead()) return wide;
+    widen(input.causal.q, heads.heads, d, more, query, wide.causal.q);
+    widen(input.causal.k, heads.kv_heads, d, more, key, wide.causal.k);
+    if (!input.has_lookahead()) return;
     const auto zero = [&](Index, Index, const T*, T* to) { std::fill_n(to, more, T(0)); };
-    wide.lookahead = {.q = widened(input.lookahead.q, heads.kv_heads, d, more, zero),
-                      .k = widened(input.lookahead.k, heads.kv_heads, d, more, zero),
-                      .v = widened(input.lookahead.v, heads.kv_heads, d, more, zero)};
-    return wide;
+    widen(input.lookahead.q, heads.kv_heads, d, more, zero, wide.lookahead.q);
+    widen(input.lookahead.k, heads.kv_heads, d, more, zero, wide.lookahead.k);
+    widen(input.lookahead.v, heads.kv_heads, d, more, zero, wide.lookahead.v);
 }
 
 // The gradient without the elements that were added, from that of `rows` rows with them, whose shapes are checked.
 template <Scalar T>
-Gradient<T> narrowed(std::string_view where, const Gradient<T>& of_input, const Shape& heads, Index more, Index rows,
-                     bool has_lookahead) {
+void narrow(std::string_view where, const Gradient<T>& of_input, const Shape& heads, Index more, Index rows,
+            bool has_lookahead, const GradientView<T>& to) {
     const Shape wide = wider(heads, more);
     const auto expect = [&](std::string_view name, const Matrix<T>& m, Index cols) {
         if (m.rows() == rows && m.cols() == cols) return;
@@ -68,18 +67,21 @@ Gradient<T> narrowed(std::string_view where, const Gradient<T>& of_input, const 
         expect("lookahead.k", of_input.lookahead.k, wide.kv_heads * wide.d);
         expect("lookahead.v", of_input.lookahead.v, wide.kv_heads * wide.d);
     }
-    Gradient<T> g(rows, heads, has_lookahead);
-    const auto narrow = [&](const Matrix<T>& from, Index count, Matrix<T>& to) {
-        for (Index h = 0; h < count; ++h) to.middleCols(h * heads.d, heads.d) = from.middleCols(h * wide.d, heads.d);
+    Call{.where = where, .rows = rows, .rows_of = "the rows of input()", .object = "a head", .shape = heads}
+        .check_gradient(to, has_lookahead);
+    // Of each of `count` heads, which lie `stride` columns apart, the first `kept` elements.
+    const auto copy = [&](const Matrix<T>& from, Index count, Index stride, Index kept, const MatrixView<T>& into) {
+        for (Index t = 0; t < rows; ++t) {
+            for (Index h = 0; h < count; ++h) std::copy_n(&from(t, h * stride), kept, into.row(t) + h * kept);
+        }
     };
-    narrow(of_input.causal.q, heads.heads, g.causal.q);
-    narrow(of_input.causal.k, heads.kv_heads, g.causal.k);
-    g.causal.v = of_input.causal.v;
-    if (!has_lookahead) return g;
-    narrow(of_input.lookahead.q, heads.kv_heads, g.lookahead.q);
-    narrow(of_input.lookahead.k, heads.kv_heads, g.lookahead.k);
-    narrow(of_input.lookahead.v, heads.kv_heads, g.lookahead.v);
-    return g;
+    copy(of_input.causal.q, heads.heads, wide.d, heads.d, to.causal.q);
+    copy(of_input.causal.k, heads.kv_heads, wide.d, heads.d, to.causal.k);
+    copy(of_input.causal.v, heads.kv_heads, wide.dv, heads.dv, to.causal.v);
+    if (!has_lookahead) return;
+    copy(of_input.lookahead.q, heads.kv_heads, wide.d, heads.d, to.lookahead.q);
+    copy(of_input.lookahead.k, heads.kv_heads, wide.d, heads.d, to.lookahead.k);
+    copy(of_input.lookahead.v, heads.kv_heads, wide.d, heads.d, to.lookahead.v);
 }
 
 }  // namespace detail
