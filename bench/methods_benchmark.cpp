@@ -108,26 +108,41 @@ void decode_light(benchmark::State& state) {
 struct Series {
     static constexpr castle::Shape shape{.d = 64, .dv = 64, .heads = 2, .kv_heads = 2};
 
-    explicit Series(Index length)
-        : random(length, shape), out(length, shape.heads * shape.dv), d_out(Matrix::Random(length, out.cols())) {}
+    explicit Series(Index length) : out(length, shape.heads * shape.dv), d_out(Matrix::Random(length, out.cols())) {
+        const castle_bench::RandomInput random(length, shape);
+        const auto& causal = random.input().causal;
+        q = causal.q.map();
+        k = causal.k.map();
+        v = causal.v.map();
+    }
 
-    castle::Input<float> input() const { return {.causal = random.input().causal, .lookahead = {}}; }
+    castle::Input<float> input() const { return {.causal = {.q = q, .k = k, .v = v}, .lookahead = {}}; }
 
-    castle_bench::RandomInput random;
-    Matrix out, d_out;
+    Matrix q, k, v, out, d_out;
 };
 void series_causal(benchmark::State& state) {
     Series series(state.range(0));
+    castle::UqKvCache<float> cache(Series::shape, standard);
     for (auto _ : state) {
-        castle::parallel(Series::shape, series.input(), series.out, standard);
+        cache.clear();
+        castle::extend(cache, series.input(), series.out);
         benchmark::ClobberMemory();
     }
 }
 void series_windowed(benchmark::State& state) {
     Series series(state.range(0));
+    const castle::methods::Temporal temporal{.window = 32};
+    // Some rows at a time, for which a cache that lets go of what is behind the window is made.
+    constexpr Index piece = 256;
+    const castle::Input<float> input = series.input();
+    castle::methods::TemporalInput<float> wide(Series::shape, input.tokens(0, piece), temporal, standard);
+    castle::UqKvCache<float> cache(wide.shape(), wide.options(), 0, temporal.window / 2 + 1);
     for (auto _ : state) {
-        const castle::methods::TemporalInput<float> wide(Series::shape, series.input(), {.window = 32}, standard);
-        castle::parallel(wide.shape(), wide.input(), series.out, wide.options(), wide.mask());
+        cache.clear();
+        for (Index first = 0; first < state.range(0); first += piece) {
+            wide.set_input(input.tokens(first, piece), first);
+            castle::extend(cache, wide.input(), castle::MatrixView<float>(series.out).middle_rows(first, piece));
+        }
         benchmark::ClobberMemory();
     }
 }
@@ -144,16 +159,18 @@ void series_step_causal(benchmark::State& state) {
 void series_step_windowed(benchmark::State& state) {
     Series series(state.range(0));
     const castle::methods::Temporal temporal{.window = 32};
-    const castle::methods::TemporalInput<float> first(Series::shape, series.input(), temporal, standard);
-    castle::Workspace<float> workspace(first.shape(), first.options());
-    castle::Gradient<float> gradient(state.range(0), first.shape(), false);
+    castle::methods::TemporalInput<float> wide(Series::shape, series.input(), temporal, standard);
+    castle::Workspace<float> workspace(wide.shape(), wide.options());
+    castle::Gradient<float> of_input(state.range(0), wide.shape(), false);
+    castle::Gradient<float> gradient(state.range(0), Series::shape, false);
     Matrix table = Matrix::Zero(1, temporal.window / 2 + 1);
     for (auto _ : state) {
-        const castle::methods::TemporalInput<float> wide(Series::shape, series.input(), temporal, standard);
+        wide.set_input(series.input());
+        wide.set_gammas(temporal.gammas);
         workspace.set_terms(wide.options().terms);
         castle::forward(workspace, wide.input(), {.out = series.out}, wide.mask());
-        castle::backward(workspace, wide.input(), {.out = series.d_out}, gradient.view(), {.factor = table});
-        benchmark::DoNotOptimize(wide.gradient(gradient));
+        castle::backward(workspace, wide.input(), {.out = series.d_out}, of_input.view(), {.factor = table});
+        wide.gradient(of_input, gradient.view());
         benchmark::DoNotOptimize(wide.gamma_gradient(table));
         benchmark::ClobberMemory();
     }

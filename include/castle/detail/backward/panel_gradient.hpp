@@ -104,11 +104,15 @@ class PanelGradient {
             run_cell<count>(cotangents);
         };
         const Index first = p_ * panel_size;
-        if (first + panel_size <= rows_.origin || first >= rows_.end) {
+        const ColumnRange blocks = blocks_with(seen, 0, rows_.count());
+        const bool in_both = blocks.end - blocks.begin == panel_size;
+        if (in_both && (first + panel_size <= rows_.origin || first >= rows_.end)) {
             run(std::integral_constant<Index, panel_size>{}, Index(0));
             return;
         }
-        for (Index c = 0; c < panel_size; c += block_size) run(std::integral_constant<Index, block_size>{}, c);
+        for (Index c = blocks.begin; c < blocks.end; c += block_size) {
+            run(std::integral_constant<Index, block_size>{}, c);
+        }
     }
 
     // The keys of the panel from column c on, Cols of them.

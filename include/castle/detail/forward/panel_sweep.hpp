@@ -104,9 +104,11 @@ class PanelSweep {
     // knows it.
     void set_words() {
         const Index first = rows_.first - rows_.origin;
-        columns_ = panel_size;
         see(rows_.sight.rule, rows_.origin, rows_.first, rows_.end, p_, rows_.sight.keys, seen_words_);
         seen_ = cover_of(seen_words_, first, block_rows());
+        const ColumnRange blocks = blocks_with(seen_words_, first, block_rows());
+        first_column_ = blocks.begin;
+        columns_ = blocks.end;
         if (!absorbed_) return;
         if (first > 0) absorbed_words_ = state_.words_of(rows_.origin / block_size, p_);
         absorb(seen_words_, state_.window(), rows_.origin, rows_.first, rows_.end, p_, absorbed_words_);
@@ -115,11 +117,12 @@ class PanelSweep {
     }
 
     void compute_gates() {
-        tokens().for_column_ranges(p_, columns_, [&](auto columns, Index first, Absorbed absorbed) {
-            if (absorbed != Absorbed::none) {
-                panel_scores_.template compute_gates<constant<decltype(columns)>>(first, gates_ + first);
-            }
-        });
+        tokens().for_column_ranges(
+            p_, is_masked_ ? panel_size : columns_, [&](auto columns, Index first, Absorbed absorbed) {
+                if (absorbed != Absorbed::none) {
+                    panel_scores_.template compute_gates<constant<decltype(columns)>>(first, gates_ + first);
+                }
+            });
     }
 
     // Where the softmax of some rows is.
@@ -133,7 +136,7 @@ class PanelSweep {
 
     void attend(const QueryRows<T>& rows, const Softmax& softmax) {
         if (state_.has_lookahead()) compute_lookahead_scores(rows);
-        if (columns_ == panel_size) {
+        if (columns_ - first_column_ == panel_size) {
             compute_weights<panel_size>(rows, softmax);
         } else {
             compute_weights<block_size>(rows, softmax);
@@ -153,10 +156,17 @@ class PanelSweep {
         });
     }
 
-    // Keys of the panel that row i sees, from the first on, where no words say which.
+    // Keys of the panel that row i sees, from the first on, without a mask.
     Index visible(const QueryRows<T>& rows, Index i) const {
-        if (is_masked_) return panel_size;
         return (std::min)(rows_.origin + rows.tokens(i) - first_key_, panel_size);
+    }
+    // Keys whose values `count` rows from i multiply with together: those that all of them see or, under a mask, from
+    // the first to the last that any of them does.
+    ColumnRange common_keys(const QueryRows<T>& rows, Index i, Index count) const {
+        if (!is_masked_) return {0, visible(rows, i)};
+        std::uint64_t seen = 0;
+        for (Index j = i; j < i + count; ++j) seen |= seen_word(rows, j);
+        return range_of(seen);
     }
 
     // The word of row i.
@@ -164,16 +174,17 @@ class PanelSweep {
         return seen_words_[std::size_t(rows.tokens(i) - 1)];
     }
 
-    // Of the panel only the first Cols keys are seen.
+    // Of the panel only Cols keys are seen, from first_column_ on.
     template <Index Cols>
     void compute_scores(const QueryRows<T>& rows) {
-        panel_scores_.template compute_causal_scores<Cols>(rows, 0, scores_);
-        panel_scores_.template subtract_lookahead<Cols>(rows, lookahead_scores_, scores_);
+        T* scores = scores_ + first_column_;
+        panel_scores_.template compute_causal_scores<Cols>(rows, first_column_, scores);
+        panel_scores_.template subtract_lookahead<Cols>(rows, lookahead_scores_ + first_column_, scores);
         const TermTables<T>* terms = state_.terms();
         if (terms == nullptr || !terms->changes_scores()) return;
         for (Index i = 0; i < rows.count; ++i) {
             terms->template apply<Cols>(state_.first_head() + rows.head_of(i), rows_.origin + rows.tokens(i) - 1,
-                                        first_key_, scores_ + i * panel_size);
+                                        first_key_ + first_column_, scores + i * panel_size);
         }
     }
 
@@ -185,18 +196,18 @@ class PanelSweep {
         compute_scores<Cols>(rows);
         T base[block_size];
         for (Index i = 0; i < rows.count; ++i) {
-            T* score = scores_ + i * panel_size;
+            T* score = scores_ + i * panel_size + first_column_;
             T& row_largest = softmax.rows.largest()[softmax.row(i)];
             Packet largest = S::set(row_largest);
             if (is_masked_ && seen_ == Cover::some) {
-                const Lanes<T> lanes(seen_word(rows, i));
+                const Lanes<T> lanes(seen_word(rows, i) >> first_column_);
                 for_packets<T, Cols>([&](Index c) CASTLE_INLINE_LAMBDA {
                     const Packet seen = S::select(lanes[c], S::load(score + c), S::set(minus_infinity));
                     S::store(score + c, seen);
                     largest = S::larger(seen, largest);
                 });
             } else {
-                std::fill(score + (std::min)(visible(rows, i), Cols), score + Cols, minus_infinity);
+                if (!is_masked_) std::fill(score + (std::min)(visible(rows, i), Cols), score + Cols, minus_infinity);
                 for_packets<T, Cols>([&](Index c)
                                          CASTLE_INLINE_LAMBDA { largest = S::larger(S::load(score + c), largest); });
             }
@@ -210,7 +221,7 @@ class PanelSweep {
             S::store(rescale_ + i, exp_nonpositive<T>(S::load(rescale_ + i)));
         }
         for (Index i = 0; i < rows.count; ++i) {
-            T* weight = scores_ + i * panel_size;
+            T* weight = scores_ + i * panel_size + first_column_;
             T* row_sum = softmax.rows.sum(softmax.row(i));
             Packet sum = S::mul(S::load(row_sum), S::set(rescale_[i]));
             for_packets<T, Cols>([&](Index c) CASTLE_INLINE_LAMBDA {
@@ -227,14 +238,15 @@ class PanelSweep {
     template <Index Cols>
     void add_mass(const QueryRows<T>& rows, const Softmax& softmax) {
         for (Index i = 0; i < rows.count; ++i) {
-            const T* weight = scores_ + i * panel_size;
+            const T* weight = scores_ + i * panel_size + first_column_;
             T* row_mass = softmax.rows.mass(softmax.row(i));
-            const Lanes<T> lanes(mass_words_[std::size_t(rows.tokens(i) - 1)]);
+            const Lanes<T> lanes(mass_words_[std::size_t(rows.tokens(i) - 1)] >> first_column_);
             // In two sums, so that neither waits for the other.
             const auto kept = [&](Index c)
                                   CASTLE_INLINE_LAMBDA { return S::select(lanes[c], S::load(weight + c), S::zero()); };
-            Packet even = S::fma(S::load(row_mass), S::set(rescale_[i]), kept(0)), odd = kept(S::width);
-            for (Index c = 2 * S::width; c < Cols; c += 2 * S::width) {
+            // What there is so far is rounded before the first addition, which may be one of nothing.
+            Packet even = S::opaque(S::mul(S::load(row_mass), S::set(rescale_[i]))), odd = S::zero();
+            for (Index c = 0; c < Cols; c += 2 * S::width) {
                 even = S::add(even, S::opaque(kept(c)));
                 odd = S::add(odd, S::opaque(kept(c + S::width)));
             }
@@ -247,20 +259,22 @@ class PanelSweep {
         const Index dv = state_.dv_padded();
         const T* values = state_.values(p_);
         const Index stride = softmax.step * dv;
-        if (is_masked_ && seen_ == Cover::some && !is_finite(values, panel_size, dv, dv)) {
+        if (is_masked_ && seen_ == Cover::some &&
+            !is_finite(values + first_column_ * dv, columns_ - first_column_, dv, dv)) {
             accumulate_seen_values(rows, softmax);
             return;
         }
         const auto tiles = [&](auto height, Index i) {
             const auto weights = Operand<T>{scores_, panel_size, 1}.rows_from(i);
-            const Index common = visible(rows, i);
-            const Index more = rows.step * (columns_ - common);
+            const ColumnRange common = common_keys(rows, i, constant<decltype(height)>);
+            const Index more = is_masked_ ? 0 : rows.step * (columns_ - common.end);
             T* out = softmax.rows.out(softmax.row(i));
             for_column_tiles<T, widest_tile<T, constant<decltype(height)>>>(dv, [&](auto packets, Index c) {
                 TileOf<T, decltype(height), decltype(packets)> tile;
                 tile.load_scaled(out + c, stride, rescale_ + i);
-                tile.multiply_add(weights, values + c, dv, common);
-                tile.multiply_add_triangle(weights.cols_from(common), values + common * dv + c, dv, more);
+                tile.multiply_add(weights.cols_from(common.begin), values + common.begin * dv + c, dv,
+                                  common.end - common.begin);
+                tile.multiply_add_triangle(weights.cols_from(common.end), values + common.end * dv + c, dv, more);
                 tile.store(out + c, stride);
             });
         };
@@ -291,7 +305,9 @@ class PanelSweep {
     PanelScores<T> panel_scores_;
     Index p_;
     Index first_key_;
-    Index columns_;  // of the panel that some row sees, in whole blocks
+    // Columns of the panel that some row sees, in whole blocks: from the first up to columns_.
+    Index first_column_ = 0;
+    Index columns_;
     bool absorbed_;  // whether keys absorb tokens of the block
     bool is_masked_;
     T* gates_;

@@ -39,6 +39,20 @@ inline Cover cover_of(const BlockWords& words, Index first, Index end) {
     return any == 0 ? Cover::none : ~every == 0 ? Cover::all : Cover::some;
 }
 
+// The blocks of keys, as columns, of which rows [first, end) of the words have any; the whole panel if there are none.
+inline ColumnRange blocks_with(const BlockWords& words, Index first, Index end) {
+    std::uint64_t any = 0;
+    for (Index i = first; i < end; ++i) any |= words[std::size_t(i)];
+    const bool in_first = any << block_size != 0, in_second = any >> block_size != 0;
+    return {in_second && !in_first ? block_size : 0, in_first && !in_second ? block_size : panel_size};
+}
+
+// From the first to the last set bit of a word.
+inline ColumnRange range_of(std::uint64_t word) {
+    if (word == 0) return {0, 0};
+    return {Index(std::countr_zero(word)), Index(std::bit_width(word))};
+}
+
 // Sets words[i] for the tokens [first, end) of the block at `origin`: which keys of panel p they see, of `keys` keys.
 inline void see(const MaskRule* rule, Index origin, Index first, Index end, Index p, Index keys, BlockWords& words) {
     std::uint64_t* to = words.data() + (first - origin);
