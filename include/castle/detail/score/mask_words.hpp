@@ -94,7 +94,7 @@ inline std::array<std::uint64_t, std::size_t(panel_size)> transposed_words(const
 }
 
 // Eight lanes for every byte, all bits of a lane set or none.
-template <Scalar T>
+template <ComputeScalar T>
 struct ByteLanes {
     using Bits = std::conditional_t<sizeof(T) == 4, std::uint32_t, std::uint64_t>;
 
@@ -110,7 +110,7 @@ struct ByteLanes {
 };
 
 // The lanes of the word's columns, as masks for Simd<T>::select.
-template <Scalar T>
+template <ComputeScalar T>
 class Lanes {
     using S = Simd<T>;
 
@@ -134,7 +134,7 @@ class Lanes {
 };
 
 // x = other in the columns that the word leaves out of Cols.
-template <Index Cols, Scalar T>
+template <Index Cols, ComputeScalar T>
 void keep_columns(std::uint64_t word, T other, T* x) {
     using S = Simd<T>;
     const Lanes<T> lanes(word);
@@ -145,11 +145,11 @@ void keep_columns(std::uint64_t word, T other, T* x) {
 // Whether all numbers of a matrix are finite; rows lie `stride` elements apart.
 template <Scalar T>
 bool is_finite(const T* x, Index rows, Index cols, Index stride) {
-    using S = Simd<T>;
+    using S = Simd<Compute<T>>;
     // Several sums, so that none waits for another.
     constexpr int sums = 4;
     typename S::Packet zero_or_nan[sums] = {S::zero(), S::zero(), S::zero(), S::zero()};
-    T rest = 0;
+    Compute<T> rest = 0;
     const Index whole = round_down(cols, sums * S::width);
     for (Index i = 0; i < rows; ++i) {
         const T* row = x + i * stride;
@@ -159,7 +159,7 @@ bool is_finite(const T* x, Index rows, Index cols, Index stride) {
                 zero_or_nan[j] = S::add(zero_or_nan[j], S::sub(packet, packet));
             });
         }
-        for (Index c = whole; c < cols; ++c) rest += row[c] - row[c];
+        for (Index c = whole; c < cols; ++c) rest += widened(row[c]) - widened(row[c]);
     }
     for (int j = 1; j < sums; ++j) zero_or_nan[0] = S::add(zero_or_nan[0], zero_or_nan[j]);
     return !std::isnan(S::sum(zero_or_nan[0]) + rest);
@@ -185,8 +185,8 @@ void for_runs(std::uint64_t word, const F& f) {
 }
 
 // c[rows, Cols] += a b, where row k of b, of n, counts only in the columns of words[k], whatever stands elsewhere.
-template <Index Cols, Scalar T>
-void multiply_add_where(Index rows, Index n, Operand<T> a, const T* b, Index b_stride, T* c, Index c_stride,
+template <Index Cols, Scalar A, ComputeScalar T>
+void multiply_add_where(Index rows, Index n, Operand<A> a, const T* b, Index b_stride, T* c, Index c_stride,
                         const std::uint64_t* words) {
     for (Index k = 0; k < n; ++k) {
         for_runs(words[k], [&](const ColumnRange& run) {

@@ -18,7 +18,7 @@ namespace detail {
 // Score terms as the kernels read them. Tables are mirrored, so that the entries of neighbouring keys are neighbours
 // whether they come before the row or after it, and have room on both sides for the rest of a panel and a block that
 // the row does not see.
-template <Scalar T>
+template <ComputeScalar T>
 class TermTables {
     using S = Simd<T>;
     using Packet = typename S::Packet;

@@ -13,7 +13,7 @@ namespace detail {
 
 // Of some rows the logarithm of the sum over their keys of exp(score), in two parts: the largest score, and the
 // logarithm of the sum of exp(score - largest). Added up, the latter would be rounded at the size of the former.
-template <Scalar T>
+template <ComputeScalar T>
 struct LogSumExp {
     T* largest = nullptr;
     T* log_sum = nullptr;
@@ -27,7 +27,7 @@ struct LogSumExp {
 // The softmax of some query rows over one span of keys: for each row the largest score, the sum of
 // exp(score - largest) in parts, one a lane of a packet, that over the keys of a second mask, where one is asked for,
 // and the sum of exp(score - largest) v.
-template <Scalar T>
+template <ComputeScalar T>
 class SoftmaxRows {
   public:
     static constexpr Index lanes = Simd<T>::width;

@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <algorithm>
-
 #include <castle/detail/base/layout.hpp>
 #include <castle/detail/simd/simd.hpp>
 
@@ -11,8 +9,9 @@ inline namespace CASTLE_ABI {
 namespace detail {
 
 // sum_k a[k] b[k], k < n: a chain of fused multiply-adds for each lane of a packet, and then the sum of the lanes.
-template <Scalar T>
-T dot(const T* a, const T* b, Index n) {
+template <Scalar A, Scalar B>
+Compute<A> dot(const A* a, const B* b, Index n) {
+    using T = Compute<A>;
     using S = Simd<T>;
     const Index whole = round_down(n, S::width);
     auto sum = S::zero();
@@ -20,8 +19,10 @@ T dot(const T* a, const T* b, Index n) {
     if (whole < n) {
         T rest_a[S::width] = {};
         T rest_b[S::width] = {};
-        std::copy(a + whole, a + n, rest_a);
-        std::copy(b + whole, b + n, rest_b);
+        for (Index k = whole; k < n; ++k) {
+            rest_a[k - whole] = widened(a[k]);
+            rest_b[k - whole] = widened(b[k]);
+        }
         sum = S::fma(S::load(rest_a), S::load(rest_b), sum);
     }
     return S::sum(sum);

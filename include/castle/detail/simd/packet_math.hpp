@@ -16,7 +16,7 @@ namespace detail {
 // of that interval; the relative error of e^r that they leave is given beside them.
 //
 // NaNs propagate. A bound is the second argument of larger and smaller, so that they propagate NaN too.
-template <Scalar T>
+template <ComputeScalar T>
 struct ExpConstants;
 
 template <>
@@ -51,7 +51,7 @@ struct ExpConstants<double> {
 };
 
 // e^x, or e^-x where Sign is -1, is significand * power, for x (-x) between the two ends; the significand is 1 + rest.
-template <Scalar T>
+template <ComputeScalar T>
 struct Exponential {
     using Packet = typename Simd<T>::Packet;
 
@@ -66,7 +66,7 @@ struct Exponential {
     }
 };
 
-template <Scalar T, int Sign = 1>
+template <ComputeScalar T, int Sign = 1>
 EIGEN_ALWAYS_INLINE Exponential<T> exponential(typename Simd<T>::Packet x) {
     using S = Simd<T>;
     using C = ExpConstants<T>;
@@ -99,12 +99,12 @@ EIGEN_ALWAYS_INLINE Exponential<T> exponential(typename Simd<T>::Packet x) {
 // e^x for x <= 0, within 1.5 ulp where the result is normal, and a number between 0 and the smallest normal one where
 // it is not; NaN for NaN. Its two factors are for sums, which take them as one multiply-add: a product that is added
 // may be rounded or not, as the compiler likes.
-template <Scalar T>
+template <ComputeScalar T>
 EIGEN_ALWAYS_INLINE Exponential<T> exp_nonpositive_parts(typename Simd<T>::Packet x) {
     using S = Simd<T>;
     return exponential<T>(S::larger(x, S::set(ExpConstants<T>::lowest)));
 }
-template <Scalar T>
+template <ComputeScalar T>
 EIGEN_ALWAYS_INLINE typename Simd<T>::Packet exp_nonpositive(typename Simd<T>::Packet x) {
     return exp_nonpositive_parts<T>(x).value();
 }
@@ -112,7 +112,7 @@ EIGEN_ALWAYS_INLINE typename Simd<T>::Packet exp_nonpositive(typename Simd<T>::P
 // sigmoid(x) = 1 / (1 + e^-x), and what it is made of. No arithmetic here raises FE_OVERFLOW, which programs may trap:
 // with the exponent shifted into place 2^n becomes infinite without any, and the sigmoid 0; otherwise e^-x stays
 // finite, and the sigmoid is set to 0 beyond.
-template <Scalar T>
+template <ComputeScalar T>
 class SigmoidParts {
     using S = Simd<T>;
     using C = ExpConstants<T>;
@@ -152,13 +152,13 @@ class SigmoidParts {
     Packet sigmoid_;
 };
 
-template <Scalar T>
+template <ComputeScalar T>
 EIGEN_ALWAYS_INLINE typename Simd<T>::Packet sigmoid(typename Simd<T>::Packet x) {
     return SigmoidParts<T>(x).sigmoid();
 }
 
 // What a lookahead score x subtracts from a score, and its derivative.
-template <Scalar T>
+template <ComputeScalar T>
 struct NoTerm {
     using Packet = typename Simd<T>::Packet;
 
@@ -166,7 +166,7 @@ struct NoTerm {
     EIGEN_ALWAYS_INLINE Packet derivative() const { return Simd<T>::zero(); }
 };
 
-template <Scalar T>
+template <ComputeScalar T>
 struct PlainTerm {
     using Packet = typename Simd<T>::Packet;
 
@@ -177,7 +177,7 @@ struct PlainTerm {
 };
 
 // SiLU(x) = x sigmoid(x) and SiLU'(x) = sigmoid(x) (1 + x sigmoid(-x)).
-template <Scalar T>
+template <ComputeScalar T>
 class SiluTerm {
     using S = Simd<T>;
     using Packet = typename S::Packet;
@@ -198,7 +198,7 @@ class SiluTerm {
 
 // cap tanh(x / cap) and its derivative. With e = e^(2 x / cap), tanh is (e - 1) / (e + 1), where e - 1 is known without
 // cancellation, and its derivative e (2 / (e + 1))^2.
-template <Scalar T>
+template <ComputeScalar T>
 class SoftCap {
     using S = Simd<T>;
     using C = ExpConstants<T>;

@@ -13,9 +13,22 @@ inline namespace CASTLE_ABI {
 /// Sizes and positions. Signed, as in Eigen, so that differences of positions are safe.
 using Index = base::Index;
 
+/// Numbers of 16 bits, for inputs, outputs, caches and weights: half the bytes. They are only stored; everything is
+/// computed in `float`.
+using bfloat16 = Eigen::bfloat16;
+using half = Eigen::half;
+
 /// The scalars that the library computes in.
 template <class T>
-concept Scalar = std::same_as<T, float> || std::same_as<T, double>;
+concept ComputeScalar = std::same_as<T, float> || std::same_as<T, double>;
+
+/// The scalars that it reads and writes.
+template <class T>
+concept Scalar = ComputeScalar<T> || std::same_as<T, bfloat16> || std::same_as<T, half>;
+
+/// What numbers of a scalar are computed in: `float` for those of 16 bits, otherwise the scalar itself.
+template <Scalar T>
+using Compute = std::conditional_t<std::same_as<T, double>, double, float>;
 
 namespace detail {
 using namespace castle::base;

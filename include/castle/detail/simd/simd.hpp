@@ -5,6 +5,7 @@
 #include <type_traits>
 
 #include <castle/detail/simd/scalar.hpp>
+#include <castle/detail/simd/storage.hpp>
 
 // A packet as a template argument loses an attribute that nothing here depends on; Eigen silences this the same way.
 // The other two are false alarms of gcc 12 about its own AVX-512 intrinsics (gcc bug 105593).
@@ -45,7 +46,7 @@ EIGEN_ALWAYS_INLINE void unroll(const F& f) {
     }
 }
 
-template <Scalar T>
+template <ComputeScalar T>
 struct Simd {
     using Packet = typename Eigen::internal::packet_traits<T>::type;
 
@@ -56,8 +57,23 @@ struct Simd {
 
     static EIGEN_ALWAYS_INLINE Packet load(const T* p) { return Eigen::internal::ploadu<Packet>(p); }
     static EIGEN_ALWAYS_INLINE void store(T* p, Packet a) { Eigen::internal::pstoreu(p, a); }
+    // The same of numbers that are stored in 16 bits.
+    template <StorageScalar H>
+    static EIGEN_ALWAYS_INLINE Packet load(const H* p) requires std::same_as<T, float> {
+        return StoredPacket<Packet, width>::load(p);
+    }
+    template <StorageScalar H>
+    static EIGEN_ALWAYS_INLINE void store(H* p, Packet a) requires std::same_as<T, float> {
+        StoredPacket<Packet, width>::store(p, a);
+    }
     static EIGEN_ALWAYS_INLINE Packet set(T a) { return Eigen::internal::pset1<Packet>(a); }
     static EIGEN_ALWAYS_INLINE Packet zero() { return set(T(0)); }
+    // *p in every place.
+    static EIGEN_ALWAYS_INLINE Packet broadcast(const T* p) { return set(*p); }
+    template <StorageScalar H>
+    static EIGEN_ALWAYS_INLINE Packet broadcast(const H* p) requires std::same_as<T, float> {
+        return StoredPacket<Packet, width>::broadcast(p);
+    }
     // a, of which the compiler may not know where it comes from: neither the load that it is, to fold it into each of
     // several operations, which costs more than it saves, nor the sum that it is, to reassociate it.
     static EIGEN_ALWAYS_INLINE Packet opaque(Packet a) {

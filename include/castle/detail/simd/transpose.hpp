@@ -11,9 +11,9 @@ inline namespace CASTLE_ABI {
 namespace detail {
 
 // to[k, i] = scale from[i, k] for i < count and k < d: tokens become columns. Rows of `from` lie from_stride elements
-// apart, those of `to` to_stride.
-template <Scalar T>
-void transpose(const T* from, Index from_stride, Index count, Index d, T scale, T* to, Index to_stride) {
+// apart, those of `to` to_stride. The two may be stored in other scalars than the one that is multiplied in.
+template <ComputeScalar T, Scalar From, Scalar To>
+void transpose(const From* from, Index from_stride, Index count, Index d, T scale, To* to, Index to_stride) {
     using S = Simd<T>;
     constexpr Index width = S::width;
     const Index whole_rows = round_down(count, width);
@@ -21,8 +21,8 @@ void transpose(const T* from, Index from_stride, Index count, Index d, T scale, 
     const auto load = [&](Index i, Index k)
                           CASTLE_INLINE_LAMBDA { return S::mul(S::load(from + i * from_stride + k), S::set(scale)); };
     const auto one_by_one = [&](Index i, Index first, Index end) {
-        const T* x = from + i * from_stride;
-        for (Index k = first; k < end; ++k) to[k * to_stride + i] = scale * x[k];
+        const From* x = from + i * from_stride;
+        for (Index k = first; k < end; ++k) to[k * to_stride + i] = narrowed<To>(scale * widened(x[k]));
     };
     for (Index i = 0; i < whole_rows; i += width) {
         for (Index k = 0; k < whole_cols; k += width) {
@@ -46,7 +46,7 @@ void transpose(const T* from, Index from_stride, Index count, Index d, T scale, 
                           CASTLE_INLINE_LAMBDA { square.packet[j] = j < rest ? load(whole_rows + j, k) : S::zero(); });
         S::transpose(square);
         unroll<width>([&](auto j) CASTLE_INLINE_LAMBDA {
-            alignas(64) T column[width];
+            alignas(64) To column[width];
             S::store(column, square.packet[j]);
             std::copy_n(column, rest, to + (k + j) * to_stride + whole_rows);
         });
