@@ -64,7 +64,7 @@ Call call_of_training(std::string_view where, const Workspace<T>& workspace, con
 
 // The shapes of a backward pass's input and output gradient, and whether the workspace has seen such an input.
 template <Scalar T>
-void check_backward(Workspace<T>& workspace, const Input<T>& input, const OutputGradient<T>& d_output) {
+void check_backward(Workspace<T>& workspace, const Input<T>& input, const OutputGradient<Compute<T>>& d_output) {
     const TrainingRecord<T>& record = WorkspaceAccess::record(workspace);
     Call call = call_of_training("backward", workspace, input);
     call.cross_keys = record.cross_keys();
@@ -111,13 +111,15 @@ void forward(Workspace<T>& workspace, std::span<const Index> counts, const std::
         workspace, counts, {.seen = masks, .mass_over = detail::mass_over(output), .cross_keys = call.cross_keys},
         call.rows, threads);
     if (call.rows == 0) return;
-    const MatrixView<T> kept = detail::WorkspaceAccess::out(workspace);
-    detail::OutputRows<T> rows = detail::output_rows(output);
+    const MatrixView<Compute<T>> kept = detail::WorkspaceAccess::out(workspace);
+    auto rows = detail::by_products(output);
     rows.out = kept;
     rows = record.output(rows);
     record.forward(
         /*together=*/false, threads, [](bool) {}, [&](const auto& step, bool) { step.attend(input, rows); });
-    output.out.map() = kept.map();
+    for (Index row = 0; row < kept.rows(); ++row) {
+        detail::copy_numbers(static_cast<const Compute<T>*>(kept.row(row)), kept.cols(), output.out.row(row));
+    }
 }
 
 /// The same of one sequence; under a mask of documents each of them is a sequence.
@@ -147,9 +149,10 @@ void forward(Workspace<T>& workspace, const std::type_identity_t<Input<T>>& inpu
 /// memory than that of the forward pass, and there is none.
 template <Scalar T>
 void backward(Workspace<T>& workspace, const std::type_identity_t<Input<T>>& input,
-              std::type_identity_t<ConstMatrixView<T>> d_out, const std::type_identity_t<GradientView<T>>& gradient,
-              const Executor& executor = {}) {
-    backward(workspace, input, OutputGradient<T>{.out = d_out}, gradient, TermsGradientView<T>(), executor);
+              std::type_identity_t<ConstMatrixView<Compute<T>>> d_out,
+              const std::type_identity_t<GradientView<Compute<T>>>& gradient, const Executor& executor = {}) {
+    backward(workspace, input, OutputGradient<Compute<T>>{.out = d_out}, gradient, TermsGradientView<Compute<T>>(),
+             executor);
 }
 
 /// The same from the gradients of all that the forward pass's Output had, and with the gradients of the score terms,
@@ -157,15 +160,15 @@ void backward(Workspace<T>& workspace, const std::type_identity_t<Input<T>>& inp
 /// masses but the forward pass was asked for none, or of terms that the options do not have.
 template <Scalar T>
 void backward(Workspace<T>& workspace, const std::type_identity_t<Input<T>>& input,
-              const std::type_identity_t<OutputGradient<T>>& d_output,
-              const std::type_identity_t<GradientView<T>>& gradient,
-              const std::type_identity_t<TermsGradientView<T>>& d_terms = {}, const Executor& executor = {}) {
+              const std::type_identity_t<OutputGradient<Compute<T>>>& d_output,
+              const std::type_identity_t<GradientView<Compute<T>>>& gradient,
+              const std::type_identity_t<TermsGradientView<Compute<T>>>& d_terms = {}, const Executor& executor = {}) {
     detail::TrainingRecord<T>& record = detail::WorkspaceAccess::record(workspace);
     detail::check_backward(workspace, input, d_output);
     detail::Call call = detail::call_of_training("backward", workspace, input);
     call.cross_keys = record.cross_keys();
     call.check_gradient(gradient, input.has_lookahead());
-    detail::check_terms_gradient<T>("backward", workspace.options().terms, d_terms);
+    detail::check_terms_gradient<Compute<T>>("backward", workspace.options().terms, d_terms);
     const Executor& threads = detail::executor_for(executor, workspace.options());
     record.reserve_backward(threads);
     record.backward(input, detail::WorkspaceAccess::out(workspace), d_output, gradient, d_terms, threads);
@@ -173,11 +176,11 @@ void backward(Workspace<T>& workspace, const std::type_identity_t<Input<T>>& inp
 
 /// As above; returns the gradients.
 template <Scalar T>
-[[nodiscard]] Gradient<T> backward(Workspace<T>& workspace, const std::type_identity_t<Input<T>>& input,
-                                   std::type_identity_t<ConstMatrixView<T>> d_out) {
+[[nodiscard]] Gradient<Compute<T>> backward(Workspace<T>& workspace, const std::type_identity_t<Input<T>>& input,
+                                            std::type_identity_t<ConstMatrixView<Compute<T>>> d_out) {
     detail::check_backward(workspace, input, {.out = d_out});
     const bool has_lookahead = detail::WorkspaceAccess::record(workspace).kind().has_lookahead();
-    Gradient<T> gradient(input.causal.q.rows(), workspace.shape(), has_lookahead || input.has_lookahead());
+    Gradient<Compute<T>> gradient(input.causal.q.rows(), workspace.shape(), has_lookahead || input.has_lookahead());
     gradient.causal.k.resize(input.causal.k.rows(), gradient.causal.k.cols());
     gradient.causal.v.resize(input.causal.k.rows(), gradient.causal.v.cols());
     backward(workspace, input, d_out, gradient.view());
@@ -186,8 +189,9 @@ template <Scalar T>
 
 /// The gradients in one call, which runs the forward pass itself.
 template <Scalar T>
-[[nodiscard]] Gradient<T> backward(const Shape& shape, const Input<T>& input,
-                                   std::type_identity_t<ConstMatrixView<T>> d_out, const Options& options = {}) {
+[[nodiscard]] Gradient<Compute<T>> backward(const Shape& shape, const Input<T>& input,
+                                            std::type_identity_t<ConstMatrixView<Compute<T>>> d_out,
+                                            const Options& options = {}) {
     detail::checked_kind("backward", shape, input, options);
     detail::call_of_whole("backward", shape, input).check_out("d_out", d_out);
     Workspace<T> workspace(shape, options);
@@ -198,8 +202,9 @@ template <Scalar T>
 
 /// The same for one head, whose sizes are those of the views.
 template <Scalar T>
-[[nodiscard]] Gradient<T> backward(const Input<T>& input, std::type_identity_t<ConstMatrixView<T>> d_out,
-                                   const Options& options = {}) {
+[[nodiscard]] Gradient<Compute<T>> backward(const Input<T>& input,
+                                            std::type_identity_t<ConstMatrixView<Compute<T>>> d_out,
+                                            const Options& options = {}) {
     return backward(detail::own_shape("backward", input), input, d_out, options);
 }
 

@@ -157,7 +157,7 @@ class UqKvCache {
     /// `U^t` of eqs. 3 and 13 of one key-value head, every token so far folded in: row `s` is the lookahead key of
     /// token `s`, `[size, d]`; zeros in a cache of standard attention, and for keys that no row to come sees. Throws
     /// std::invalid_argument if there is no such head.
-    Matrix<T> lookahead_keys(Index kv_head = 0) const {
+    Matrix<Compute<T>> lookahead_keys(Index kv_head = 0) const {
         return detail::lookahead_keys("UqKvCache::lookahead_keys", state_, kv_head);
     }
 

@@ -30,4 +30,5 @@
 #include <castle/terms.hpp>
 #include <castle/types.hpp>
 #include <castle/version.hpp>
+#include <castle/wide_input.hpp>
 #include <castle/workspace.hpp>

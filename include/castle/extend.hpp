@@ -21,13 +21,59 @@ inline namespace CASTLE_ABI {
 
 namespace detail {
 
-template <Scalar T>
-Call call_of_extend(const UqKvCache<T>& cache, const Input<T>& input) {
+template <Scalar T, Scalar I>
+Call call_of_extend(const UqKvCache<T>& cache, const Input<I>& input) {
     return {.where = "extend",
             .rows = input.causal.q.rows(),
             .rows_of = "the rows of input.causal.q",
             .object = "a cache",
             .shape = cache.shape()};
+}
+
+// Input and output may be of another scalar than the cache.
+template <Scalar T, Scalar I>
+void extend_cache(UqKvCache<T>& cache, const Input<I>& input, const Output<I>& output, const Masks& mask,
+                  const Executor& executor) {
+    SequenceState<T>& state = CacheAccess::state(cache);
+    const Call call = call_of_extend(cache, input);
+    call.check_input(input, state.kind().has_lookahead());
+    call.check_output("", output, 1);
+    check_masks("extend", "mask", mask, 1);
+    check_sight("extend", state, mask[0], call.rows, mass_over(output)[0]);
+    append<T>(state, std::array{call.rows}, {.seen = mask, .mass_over = mass_over(output)}, input, output_rows(output),
+              executor_for(executor, cache.options()));
+}
+template <Scalar T, Scalar I>
+void extend_caches(std::span<UqKvCache<T>* const> caches, std::span<const Index> counts, const Input<I>& input,
+                   const Output<I>& output, const Masks& masks, const Executor& executor) {
+    check_batch("extend", caches, counts);
+    const Index rows = input.causal.q.rows();
+    check_counts("extend", counts, "input.causal.q", rows);
+    if (caches.empty()) {
+        if (output.out.rows() != 0) {
+            fail("extend", "out is ", extents_of(output.out), " but there are no caches");
+        }
+        return;
+    }
+    const auto state = [&](Index i) -> auto& { return CacheAccess::state(*caches[std::size_t(i)]); };
+    bool has_lookahead = false;
+    for (Index i = 0; i < Index(caches.size()); ++i) {
+        const Shape& shape = state(i).kind().shape;
+        if (shape != caches.front()->shape()) {
+            fail("extend", "caches[", i, "] has ",
+                 AttentionKind{.shape = shape}.difference({.shape = caches.front()->shape()}, "caches[0]"));
+        }
+        has_lookahead = has_lookahead || state(i).kind().has_lookahead();
+    }
+    const Call call = call_of_extend(*caches.front(), input);
+    call.check_input(input, has_lookahead);
+    call.check_output("", output, Index(caches.size()));
+    check_masks("extend", "masks", masks, Index(caches.size()));
+    for (Index i = 0; i < Index(caches.size()); ++i) {
+        check_sight("extend", state(i), masks[i], counts[std::size_t(i)], mass_over(output)[i]);
+    }
+    append(Sequences<T>(state), counts, {.seen = masks, .mass_over = mass_over(output)}, input, output_rows(output),
+           executor_for(executor, caches.front()->options()));
 }
 
 }  // namespace detail
@@ -59,19 +105,27 @@ void extend(UqKvCache<T>& cache, const std::type_identity_t<Input<T>>& input, st
 template <Scalar T>
 void extend(UqKvCache<T>& cache, const std::type_identity_t<Input<T>>& input,
             const std::type_identity_t<Output<T>>& output, const Masks& mask = {}, const Executor& executor = {}) {
-    detail::SequenceState<T>& state = detail::CacheAccess::state(cache);
-    const detail::Call call = detail::call_of_extend(cache, input);
-    call.check_input(input, state.kind().has_lookahead());
-    call.check_output("", output, 1);
-    detail::check_masks("extend", "mask", mask, 1);
-    detail::check_sight("extend", state, mask[0], call.rows, detail::mass_over(output)[0]);
-    detail::append<T>(state, std::array{call.rows}, {.seen = mask, .mass_over = detail::mass_over(output)}, input,
-                      detail::output_rows(output), detail::executor_for(executor, cache.options()));
+    detail::extend_cache(cache, input, output, mask, executor);
 }
 template <Scalar T>
 void extend(UqKvCache<T>& cache, const std::type_identity_t<Input<T>>& input, std::type_identity_t<MatrixView<T>> out,
             const Masks& mask, const Executor& executor = {}) {
     extend(cache, input, Output<T>{.out = out}, mask, executor);
+}
+
+/// Input and output of float onto a cache of 16-bit numbers: keys, queries and values are rounded where they are
+/// stored, and nothing else is.
+template <Scalar T>
+requires(!ComputeScalar<T>) void extend(UqKvCache<T>& cache, const std::type_identity_t<Input<Compute<T>>>& input,
+                                        const std::type_identity_t<Output<Compute<T>>>& output, const Masks& mask = {},
+                                        const Executor& executor = {}) {
+    detail::extend_cache(cache, input, output, mask, executor);
+}
+template <Scalar T>
+requires(!ComputeScalar<T>) void extend(UqKvCache<T>& cache, const std::type_identity_t<Input<Compute<T>>>& input,
+                                        std::type_identity_t<MatrixView<Compute<T>>> out,
+                                        const Executor& executor = {}) {
+    detail::extend_cache(cache, input, Output<Compute<T>>{.out = out}, Masks(), executor);
 }
 
 /// As above, but allocates the outputs, `[m, heads dv]`, and returns them.
@@ -107,35 +161,17 @@ template <Scalar T>
 void extend(std::type_identity_t<std::span<UqKvCache<T>* const>> caches, std::span<const Index> counts,
             const Input<T>& input, const std::type_identity_t<Output<T>>& output, const Masks& masks = {},
             const Executor& executor = {}) {
-    detail::check_batch("extend", caches, counts);
-    const Index rows = input.causal.q.rows();
-    detail::check_counts("extend", counts, "input.causal.q", rows);
-    if (caches.empty()) {
-        if (output.out.rows() != 0) {
-            detail::fail("extend", "out is ", detail::extents_of(output.out), " but there are no caches");
-        }
-        return;
-    }
-    const auto state = [&](Index i) -> auto& { return detail::CacheAccess::state(*caches[std::size_t(i)]); };
-    bool has_lookahead = false;
-    for (Index i = 0; i < Index(caches.size()); ++i) {
-        const Shape& shape = state(i).kind().shape;
-        if (shape != caches.front()->shape()) {
-            detail::fail(
-                "extend", "caches[", i, "] has ",
-                detail::AttentionKind{.shape = shape}.difference({.shape = caches.front()->shape()}, "caches[0]"));
-        }
-        has_lookahead = has_lookahead || state(i).kind().has_lookahead();
-    }
-    const detail::Call call = detail::call_of_extend(*caches.front(), input);
-    call.check_input(input, has_lookahead);
-    call.check_output("", output, Index(caches.size()));
-    detail::check_masks("extend", "masks", masks, Index(caches.size()));
-    for (Index i = 0; i < Index(caches.size()); ++i) {
-        detail::check_sight("extend", state(i), masks[i], counts[std::size_t(i)], detail::mass_over(output)[i]);
-    }
-    detail::append(detail::Sequences<T>(state), counts, {.seen = masks, .mass_over = detail::mass_over(output)}, input,
-                   detail::output_rows(output), detail::executor_for(executor, caches.front()->options()));
+    detail::extend_caches<T>(caches, counts, input, output, masks, executor);
+}
+
+/// Input and output of float onto caches of 16-bit numbers.
+template <Scalar T>
+requires(!ComputeScalar<T>) void extend(std::type_identity_t<std::span<UqKvCache<T>* const>> caches,
+                                        std::span<const Index> counts,
+                                        const std::type_identity_t<Input<Compute<T>>>& input,
+                                        const std::type_identity_t<Output<Compute<T>>>& output, const Masks& masks = {},
+                                        const Executor& executor = {}) {
+    detail::extend_caches<T>(caches, counts, input, output, masks, executor);
 }
 
 }  // namespace CASTLE_ABI

@@ -48,6 +48,8 @@ inline namespace CASTLE_ABI {
 /// changes nothing.
 template <Scalar T>
 class Layer {
+    using C = Compute<T>;
+
   public:
     using value_type = T;
 
@@ -56,7 +58,7 @@ class Layer {
     /// `heads` above 2^12), `heads` is no multiple of `kv_heads`, an option does not fit, or `d_head` is odd with
     /// rotary embedding, and std::bad_alloc if memory runs out.
     explicit Layer(const LayerConfig& config, Options options = {}) : Layer(config, std::move(options), Unset()) {
-        set_weights(detail::random_weights<T>(config_, kind().attention.has_lookahead()));
+        set_weights(detail::random_weights<C>(config_, kind().attention.has_lookahead()));
     }
 
     /// A layer with these weights. Throws as above, and if a weight's shape does not fit.
@@ -93,6 +95,12 @@ class Layer {
         projections_.check_weights(where, "weights.", w, order);
         projections_.set(w, order);
     }
+    /// The same of weights of float, rounded, for a layer of 16-bit numbers: float masters are what is trained.
+    void set_weights(const LayerWeightsView<C>& w,
+                     WeightOrder order = WeightOrder::in_out) requires(!ComputeScalar<T>) {
+        projections_.check_weights(where, "weights.", w, order);
+        projections_.set(w, order);
+    }
 
     /// Other score terms, for tables and sinks that are trained. Caches and workspaces that were made before are for
     /// another layer then; a workspace is told by its own `set_terms`. Throws std::invalid_argument, and changes
@@ -105,7 +113,7 @@ class Layer {
     }
 
     /// Zeros in the shapes of the weights, for `backward` to add to.
-    LayerWeights<T> zero_gradient() const { return projections_.zeros(); }
+    LayerWeights<C> zero_gradient() const { return projections_.zeros(); }
 
     /// An empty cache for this layer. Layers of the same kind and sizes make caches that cannot be told apart: take
     /// care not to swap those of two layers of a stack.
@@ -225,7 +233,7 @@ class Layer {
             states.emplace_back(kind().attention, detail::Keeping(), terms);
         }
         const auto state = [&](Index i) -> auto& { return states[std::size_t(i)]; };
-        detail::AlignedBuffer<T> row;
+        detail::AlignedBuffer<C> row;
         append(detail::Sequences<T>(state), whole.counts(), whole.masks().seen, x, whole.output(output), row, executor);
     }
 
@@ -274,7 +282,7 @@ class Layer {
                         rows * Rows::padded(queries()), threads);
         if (rows == 0) return;
         const Rows kept = rows_in(workspace.rows_, rows);
-        detail::OutputRows<T> attended = detail::output_rows(output);
+        detail::OutputRows<C> attended = detail::by_products(output);
         attended.out = kept.attended();
         attended = workspace.record_.output(attended);
         workspace.record_.forward(
@@ -309,16 +317,16 @@ class Layer {
     /// to a layer of another kind or there was no forward pass, and std::bad_alloc if `executor` needs more memory than
     /// that of the forward pass, and there is none; nothing has changed then.
     void backward(LayerWorkspace<T>& workspace, std::type_identity_t<ConstMatrixView<T>> x,
-                  std::type_identity_t<ConstMatrixView<T>> d_y, std::type_identity_t<MatrixView<T>> d_x,
-                  LayerWeights<T>& d_weights, const Executor& executor = {}) const {
-        backward(workspace, x, OutputGradient<T>{.out = d_y}, d_x, d_weights, TermsGradientView<T>(), executor);
+                  std::type_identity_t<ConstMatrixView<C>> d_y, std::type_identity_t<MatrixView<C>> d_x,
+                  LayerWeights<C>& d_weights, const Executor& executor = {}) const {
+        backward(workspace, x, OutputGradient<C>{.out = d_y}, d_x, d_weights, TermsGradientView<C>(), executor);
     }
 
     /// The same from the gradients of all that the forward pass's Output had, and with the gradients of the score
     /// terms, which are not added to what is there; see `backward` of a Workspace.
     void backward(LayerWorkspace<T>& workspace, std::type_identity_t<ConstMatrixView<T>> x,
-                  const OutputGradient<T>& d_output, std::type_identity_t<MatrixView<T>> d_x,
-                  LayerWeights<T>& d_weights, const TermsGradientView<T>& d_terms = {},
+                  const OutputGradient<C>& d_output, std::type_identity_t<MatrixView<C>> d_x,
+                  LayerWeights<C>& d_weights, const TermsGradientView<C>& d_terms = {},
                   const Executor& executor = {}) const {
         const Index rows = x.rows();
         check_tokens("x", x, rows);
@@ -327,7 +335,7 @@ class Layer {
         detail::check_mass_gradient(where, d_output, workspace.record_.has_mass());
         detail::check_terms_gradient(where, options_.terms, d_terms);
         check_tokens("d_x", d_x, rows);
-        projections_.check_weights(where, "d_weights.", d_weights, WeightOrder::in_out);
+        projections_.check_weights(where, "d_weights.", LayerWeightsView<C>(d_weights), WeightOrder::in_out);
         check_made_for("workspace", workspace.kind_);
         detail::check_forward_pass(where, "x", rows, workspace.size());
         if (rows == 0) return;
@@ -335,7 +343,7 @@ class Layer {
         const Executor& threads = detail::executor_for(executor, options_);
         workspace.record_.reserve_backward(threads);
         const Rows kept = rows_in(workspace.rows_, rows);
-        const MatrixView<T> d_attended(workspace.d_attended_.data(), rows, queries(), Rows::padded(queries()));
+        const MatrixView<C> d_attended(workspace.d_attended_.data(), rows, queries(), Rows::padded(queries()));
         projections_.project_out_back(kept.attended(), d_output.out, d_attended, d_weights, threads);
         const auto whole = workspace.record_.whole();
         const auto for_sequences = [&](const auto& f) { whole.for_sequences(f); };
@@ -344,15 +352,15 @@ class Layer {
                                    {.out = d_attended, .log_sum_exp = d_output.log_sum_exp, .mass = d_output.mass},
                                    kept.gradient(), d_terms, threads);
         rotate(kept, rows, for_sequences, threads,
-               [&](T* head, const T* angles) { table_->rotate_row_back(head, angles); });
+               [&](C* head, const C* angles) { table_->rotate_row_back(head, angles); });
         projections_.project_back(x, kept.projected(), d_x, d_weights, threads);
     }
 
     /// As above; returns the gradients.
-    [[nodiscard]] LayerGradient<T> backward(LayerWorkspace<T>& workspace, std::type_identity_t<ConstMatrixView<T>> x,
-                                            std::type_identity_t<ConstMatrixView<T>> d_y) const {
+    [[nodiscard]] LayerGradient<C> backward(LayerWorkspace<T>& workspace, std::type_identity_t<ConstMatrixView<T>> x,
+                                            std::type_identity_t<ConstMatrixView<C>> d_y) const {
         check_tokens("x", x, x.rows());
-        LayerGradient<T> g{.x = Matrix<T>(x.rows(), d_model()), .weights = zero_gradient()};
+        LayerGradient<C> g{.x = Matrix<C>(x.rows(), d_model()), .weights = zero_gradient()};
         backward(workspace, x, d_y, g.x, g.weights);
         return g;
     }
@@ -360,21 +368,21 @@ class Layer {
     /// The same two with the counts of the forward pass said again. Throws std::invalid_argument, too, if they are
     /// others.
     void backward(LayerWorkspace<T>& workspace, std::span<const Index> counts,
-                  std::type_identity_t<ConstMatrixView<T>> x, std::type_identity_t<ConstMatrixView<T>> d_y,
-                  std::type_identity_t<MatrixView<T>> d_x, LayerWeights<T>& d_weights,
+                  std::type_identity_t<ConstMatrixView<T>> x, std::type_identity_t<ConstMatrixView<C>> d_y,
+                  std::type_identity_t<MatrixView<C>> d_x, LayerWeights<C>& d_weights,
                   const Executor& executor = {}) const {
         check_counts_of(workspace, counts);
         backward(workspace, x, d_y, d_x, d_weights, executor);
     }
-    [[nodiscard]] LayerGradient<T> backward(LayerWorkspace<T>& workspace, std::span<const Index> counts,
+    [[nodiscard]] LayerGradient<C> backward(LayerWorkspace<T>& workspace, std::span<const Index> counts,
                                             std::type_identity_t<ConstMatrixView<T>> x,
-                                            std::type_identity_t<ConstMatrixView<T>> d_y) const {
+                                            std::type_identity_t<ConstMatrixView<C>> d_y) const {
         check_counts_of(workspace, counts);
         return backward(workspace, x, d_y);
     }
 
   private:
-    using Rows = detail::LayerRows<T>;
+    using Rows = detail::LayerRows<C>;
     struct Unset {};
 
     static constexpr std::string_view where = "Layer";
@@ -397,7 +405,7 @@ class Layer {
     // What lies between the layer's steps, of one row, and of some rows in memory of so many.
     Index angles() const { return table_ ? table_->row_size() : 0; }
     Index row_elements() const { return Rows::elements(widths(), angles()); }
-    Rows rows_in(detail::AlignedBuffer<T>& memory, Index rows) const {
+    Rows rows_in(detail::AlignedBuffer<C>& memory, Index rows) const {
         return {widths(), angles(), memory.data(), rows};
     }
 
@@ -444,21 +452,21 @@ class Layer {
 
     // New tokens x onto the states of some sequences. `row_scratch` is kept for one token of each of them.
     void append(const detail::Sequences<T>& sequences, std::span<const Index> counts, const Masks& masks,
-                ConstMatrixView<T> x, const Output<T>& output, detail::AlignedBuffer<T>& row_scratch,
+                ConstMatrixView<T> x, const Output<T>& output, detail::AlignedBuffer<C>& row_scratch,
                 const Executor& executor) const {
         if (x.rows() == 0) return;
         const Executor& threads = detail::executor_for(executor, options_);
-        detail::AlignedBuffer<T> memory, many_rows;
+        detail::AlignedBuffer<C> memory, many_rows;
         detail::AppendTransaction<T> transaction(sequences, counts,
                                                  {.seen = masks, .mass_over = detail::mass_over(output)},
                                                  /*together=*/true, memory, threads);
-        detail::OutputRows<T> attended = detail::output_rows(output);
+        detail::OutputRows<C> attended = detail::by_products(output);
         // Keys that earlier rows see have to be there before these are attended, and by-products have a row for every
         // row of the call: all of them together then.
         const bool at_once = transaction.looks_ahead() || attended.has_by_products();
         const Index rows = at_once ? x.rows() : transaction.most_rows();
         auto& row_memory = transaction.is_one_each() ? row_scratch : many_rows;
-        if (row_memory.size() < rows * row_elements()) row_memory = detail::AlignedBuffer<T>(rows * row_elements());
+        if (row_memory.size() < rows * row_elements()) row_memory = detail::AlignedBuffer<C>(rows * row_elements());
         const Rows scratch = rows_in(row_memory, rows);
         attended.out = scratch.attended();
         if (at_once) project(transaction.whole(), x, scratch, threads);
@@ -485,12 +493,12 @@ class Layer {
             });
         }
         rotate(rows, step.rows(), for_sequences, executor,
-               [&](T* head, const T* angles) { table_->rotate_row(head, angles); });
+               [&](C* head, const C* angles) { table_->rotate_row(head, angles); });
     }
 
     // The attention of a step's rows, and the output projection.
     template <class Step>
-    void attend(const Step& step, const Rows& rows, const detail::OutputRows<T>& attended, MatrixView<T> y,
+    void attend(const Step& step, const Rows& rows, const detail::OutputRows<C>& attended, MatrixView<T> y,
                 const Executor& executor) const {
         step.attend(rows.input(), attended);
         projections_.project_out(
@@ -511,7 +519,7 @@ class Layer {
         const auto rotate_head = [&](Index h) {
             for (Index i = 0; i < widths().projections; ++i) {
                 if (!rotated[std::size_t(i)] || h * config_.d_head >= widths().width(i)) continue;
-                const MatrixView<T> head = rows.projected(i).middle_cols(h * config_.d_head, config_.d_head);
+                const MatrixView<C> head = rows.projected(i).middle_cols(h * config_.d_head, config_.d_head);
                 for_sequences([&](const detail::RowRun& run) {
                     for (Index row = run.row; row < run.row + run.count; ++row) turn(head.row(row), rows.angles(row));
                 });
@@ -522,7 +530,7 @@ class Layer {
 
     LayerConfig config_;
     Options options_;
-    std::optional<RotaryTable<T>> table_;
+    std::optional<RotaryTable<C>> table_;
     detail::Projections<T> projections_;
 };
 

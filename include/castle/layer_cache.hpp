@@ -64,11 +64,11 @@ class LayerCache {
 
     CacheBytes bytes() const {
         const Index shared = state_.shared_bytes();
-        return {.owned = row_.size() * Index(sizeof(T)) + state_.bytes() - shared, .shared = shared};
+        return {.owned = row_.size() * Index(sizeof(Compute<T>)) + state_.bytes() - shared, .shared = shared};
     }
     /// What `bytes().total()` is going to be after `reserve(tokens)`, if nothing is shared with a fork. Throws
     /// std::invalid_argument as `reserve`.
-    Index bytes_for(Index tokens) const { return row_.size() * Index(sizeof(T)) + state_.bytes_for(tokens); }
+    Index bytes_for(Index tokens) const { return row_.size() * Index(sizeof(Compute<T>)) + state_.bytes_for(tokens); }
 
     /// Writes the cache, for `load_cache` of a layer of the same kind; see UqKvCache.
     void save(std::ostream& out) const { detail::save_cache(out, state_, kind_.to_words()); }
@@ -76,7 +76,7 @@ class LayerCache {
     /// `U` of one key-value head, every token so far folded in, `[size, d_head]`, made of the values after any
     /// rotation; zeros in a cache of standard attention, and for keys that no row to come sees. Throws
     /// std::invalid_argument if there is no such head.
-    Matrix<T> lookahead_keys(Index kv_head) const {
+    Matrix<Compute<T>> lookahead_keys(Index kv_head) const {
         return detail::lookahead_keys("LayerCache::lookahead_keys", state_, kv_head);
     }
 
@@ -89,9 +89,9 @@ class LayerCache {
 
     detail::LayerKind kind_;
     detail::SequenceState<T> state_;
-    Index row_elements_;            // of scratch for a single token
-    detail::AlignedBuffer<T> row_;  // so much scratch, or more once the cache has led a batch
-    Index batch_mark_ = 0;          // means something only within check_batch
+    Index row_elements_;                     // of scratch for a single token
+    detail::AlignedBuffer<Compute<T>> row_;  // so much scratch, or more once the cache has led a batch
+    Index batch_mark_ = 0;                   // means something only within check_batch
 };
 
 }  // namespace CASTLE_ABI

@@ -43,7 +43,7 @@ class LayerWorkspace {
     }
 
     /// Memory that the workspace holds, in bytes.
-    Index bytes() const { return record_.bytes() + (rows_.size() + d_attended_.size()) * Index(sizeof(T)); }
+    Index bytes() const { return record_.bytes() + (rows_.size() + d_attended_.size()) * Index(sizeof(Compute<T>)); }
 
     LayerWorkspace(LayerWorkspace&&) = default;
     LayerWorkspace& operator=(LayerWorkspace&& other) noexcept {
@@ -65,15 +65,15 @@ class LayerWorkspace {
     void start(std::span<const Index> counts, const detail::CallMasks& masks, Index row_elements,
                Index attended_elements, const Executor& executor) {
         record_.finish();
-        if (row_elements > rows_.size()) rows_ = detail::AlignedBuffer<T>(row_elements);
-        if (attended_elements > d_attended_.size()) d_attended_ = detail::AlignedBuffer<T>(attended_elements);
+        if (row_elements > rows_.size()) rows_ = detail::AlignedBuffer<Compute<T>>(row_elements);
+        if (attended_elements > d_attended_.size()) d_attended_ = detail::AlignedBuffer<Compute<T>>(attended_elements);
         record_.start(counts, masks, executor);
     }
 
     detail::LayerKind kind_;
     detail::TrainingRecord<T> record_;
-    detail::AlignedBuffer<T> rows_;        // what lies between the layer's steps; projections become their gradients
-    detail::AlignedBuffer<T> d_attended_;  // [tokens, heads d_head]
+    detail::AlignedBuffer<Compute<T>> rows_;  // what lies between the layer's steps; projections become their gradients
+    detail::AlignedBuffer<Compute<T>> d_attended_;  // [tokens, heads d_head]
 };
 
 }  // namespace CASTLE_ABI

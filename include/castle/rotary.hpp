@@ -56,7 +56,7 @@ class Layer;
 ///
 /// Rotating does not change the table, so several threads may share it. Moves but does not copy; one that was moved
 /// from may only be assigned to or destroyed. A move to itself changes nothing.
-template <Scalar T>
+template <ComputeScalar T>
 class RotaryTable {
   public:
     using value_type = T;
@@ -116,7 +116,8 @@ class RotaryTable {
     void rotate_back(MatrixView<T> x, std::span<const Index> positions) const { turn_at(x, positions, backwards); }
 
   private:
-    friend Layer<T>;
+    template <Scalar Weight>
+    friend class Layer;
 
     using S = detail::Simd<T>;
 
@@ -260,7 +261,7 @@ class RotaryTable {
 ///
 /// Throws std::invalid_argument if `d` is odd or above 2^24, a position negative or above 2^40, or the base below 1 or
 /// not finite.
-template <class X, Scalar T = typename std::remove_cvref_t<X>::value_type>
+template <class X, ComputeScalar T = typename std::remove_cvref_t<X>::value_type>
 requires std::convertible_to<X&&, MatrixView<T>>
 void rotate(X&& x, Index first_position, double base = Rotary{}.base) {
     const MatrixView<T> rows(x);

@@ -52,7 +52,7 @@ struct ScoreTerms {
 
 /// Where gradients of score terms go: views in the shapes of the tables, `[1 or heads, distances]`, and of the sinks,
 /// `[1, heads]`. What is not wanted is left empty.
-template <Scalar T>
+template <ComputeScalar T>
 struct TermsGradientView {
     MatrixView<T> factor = {};
     MatrixView<T> bias = {};

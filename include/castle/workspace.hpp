@@ -62,14 +62,14 @@ class Workspace {
     Index size() const { return record_.size(); }
 
     /// Memory that the workspace holds, in bytes.
-    Index bytes() const { return record_.bytes() + out_.size() * Index(sizeof(T)); }
+    Index bytes() const { return record_.bytes() + out_.size() * Index(sizeof(Compute<T>)); }
 
   private:
     friend detail::WorkspaceAccess;
 
     Options options_;
     detail::TrainingRecord<T> record_;
-    detail::AlignedBuffer<T> out_;  // what the caller gets a copy of
+    detail::AlignedBuffer<Compute<T>> out_;  // what the caller gets a copy of
 };
 
 namespace detail {
@@ -81,7 +81,7 @@ struct WorkspaceAccess {
     }
     // The output of the tokens of the record.
     template <Scalar T>
-    static MatrixView<T> out(Workspace<T>& workspace) {
+    static MatrixView<Compute<T>> out(Workspace<T>& workspace) {
         const Shape& shape = workspace.shape();
         return {workspace.out_.data(), workspace.size(), shape.heads * shape.dv};
     }
@@ -91,7 +91,7 @@ struct WorkspaceAccess {
                       const Executor& executor) {
         workspace.record_.finish();
         const Index elements = tokens * workspace.shape().heads * workspace.shape().dv;
-        if (elements > workspace.out_.size()) workspace.out_ = AlignedBuffer<T>(elements);
+        if (elements > workspace.out_.size()) workspace.out_ = AlignedBuffer<Compute<T>>(elements);
         workspace.record_.start(counts, masks, executor);
     }
 };

@@ -199,7 +199,7 @@ inline std::vector<CausalLink> strongest_links(const CausalScores& scores, Index
 ///
 /// A series is moved by a tenth to nine tenths of its length. Throws std::invalid_argument if there are fewer than 10
 /// times.
-template <Scalar T>
+template <ComputeScalar T>
 Matrix<T> shuffled_in_time(ConstMatrixView<T> series, std::uint64_t seed) {
     const Index times = series.rows(), least = times / 10;
     detail::check_size("methods::shuffled_in_time", "the rows of series", times, 10);

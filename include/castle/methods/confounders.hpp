@@ -38,7 +38,7 @@ struct TokenSpan {
 };
 
 /// `g`: the Euclidean norm of each row of `[L, d_model]`, the gradients of the embeddings.
-template <Scalar T>
+template <ComputeScalar T>
 std::vector<double> gradient_norms(ConstMatrixView<T> d_embeddings) {
     std::vector<double> norms;
     for (Index i = 0; i < d_embeddings.rows(); ++i) {

@@ -56,7 +56,7 @@ struct LightFuture {
 /// for the first `p` keys, 0 elsewhere. So all forms take it, with or without lookahead keys: pass `input()` and
 /// `options()` to `parallel`, `extend`, `forward` and `backward` with heads of `shape()`, and the gradient that comes
 /// out to `gradient`. Caches for it are made with `shape()` and `options()` too; they cost `1 / d` more.
-template <Scalar T>
+template <ComputeScalar T>
 class LightFutureInput {
   public:
     /// Of the rows of `input`, which are the positions from `position` on. At position 0 they are the whole prompt, and

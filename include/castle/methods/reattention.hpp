@@ -79,7 +79,7 @@ class Reattention {
     ///
     /// Without `per_head` a row's mass is the mean over all heads of all layers. `O(L heads layers)` time. Sinks take
     /// mass from both kinds and count as others here. Throws std::invalid_argument if a shape does not fit.
-    template <Scalar T>
+    template <ComputeScalar T>
     double loss(std::span<const ConstMatrixView<T>> masses, std::span<const MatrixView<T>> d_masses = {},
                 double weight = 1) const {
         check_shapes<T>(masses, d_masses);
@@ -146,7 +146,7 @@ class Reattention {
         return {};
     }
 
-    template <Scalar T>
+    template <ComputeScalar T>
     void check_shapes(std::span<const ConstMatrixView<T>> masses, std::span<const MatrixView<T>> d_masses) const {
         if (!d_masses.empty() && d_masses.size() != masses.size()) {
             detail::fail(where, "d_masses has ", Index(d_masses.size()), " matrices but masses has ",

@@ -49,7 +49,7 @@ struct Temporal {
 /// lookahead keys: pass `input()`, `options()` and `mask()` to `parallel`, `extend`, `forward` and `backward` with
 /// heads of `shape()`, and the gradient that comes out to `gradient`. Caches for it are made with `shape()` and
 /// `options()`.
-template <Scalar T>
+template <ComputeScalar T>
 class TemporalInput {
   public:
     /// Of the rows of `input`, which are the positions from `position` on. Refers to the values of `input`, and copies

@@ -13,7 +13,7 @@ inline namespace CASTLE_ABI {
 namespace detail {
 
 struct Sigmoid {
-    template <Scalar T>
+    template <ComputeScalar T>
     T operator()(T x) const {
         const T e = std::exp(-std::abs(x));
         return (x < 0 ? e : T(1)) / (T(1) + e);
@@ -21,7 +21,7 @@ struct Sigmoid {
 };
 
 struct Silu {
-    template <Scalar T>
+    template <ComputeScalar T>
     T operator()(T x) const {
         return (std::max)(x, std::numeric_limits<T>::lowest()) * Sigmoid{}(x);
     }
@@ -31,7 +31,7 @@ struct Silu {
 struct LookaheadTerm {
     bool silu;
 
-    template <Scalar T>
+    template <ComputeScalar T>
     T operator()(T x) const {
         return silu ? Silu{}(x) : x;
     }

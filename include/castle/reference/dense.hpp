@@ -28,7 +28,7 @@ inline namespace CASTLE_ABI {
 namespace detail {
 
 // The sizes of a lone head, if shapes, options and the mask fit.
-template <Scalar T>
+template <ComputeScalar T>
 Shape checked_head(std::string_view where, const Input<T>& input, const Options& options, const Mask& mask) {
     const Shape shape = own_shape(where, input);
     check_whole(where, shape, input, options, mask);
@@ -36,7 +36,7 @@ Shape checked_head(std::string_view where, const Input<T>& input, const Options&
 }
 
 // of_head(input, options) for `count` heads, query heads or the first of each group.
-template <Scalar T, class OfHead>
+template <ComputeScalar T, class OfHead>
 std::vector<Matrix<T>> of_each_head(std::string_view where, const Shape& shape, const Input<T>& input,
                                     const Options& options, const Mask& mask, Index count, const OfHead& of_head) {
     check_whole(where, shape, input, options, mask);
@@ -55,7 +55,7 @@ namespace dense {
 
 /// `sigmoid(scale Q^U K^U^T + M^U)`, `[L, L]`: row `s`, column `j` is how far token `s` absorbs token `j`; exactly 0
 /// unless `s < j <= s + W` (eqs. 3 and 9) and the mask lets `j` see `s`.
-template <Scalar T>
+template <ComputeScalar T>
 [[nodiscard]] Matrix<T> gates(const Input<T>& input, const Options& options = {}, const Mask& mask = {}) {
     const Shape shape = detail::checked_head("dense::gates", input, options, mask);
     const Index length = input.causal.q.rows();
@@ -74,7 +74,7 @@ template <Scalar T>
 
 /// The lookahead keys `U^t` after `t` tokens, `[t, d]` (eq. 4). Throws std::invalid_argument also if `t` is not within
 /// `[0, L]`.
-template <Scalar T>
+template <ComputeScalar T>
 [[nodiscard]] Matrix<T> lookahead_keys(const Input<T>& input, Index t, const Options& options = {},
                                        const Mask& mask = {}) {
     const Shape shape = detail::checked_head("dense::lookahead_keys", input, options, mask);
@@ -95,7 +95,7 @@ template <Scalar T>
 }
 
 /// `S^U`, `[L, L]`: row `t` is `scale q^C_t U^t^T`, 0 above the diagonal and where the mask hides a key (eq. 11).
-template <Scalar T>
+template <ComputeScalar T>
 [[nodiscard]] Matrix<T> lookahead_scores(const Input<T>& input, const Options& options = {}, const Mask& mask = {}) {
     const Matrix<T> g = gates(input, options, mask);
     const Index length = g.rows();
@@ -118,7 +118,7 @@ template <Scalar T>
 
 /// `S^C = scale Q^C K^C^T + M^C`, `[L, L]`: minus infinity where the mask hides a key, above the diagonal if it is
 /// causal (eq. 5).
-template <Scalar T>
+template <ComputeScalar T>
 [[nodiscard]] Matrix<T> causal_scores(const Input<T>& input, const Options& options = {}, const Mask& mask = {}) {
     const Shape shape = detail::checked_head("dense::causal_scores", input, options, mask);
     const T scale = static_cast<T>(detail::scale_for(options, shape.d));
@@ -133,7 +133,7 @@ template <Scalar T>
 
 /// `S^C - SiLU(S^U)`, `[L, L]`, and what score terms make of it: what the softmax is taken of, minus infinity where the
 /// mask hides a key (eq. 7). What the options leave out is missing.
-template <Scalar T>
+template <ComputeScalar T>
 [[nodiscard]] Matrix<T> scores(const Input<T>& input, const Options& options = {}, const Mask& mask = {}) {
     Matrix<T> result = causal_scores(input, options, mask);
     const Matrix<T> lookahead = lookahead_scores(input, options, mask);
@@ -148,7 +148,7 @@ template <Scalar T>
 }
 
 /// `row_softmax(S^C - SiLU(S^U))`, `[L, L]`: exactly 0 where the mask hides a key (eq. 12). A row that sees none is 0.
-template <Scalar T>
+template <ComputeScalar T>
 [[nodiscard]] Matrix<T> weights(const Input<T>& input, const Options& options = {}, const Mask& mask = {}) {
     const Matrix<T> all = scores(input, options, mask);
     Matrix<T> p = Matrix<T>::Zero(all.rows(), all.cols());
@@ -163,7 +163,7 @@ template <Scalar T>
 }
 
 /// `O`, `[L, dv]` (eq. 12).
-template <Scalar T>
+template <ComputeScalar T>
 [[nodiscard]] Matrix<T> output(const Input<T>& input, const Options& options = {}, const Mask& mask = {}) {
     const Matrix<T> p = weights(input, options, mask);
     Matrix<T> o = Matrix<T>::Zero(p.rows(), input.causal.v.cols());
@@ -174,13 +174,13 @@ template <Scalar T>
 }
 
 /// Heads side by side: the gates and lookahead keys of every key-value head.
-template <Scalar T>
+template <ComputeScalar T>
 [[nodiscard]] std::vector<Matrix<T>> gates(const Shape& shape, const Input<T>& input, const Options& options = {},
                                            const Mask& mask = {}) {
     return detail::of_each_head("dense::gates", shape, input, options, mask, shape.kv_heads,
                                 [&](const Input<T>& head, const Options& own) { return gates(head, own, mask); });
 }
-template <Scalar T>
+template <ComputeScalar T>
 [[nodiscard]] std::vector<Matrix<T>> lookahead_keys(const Shape& shape, const Input<T>& input, Index t,
                                                     const Options& options = {}, const Mask& mask = {}) {
     return detail::of_each_head(
@@ -189,27 +189,27 @@ template <Scalar T>
 }
 
 /// Heads side by side: the scores and weights of every query head.
-template <Scalar T>
+template <ComputeScalar T>
 [[nodiscard]] std::vector<Matrix<T>> lookahead_scores(const Shape& shape, const Input<T>& input,
                                                       const Options& options = {}, const Mask& mask = {}) {
     return detail::of_each_head(
         "dense::lookahead_scores", shape, input, options, mask, shape.heads,
         [&](const Input<T>& head, const Options& own) { return lookahead_scores(head, own, mask); });
 }
-template <Scalar T>
+template <ComputeScalar T>
 [[nodiscard]] std::vector<Matrix<T>> causal_scores(const Shape& shape, const Input<T>& input,
                                                    const Options& options = {}, const Mask& mask = {}) {
     return detail::of_each_head(
         "dense::causal_scores", shape, input, options, mask, shape.heads,
         [&](const Input<T>& head, const Options& own) { return causal_scores(head, own, mask); });
 }
-template <Scalar T>
+template <ComputeScalar T>
 [[nodiscard]] std::vector<Matrix<T>> scores(const Shape& shape, const Input<T>& input, const Options& options = {},
                                             const Mask& mask = {}) {
     return detail::of_each_head("dense::scores", shape, input, options, mask, shape.heads,
                                 [&](const Input<T>& head, const Options& own) { return scores(head, own, mask); });
 }
-template <Scalar T>
+template <ComputeScalar T>
 [[nodiscard]] std::vector<Matrix<T>> weights(const Shape& shape, const Input<T>& input, const Options& options = {},
                                              const Mask& mask = {}) {
     return detail::of_each_head("dense::weights", shape, input, options, mask, shape.heads,
@@ -217,7 +217,7 @@ template <Scalar T>
 }
 
 /// Heads side by side: `O`, `[L, heads dv]`.
-template <Scalar T>
+template <ComputeScalar T>
 [[nodiscard]] Matrix<T> output(const Shape& shape, const Input<T>& input, const Options& options = {},
                                const Mask& mask = {}) {
     const std::vector<Matrix<T>> of_heads =

@@ -11,6 +11,7 @@
 #include <castle/options.hpp>
 #include <castle/reference/activations.hpp>
 #include <castle/reference/seen.hpp>
+#include <castle/wide_input.hpp>
 
 namespace castle {
 inline namespace CASTLE_ABI {
@@ -18,7 +19,7 @@ inline namespace CASTLE_ABI {
 namespace detail {
 
 // One query head, whose shapes have been checked.
-template <Scalar T>
+template <ComputeScalar T>
 void recurrent_head(const Input<T>& input, MatrixView<T> out, const Options& options, const Mask& mask) {
     using Column = Eigen::Matrix<T, Eigen::Dynamic, 1>;
     const auto qc = input.causal.q.map(), kc = input.causal.k.map(), vc = input.causal.v.map();
@@ -61,9 +62,18 @@ void recurrent(const Shape& shape, const Input<T>& input, std::type_identity_t<M
                const Options& options = {}, const Mask& mask = {}) {
     detail::check_whole("recurrent", shape, input, options, mask);
     detail::call_of_whole("recurrent", shape, input).check_out("out", out);
-    for (Index h = 0; h < shape.heads; ++h) {
-        detail::recurrent_head(input.head(shape, h), out.middle_cols(h * shape.dv, shape.dv),
-                               detail::options_of_head(options, shape, h), mask);
+    if constexpr (!ComputeScalar<T>) {
+        const WideInput<T> wide(input);
+        Matrix<Compute<T>> wide_out(out.rows(), out.cols());
+        recurrent(shape, wide.input(), wide_out, options, mask);
+        for (Index row = 0; row < out.rows(); ++row) {
+            detail::copy_numbers(wide_out.row(row).data(), out.cols(), out.row(row));
+        }
+    } else {
+        for (Index h = 0; h < shape.heads; ++h) {
+            detail::recurrent_head(input.head(shape, h), out.middle_cols(h * shape.dv, shape.dv),
+                                   detail::options_of_head(options, shape, h), mask);
+        }
     }
 }
 

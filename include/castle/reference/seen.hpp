@@ -34,7 +34,7 @@ inline bool absorbs(const Mask& mask, Index window, Index s, Index t, Index keys
 }
 
 // The score of x = s^C - SiLU(s^U) at a distance; of a lone head.
-template <Scalar T>
+template <ComputeScalar T>
 T score_of(const ScoreTerms& terms, Index distance, T x) {
     if (terms.soft_cap) {
         const T cap = static_cast<T>(*terms.soft_cap);
@@ -46,7 +46,7 @@ T score_of(const ScoreTerms& terms, Index distance, T x) {
 }
 
 // exp(score - largest) of a row's scores divided by their sum, in their place. A sink takes part in the sum.
-template <Scalar T, class Column>
+template <ComputeScalar T, class Column>
 void softmax(const ScoreTerms& terms, Column& scores) {
     if (scores.size() == 0) return;
     T largest = scores.maxCoeff();

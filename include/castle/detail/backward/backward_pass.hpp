@@ -25,15 +25,17 @@ namespace detail {
 
 // What the backward pass of one key-value head and its group goes from and to. Row t of all is token t: the input, the
 // forward pass's output, logarithms of sums and masses, their gradients, and where the input's gradient goes.
-template <Scalar T>
+template <Scalar T, Scalar I = T>
 struct BackwardInput {
-    Input<T> input;
-    ConstMatrixView<T> out;
-    LogSumExp<T> log_sum_exp;
-    const T* mass;  // null where none was asked for
+    using C = Compute<T>;
+
+    Input<I> input;
+    ConstMatrixView<C> out;
+    LogSumExp<C> log_sum_exp;
+    const C* mass;  // null where none was asked for
     Index stride;   // of both, from one query head to the next
-    OutputGradient<T> d_output;
-    GradientView<T> gradient;
+    OutputGradient<C> d_output;
+    GradientView<C> gradient;
     Sight sight;
 
     Index rows() const { return d_output.out.rows(); }
@@ -43,23 +45,25 @@ struct BackwardInput {
 // The backward pass of one key-value head: the blocks of the sweep in reverse, a group of them at a time, as the sweep
 // does it: every block of the group is packed, all blocks meet all panels, one span of panels apart from the other, and
 // the spans' sums are added up in the order of the spans. `state` is as the forward pass left it, and is used up.
-template <Scalar T>
+template <Scalar T, Scalar I = T>
 class BackwardPass {
+    using C = Compute<T>;
+
   public:
     // Scratch for a head of so many rows and keys, and how many of LastBadBlocks.
     static Index elements(const HeadState<T>& state, Index rows, Index keys) {
-        return panels(keys) * GradientState<T>::elements(state.kind()) +
+        return panels(keys) * GradientState<C>::elements(state.kind()) +
                blocks_of_groups(rows) * (packed_elements(state) + spans(keys) * part_elements(state)) +
                terms_elements(state, rows, keys);
     }
     static Index panels(Index keys) { return ceil_div(keys, panel_size); }
 
-    BackwardPass(HeadState<T>& state, const BackwardInput<T>& input, T* memory, LastBadBlocks* last_bad_blocks)
+    BackwardPass(HeadState<T>& state, const BackwardInput<T, I>& input, C* memory, LastBadBlocks* last_bad_blocks)
         : state_(state),
           gradients_(state.kind(), memory, last_bad_blocks),
           input_(input),
           blocks_(blocks_of_groups(input.rows())),
-          memory_(memory + panels(input.keys()) * GradientState<T>::elements(state.kind())) {}
+          memory_(memory + panels(input.keys()) * GradientState<C>::elements(state.kind())) {}
 
     // That rows and keys can have.
     Index distances() const { return (std::max)(input_.rows(), input_.keys()); }
@@ -82,59 +86,64 @@ class BackwardPass {
         for (Index p = 0; p < panels(input_.keys()); ++p) finish_panel(p);
     }
 
-    void start_panel(Index p) { gradients_.start(p, input_.input.causal.v); }
+    void start_panel(Index p) {
+        const Index rows = (std::min)(panel_size, input_.keys() - p * panel_size);
+        gradients_.start(p, state_.values(p), state_.dv_padded(), rows);
+    }
 
     // The operands of the group's block b, and its rows' cotangents.
     void pack_block(const Group& group, Index b) {
-        const BlockRows<T> rows = block(group, b);
-        const BlockOperands<T>& operands = rows.operands;
+        const BlockRows<C> rows = block(group, b);
+        const BlockOperands<C>& operands = rows.operands;
         const Index d = state_.d(), dv = state_.dv(), n = rows.count();
-        const Input<T>& input = input_.input;
-        const auto pack = [&](const ConstMatrixView<T>& from, Index first_col, Index cols, T scale, T* to) {
+        const Input<I>& input = input_.input;
+        const auto pack = [&](const auto& from, Index first_col, Index cols, C scale, C* to) {
             transpose(from.row(rows.first) + first_col, from.outer_stride(), n, cols, scale, to, block_size);
         };
         for (Index h = 0; h < state_.group(); ++h) {
             pack(input.causal.q, h * d, d, state_.scale(), operands.causal_queries(h));
-            pack(input_.d_output.out, h * dv, dv, T(1), d_out(b, h));
+            pack(input_.d_output.out, h * dv, dv, C(1), d_out(b, h));
             for (Index i = 0; i < n; ++i) pack_row(rows.first + i, h, delta(b, h)[i], d_mass(b, h)[i]);
         }
         if (!state_.has_lookahead()) return;
         pack(input.lookahead.k, 0, d, state_.scale(), operands.lookahead_keys());
-        pack(input.lookahead.v, 0, d, T(1), operands.lookahead_values());
+        pack(input.lookahead.v, 0, d, C(1), operands.lookahead_values());
         for (Index h = 0; h < state_.group(); ++h) {
-            multiply<block_size>(n, d, Operand<T>{operands.causal_queries(h), 1, block_size},
+            multiply<block_size>(n, d, Operand<C>{operands.causal_queries(h), 1, block_size},
                                  operands.lookahead_values(), block_size, operands.triangle(h), block_size);
         }
     }
 
     // All blocks of the group, the last one first, against one span of keys.
     void sweep_span(const Group& group, Index span) {
-        for (Index b = 0; b < group.blocks(); ++b) std::fill_n(sums(span, b).data(), part_elements(state_), T(0));
+        for (Index b = 0; b < group.blocks(); ++b) std::fill_n(sums(span, b).data(), part_elements(state_), C(0));
         const Index end = (std::min)((span + 1) * span_panels, ceil_div(group.keys.end, panel_size));
         for (Index p = (std::max)(span * span_panels, group.keys.begin / panel_size); p < end; ++p) {
             for (Index b = group.blocks() - 1; b >= 0; --b) {
-                const BlockRows<T> rows = block(group, b);
+                const BlockRows<C> rows = block(group, b);
                 if (group.sight.rule == nullptr && p * panel_size >= rows.end) break;
-                PanelGradient<T>(state_, gradients_, rows, sums(span, b), input_.input.lookahead, p).run([&](Index h) {
-                    return BlockCotangents<T>{.d_out = d_out(b, h),
-                                              .delta = delta(b, h),
-                                              .d_mass = has_mass_gradient() ? d_mass(b, h) : nullptr,
-                                              .log_sum_exp = input_.log_sum_exp.from(h * input_.stride + rows.first),
-                                              .tables = has_tables(state_) ? tables(span, b, h) : nullptr};
-                });
+                PanelGradient<T, I>(state_, gradients_, rows, sums(span, b), input_.input.lookahead, p)
+                    .run([&](Index h) {
+                        return BlockCotangents<C>{
+                            .d_out = d_out(b, h),
+                            .delta = delta(b, h),
+                            .d_mass = has_mass_gradient() ? d_mass(b, h) : nullptr,
+                            .log_sum_exp = input_.log_sum_exp.from(h * input_.stride + rows.first),
+                            .tables = has_tables(state_) ? tables(span, b, h) : nullptr};
+                    });
             }
         }
     }
 
     // The gradients of score terms: of query head h those of its tables, for all distances, and
     // of its sink.
-    const T* d_factor(Index h) const { return terms(h); }
-    const T* d_bias(Index h) const { return terms(h) + distances(); }
-    T d_sink(Index h) const { return terms(h)[2 * distances()]; }
+    const C* d_factor(Index h) const { return terms(h); }
+    const C* d_bias(Index h) const { return terms(h) + distances(); }
+    C d_sink(Index h) const { return terms(h)[2 * distances()]; }
 
     void start_terms() {
         if (state_.terms() != nullptr) {
-            std::fill_n(terms(0), terms_elements(state_, input_.rows(), input_.keys()), T(0));
+            std::fill_n(terms(0), terms_elements(state_, input_.rows(), input_.keys()), C(0));
         }
     }
 
@@ -153,45 +162,45 @@ class BackwardPass {
 
     // The gradients of the rows of the group's block b: dQ^C, dK^U, dV^U; without lookahead dQ^U as well.
     void finish_block(const Group& group, Index b) {
-        const BlockRows<T> rows = block(group, b);
-        const BlockOperands<T> total = sums(group.first_span(), b);
+        const BlockRows<C> rows = block(group, b);
+        const BlockOperands<C> total = sums(group.first_span(), b);
         const Index d = state_.d();
         const Index spans = group.sight.rule != nullptr ? group.spans() : (rows.end - 1) / span_size + 1;
         for (Index s = group.first_span() + 1; s < spans; ++s) {
-            const T* part = sums(s, b).data();
-            T* sum = total.data();
-            for (Index i = 0; i < sums_elements(state_); i += Simd<T>::width) {
-                Simd<T>::store(sum + i, Simd<T>::add(Simd<T>::load(sum + i), Simd<T>::load(part + i)));
+            const C* part = sums(s, b).data();
+            C* sum = total.data();
+            for (Index i = 0; i < sums_elements(state_); i += Simd<C>::width) {
+                Simd<C>::store(sum + i, Simd<C>::add(Simd<C>::load(sum + i), Simd<C>::load(part + i)));
             }
         }
-        const GradientView<T>& gradient = input_.gradient;
+        const GradientView<C>& gradient = input_.gradient;
         for (Index h = 0; h < state_.group(); ++h) {
             if (state_.has_lookahead()) add_triangle(rows, total, h);
             write(total.causal_queries(h), block_size, rows, state_.scale(), gradient.causal.q, h * d, d);
         }
         if (!state_.has_lookahead()) {
             // There may be lookahead inputs, which have no effect.
-            for (const MatrixView<T>& g : {gradient.lookahead.q, gradient.lookahead.k, gradient.lookahead.v}) {
+            for (const MatrixView<C>& g : {gradient.lookahead.q, gradient.lookahead.k, gradient.lookahead.v}) {
                 if (g.rows() > 0) g.middle_rows(rows.first, rows.count()).map().setZero();
             }
             return;
         }
         write(total.lookahead_keys(), block_size, rows, state_.scale(), gradient.lookahead.k, 0, d);
-        write(total.lookahead_values(), block_size, rows, T(1), gradient.lookahead.v, 0, d);
+        write(total.lookahead_values(), block_size, rows, C(1), gradient.lookahead.v, 0, d);
     }
 
     // The gradients of the keys of panel p: dK^C, dV^C, dQ^U.
     void finish_panel(Index p) {
-        const BlockRows<T> rows{.origin = p * panel_size,
+        const BlockRows<C> rows{.origin = p * panel_size,
                                 .first = p * panel_size,
                                 .end = (std::min)((p + 1) * panel_size, input_.keys()),
                                 .sight = {},
                                 .operands = {nullptr, state_.operand_sizes()}};
-        const GradientView<T>& gradient = input_.gradient;
-        write(gradients_.d_causal_keys(p), panel_size, rows, T(1), gradient.causal.k, 0, state_.d());
-        write(gradients_.d_values(p), panel_size, rows, T(1), gradient.causal.v, 0, state_.dv());
+        const GradientView<C>& gradient = input_.gradient;
+        write(gradients_.d_causal_keys(p), panel_size, rows, C(1), gradient.causal.k, 0, state_.d());
+        write(gradients_.d_values(p), panel_size, rows, C(1), gradient.causal.v, 0, state_.dv());
         if (state_.has_lookahead()) {
-            write(gradients_.d_lookahead_queries(p), panel_size, rows, T(1), gradient.lookahead.q, 0, state_.d());
+            write(gradients_.d_lookahead_queries(p), panel_size, rows, C(1), gradient.lookahead.q, 0, state_.d());
         }
     }
 
@@ -220,9 +229,9 @@ class BackwardPass {
     bool has_mass_gradient() const { return input_.d_output.mass.rows() > 0; }
 
     // delta = dO . O, and what the gradients of the logarithm of the sum and of the mass take from every score.
-    void pack_row(Index t, Index h, T& delta, T& d_mass) const {
+    void pack_row(Index t, Index h, C& delta, C& d_mass) const {
         const Index dv = state_.dv();
-        const OutputGradient<T>& d = input_.d_output;
+        const OutputGradient<C>& d = input_.d_output;
         delta = dot(d.out.row(t) + h * dv, input_.out.row(t) + h * dv, dv);
         if (d.log_sum_exp.rows() > 0) delta -= d.log_sum_exp.row(t)[h];
         if (!has_mass_gradient()) return;
@@ -231,22 +240,22 @@ class BackwardPass {
     }
 
     void add_sink(const Group& group, Index h) {
-        const T sink = state_.terms()->sink(state_.first_head() + h);
-        T& sum = terms(h)[2 * distances()];
+        const C sink = state_.terms()->sink(state_.first_head() + h);
+        C& sum = terms(h)[2 * distances()];
         for (Index b = 0; b < group.blocks(); ++b) {
-            const BlockRows<T> rows = block(group, b);
+            const BlockRows<C> rows = block(group, b);
             for (Index i = 0; i < rows.count(); ++i) {
-                const LogSumExp<T> own = input_.log_sum_exp.from(h * input_.stride + rows.first + i);
+                const LogSumExp<C> own = input_.log_sum_exp.from(h * input_.stride + rows.first + i);
                 sum = std::fma(-exp_of_one((sink - *own.largest) - *own.log_sum), delta(b, h)[i], sum);
             }
         }
     }
 
     // The sums of one span and the block at `origin`; a distance has a place on either side of it.
-    void add_tables(Index origin, Index span, const T* sums, Index h) {
-        T* to = terms(h);
+    void add_tables(Index origin, Index span, const C* sums, Index h) {
+        C* to = terms(h);
         const Index nearest = origin + TableSums::last_row - span * span_size;  // the place of distance 0
-        for (const T* part : {sums, sums + TableSums::distances}) {
+        for (const C* part : {sums, sums + TableSums::distances}) {
             for (Index place = 0; place < span_size + TableSums::last_row; ++place) {
                 const Index distance = place < nearest ? nearest - place : place - nearest;
                 if (distance < distances()) to[distance] += part[place];
@@ -255,7 +264,7 @@ class BackwardPass {
         }
     }
 
-    BlockRows<T> block(const Group& group, Index b) const {
+    BlockRows<C> block(const Group& group, Index b) const {
         const Index origin = group.first + b * block_size;
         return {.origin = origin,
                 .first = origin,
@@ -263,27 +272,27 @@ class BackwardPass {
                 .sight = group.sight,
                 .operands = {packed(b), state_.operand_sizes()}};
     }
-    T* packed(Index b) const { return memory_ + b * packed_elements(state_); }
-    T* d_out(Index b, Index h) const { return packed(b) + sums_elements(state_) + h * cotangent_elements(state_); }
-    T* delta(Index b, Index h) const { return d_out(b, h) + state_.dv() * block_size; }
-    T* d_mass(Index b, Index h) const { return delta(b, h) + block_size; }
-    BlockOperands<T> sums(Index span, Index b) const {
-        T* first = memory_ + blocks_ * packed_elements(state_);
+    C* packed(Index b) const { return memory_ + b * packed_elements(state_); }
+    C* d_out(Index b, Index h) const { return packed(b) + sums_elements(state_) + h * cotangent_elements(state_); }
+    C* delta(Index b, Index h) const { return d_out(b, h) + state_.dv() * block_size; }
+    C* d_mass(Index b, Index h) const { return delta(b, h) + block_size; }
+    BlockOperands<C> sums(Index span, Index b) const {
+        C* first = memory_ + blocks_ * packed_elements(state_);
         return {first + (span * blocks_ + b) * part_elements(state_), state_.operand_sizes()};
     }
-    T* tables(Index span, Index b, Index h) const {
+    C* tables(Index span, Index b, Index h) const {
         return sums(span, b).data() + sums_elements(state_) + h * TableSums::elements;
     }
-    T* terms(Index h) const {
+    C* terms(Index h) const {
         return memory_ + blocks_ * (packed_elements(state_) + spans(input_.keys()) * part_elements(state_)) +
                h * (2 * distances() + 1);
     }
 
     // Of query head h: dQ^C += dT V^U and dV^U += dT^T scale Q^C, of dT the lower triangle. No key absorbs token 0.
-    void add_triangle(const BlockRows<T>& rows, const BlockOperands<T>& total, Index h) const {
-        alignas(64) T transposed[block_size * block_size];
-        transpose(total.triangle(h), block_size, block_size, block_size, T(1), transposed, block_size);
-        const auto add = [&](const T* x, const T* triangle, T* to, const ColumnRange* ranges) {
+    void add_triangle(const BlockRows<C>& rows, const BlockOperands<C>& total, Index h) const {
+        alignas(64) C transposed[block_size * block_size];
+        transpose(total.triangle(h), block_size, block_size, block_size, C(1), transposed, block_size);
+        const auto add = [&](const C* x, const C* triangle, C* to, const ColumnRange* ranges) {
             multiply_add_within<block_size, block_size, block_size>(state_.d(), rows.count(), x, triangle, to, ranges);
         };
         if (rows.sight.rule != nullptr &&
@@ -303,8 +312,8 @@ class BackwardPass {
     }
 
     // The same of the pairs of tokens that a key relates: the one sees it, and it absorbs the other.
-    void add_related_triangle(const BlockRows<T>& rows, const BlockOperands<T>& total, Index h,
-                              const T* transposed) const {
+    void add_related_triangle(const BlockRows<C>& rows, const BlockOperands<C>& total, Index h,
+                              const C* transposed) const {
         const Sight& sight = rows.sight;
         BlockWords of_rows{}, of_columns{};
         const KeyRange reach = sight.reach(rows.origin, rows.end);
@@ -320,8 +329,8 @@ class BackwardPass {
                 }
             }
         }
-        const auto add = [&](const T* x, const T* triangle, T* to, const BlockWords& words) {
-            multiply_add_where<block_size>(state_.d(), rows.count(), Operand<T>{x, block_size, 1}, triangle, block_size,
+        const auto add = [&](const C* x, const C* triangle, C* to, const BlockWords& words) {
+            multiply_add_where<block_size>(state_.d(), rows.count(), Operand<C>{x, block_size, 1}, triangle, block_size,
                                            to, block_size, words.data());
         };
         add(rows.operands.lookahead_values(), transposed, total.causal_queries(h), of_columns);
@@ -329,16 +338,16 @@ class BackwardPass {
     }
 
     // to[token, first_col + k] = scale from[k, token], k < cols
-    static void write(const T* from, Index stride, const BlockRows<T>& rows, T scale, const MatrixView<T>& to,
+    static void write(const C* from, Index stride, const BlockRows<C>& rows, C scale, const MatrixView<C>& to,
                       Index first_col, Index cols) {
         transpose(from, stride, cols, rows.count(), scale, to.row(rows.first) + first_col, to.outer_stride());
     }
 
     HeadState<T>& state_;
-    GradientState<T> gradients_;
-    const BackwardInput<T>& input_;
+    GradientState<C> gradients_;
+    const BackwardInput<T, I>& input_;
     Index blocks_;
-    T* memory_;
+    C* memory_;
 };
 
 }  // namespace detail

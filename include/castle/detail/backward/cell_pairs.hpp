@@ -26,7 +26,7 @@ struct KeptPairs {
 // Which tokens of a block and which keys of a cell, some columns of a panel, have to do with each other: who sees whom,
 // and who absorbs whom. Without a mask positions say so, as ranges; under a mask words do, from the cell's first column
 // on.
-template <Scalar T>
+template <ComputeScalar T>
 class CellPairs {
   public:
     CellPairs(const BlockRows<T>& rows, const AbsorbedTokens& tokens, Index window, Index p)

@@ -20,7 +20,7 @@ using LastBadBlocks = std::array<Index, panel_size / block_size>;
 // What the backward pass of one key-value head needs of the keys beside the forward pass's HeadState: their values
 // transposed, and the gradients of what is theirs, all as panels, [d][panel_size] or [dv][panel_size]. In memory of
 // others.
-template <Scalar T>
+template <ComputeScalar T>
 class GradientState {
   public:
     // Of one panel.
@@ -56,14 +56,14 @@ class GradientState {
         }
     }
 
-    // Panel p as before the last block: the values in place, every gradient 0.
-    void start(Index p, ConstMatrixView<T> values_of_all) {
-        const Index first = p * panel_size;
-        const Index rows = (std::min)(panel_size, values_of_all.rows() - first);
+    // Panel p as before the last block: its values, `rows` rows of the keys' values that lie so far apart, in place,
+    // and every gradient 0.
+    template <Scalar V>
+    void start(Index p, const V* values_of_keys, Index stride, Index rows) {
         last_bad_blocks_[p].fill(unlimited);
         // Columns of no token have values of 0.
         std::fill_n(values(p), (rows < panel_size ? dv_ * panel_size : 0), T(0));
-        transpose(values_of_all.row(first), values_of_all.outer_stride(), rows, dv_, T(1), values(p), panel_size);
+        transpose(values_of_keys, stride, rows, dv_, T(1), values(p), panel_size);
         std::fill_n(d_values(p), elements_ - dv_ * panel_size, T(0));
     }
 
@@ -86,7 +86,7 @@ struct TableSums {
 // Of the rows of one block and one query head: dO^T, [dv][block_size]; delta_i = dO_i . O_i; the gradients of masses,
 // null where there are none; and the logarithms of the sums of exp(score). The gradients of the tables add up in
 // `tables`, see TableSums, null where there are no tables.
-template <Scalar T>
+template <ComputeScalar T>
 struct BlockCotangents {
     const T* d_out;
     const T* delta;

@@ -47,15 +47,16 @@ namespace castle {
 inline namespace CASTLE_ABI {
 namespace detail {
 
-template <Scalar T>
+template <Scalar T, Scalar I = T>
 class PanelGradient {
-    using S = Simd<T>;
+    using C = Compute<T>;
+    using S = Simd<C>;
     using Packet = typename S::Packet;
 
   public:
     // `sums` are the gradients of the block's operands so far, in the operands' places; `lookahead` is the input's.
-    PanelGradient(HeadState<T>& state, GradientState<T>& gradients, const BlockRows<T>& rows,
-                  const BlockOperands<T>& sums, const Qkv<ConstMatrixView<T>>& lookahead, Index p)
+    PanelGradient(HeadState<T>& state, GradientState<C>& gradients, const BlockRows<C>& rows,
+                  const BlockOperands<C>& sums, const Qkv<ConstMatrixView<I>>& lookahead, Index p)
         : state_(state),
           gradients_(gradients),
           rows_(rows),
@@ -69,7 +70,7 @@ class PanelGradient {
     template <class Cotangents>
     void run(const Cotangents& cotangents) {
         // A partial block leaves columns of transposed_ unwritten.
-        if (rows_.count() < block_size) std::fill_n(transposed_, panel_size * block_size, T(0));
+        if (rows_.count() < block_size) std::fill_n(transposed_, panel_size * block_size, C(0));
         const Index first = p_ * panel_size;
         if (rows_.sight.mass_over != nullptr) {
             see(rows_.sight.mass_over->rule(), rows_.origin, rows_.origin, rows_.end, p_, rows_.sight.keys,
@@ -123,14 +124,14 @@ class PanelGradient {
     }
     template <Index Cols, class Cotangents>
     void run_cell(const Cotangents& cotangents) {
-        const BlockOperands<T>& block = rows_.operands;
+        const BlockOperands<C>& block = rows_.operands;
         const Index d = state_.d();
         if (absorbs()) {
             panel_scores_.template compute_gates<Cols>(pairs_.column(), gates_);
             if (pairs_.is_masked()) close_gates<Cols>(pairs_.absorbed_words(), 0, rows_.count(), gates_);
             if (rows_.finishes()) unfold<Cols>();
             // Query heads add to dU below, so what needs it as it is comes first.
-            multiply_with<Cols>(Operand<T>{block.lookahead_values(), 1, block_size}, d, gradients_.d_lookahead_keys(p_),
+            multiply_with<Cols>(Operand<C>{block.lookahead_values(), 1, block_size}, d, gradients_.d_lookahead_keys(p_),
                                 d_gates_);
             transpose_cell<Cols>(gates_);
             add_to_tokens<Cols>(d, gradients_.d_lookahead_keys(p_), sums_.lookahead_values(), pairs_.taken());
@@ -147,13 +148,13 @@ class PanelGradient {
 
     // What depends on the cell's weights of query head h. The transposed gates are there for head 0.
     template <Index Cols>
-    void run_head(Index h, const BlockCotangents<T>& cotangents) {
-        const QueryRows<T> rows = QueryRows<T>::of_head(rows_, h);
-        const T* queries = rows_.operands.causal_queries(h);
+    void run_head(Index h, const BlockCotangents<C>& cotangents) {
+        const QueryRows<C> rows = QueryRows<C>::of_head(rows_, h);
+        const C* queries = rows_.operands.causal_queries(h);
         const Index d = state_.d();
         if (state_.has_lookahead()) compute_lookahead_scores<Cols>(rows);
         panel_scores_.template compute_causal_scores<Cols>(rows, pairs_.column(), scores_);
-        multiply_with<Cols>(Operand<T>{cotangents.d_out, 1, block_size}, state_.dv(), gradients_.values(p_), d_scores_);
+        multiply_with<Cols>(Operand<C>{cotangents.d_out, 1, block_size}, state_.dv(), gradients_.values(p_), d_scores_);
         if (cotangents.d_mass != nullptr) add_mass_gradient<Cols>(cotangents.d_mass);
         panel_scores_.with_lookahead_term(
             [&](const auto& term) { this->template differentiate_scores<Cols>(h, cotangents, term); });
@@ -173,13 +174,15 @@ class PanelGradient {
         // Keys that came with the block have U = 0 before it, and its gradient is not needed.
         if (!state_.has_lookahead() || pairs_.is_diagonal()) return;
         transpose_cell<Cols>(d_lookahead_scores_);
-        add_to_tokens<Cols>(d, state_.lookahead_keys(p_), sums_.causal_queries(h), seeing);
+        state_.with_lookahead_keys(p_, rows_.origin, [&](const auto* keys) {
+            this->template add_to_tokens<Cols>(d, keys, sums_.causal_queries(h), seeing);
+        });
         add_to_keys<Cols>(d, queries, d_lookahead_scores_, gradients_.d_lookahead_keys(p_), visible);
     }
 
     // Into d_lookahead_scores_.
     template <Index Cols>
-    void compute_lookahead_scores(const QueryRows<T>& rows) {
+    void compute_lookahead_scores(const QueryRows<C>& rows) {
         if (pairs_.is_masked()) {
             panel_scores_.template compute_lookahead_scores<Cols>(rows, pairs_.column(), pairs_.absorbing(),
                                                                   pairs_.absorbed_words(), gates_, d_lookahead_scores_);
@@ -194,29 +197,29 @@ class PanelGradient {
 
     // out[tokens, Cols] = a panel
     template <Index Cols>
-    void multiply_with(Operand<T> a, Index n, const T* panel, T* out) const {
+    void multiply_with(Operand<C> a, Index n, const C* panel, C* out) const {
         multiply<Cols>(rows_.count(), n, a, panel + pairs_.column(), panel_size, out, panel_size);
     }
 
     // panel[dims, Cols] += x y, x being [dims][block] and y [tokens][panel].
     template <Index Cols>
-    void add_to_keys(Index dims, const T* x, const T* y, T* panel, const KeptPairs& kept) const {
+    void add_to_keys(Index dims, const C* x, const C* y, C* panel, const KeptPairs& kept) const {
         add_product<Cols, block_size, panel_size>(dims, rows_.count(), x, y, panel + pairs_.column(), kept);
     }
 
     // sum[dims, tokens] += panel y^T for the y that was transposed last.
-    template <Index Cols>
-    void add_to_tokens(Index dims, const T* panel, T* sum, const KeptPairs& kept) const {
+    template <Index Cols, Scalar A>
+    void add_to_tokens(Index dims, const A* panel, C* sum, const KeptPairs& kept) const {
         add_product<block_size, panel_size, block_size>(dims, Cols, panel + pairs_.column(), transposed_, sum, kept);
     }
 
     // Only blocks of keys have ranges.
-    template <Index Cols, Index AStride, Index Stride>
-    void add_product(Index rows, Index n, const T* a, const T* b, T* c, const KeptPairs& kept) const {
+    template <Index Cols, Index AStride, Index Stride, Scalar A>
+    void add_product(Index rows, Index n, const A* a, const C* b, C* c, const KeptPairs& kept) const {
         if (Cols == block_size && kept.ranges != nullptr) {
             multiply_add_within<block_size, AStride, Stride>(rows, n, a, b, c, kept.ranges);
         } else if (kept.words != nullptr && !is_finite(a, rows, n, AStride)) {
-            const Operand<T> left{a, AStride, 1};
+            const Operand<A> left{a, AStride, 1};
             if (kept.transposed) {
                 multiply_add_where<Cols>(rows, n, left, b, Stride, c, Stride, pairs_.by_key(kept, n).data());
             } else {
@@ -229,8 +232,8 @@ class PanelGradient {
 
     // transposed_[Cols][block] = y^T
     template <Index Cols>
-    void transpose_cell(const T* y) {
-        transpose(y, panel_size, rows_.count(), Cols, T(1), transposed_, block_size);
+    void transpose_cell(const C* y) {
+        transpose(y, panel_size, rows_.count(), Cols, C(1), transposed_, block_size);
     }
 
     // U of the cell as it was before the block.
@@ -240,10 +243,10 @@ class PanelGradient {
             clear_lookahead_keys<Cols>();
             return;
         }
-        T* u = state_.lookahead_keys(p_) + pairs_.column();
-        RestoredKeys<T, Cols> restored(state_, lookahead_, rows_.sight, p_, pairs_.column(),
-                                       {.gates = d_scores_, .keys = transposed_});
-        const Operand<T> values{rows_.operands.lookahead_values(), block_size, 1};
+        C* u = state_.lookahead_keys(p_) + pairs_.column();
+        RestoredKeys<T, I, Cols> restored(state_, lookahead_, rows_.sight, p_, pairs_.column(),
+                                          {.gates = d_scores_, .keys = transposed_});
+        const Operand<C> values{rows_.operands.lookahead_values(), block_size, 1};
         if (pairs_.is_masked()) {
             const auto before = restored.sizes();
             fold_words<Cols, Fold::subtract>(pairs_.absorbed_words(), 0, state_.d(), values, gates_, block_size, u);
@@ -258,17 +261,17 @@ class PanelGradient {
 
     template <Index Cols>
     void clear_lookahead_keys() {
-        T* u = state_.lookahead_keys(p_) + pairs_.column();
-        for (Index k = 0; k < state_.d(); ++k) std::fill_n(u + k * panel_size, Cols, T(0));
+        C* u = state_.lookahead_keys(p_) + pairs_.column();
+        for (Index k = 0; k < state_.d(); ++k) std::fill_n(u + k * panel_size, Cols, C(0));
     }
 
     // dP += d mass on the keys of the second mask.
     template <Index Cols>
-    void add_mass_gradient(const T* d_mass) {
+    void add_mass_gradient(const C* d_mass) {
         for (Index i = 0; i < rows_.count(); ++i) {
-            T* d_score = d_scores_ + i * panel_size;
-            const Lanes<T> lanes(mass_words_[std::size_t(i)] >> pairs_.column());
-            for_packets<T, Cols>([&](Index c) CASTLE_INLINE_LAMBDA {
+            C* d_score = d_scores_ + i * panel_size;
+            const Lanes<C> lanes(mass_words_[std::size_t(i)] >> pairs_.column());
+            for_packets<C, Cols>([&](Index c) CASTLE_INLINE_LAMBDA {
                 const Packet more = S::select(lanes[c], S::set(d_mass[i]), S::zero());
                 S::store(d_score + c, S::add(S::load(d_score + c), more));
             });
@@ -281,22 +284,22 @@ class PanelGradient {
     // Scores may differ from those of the forward pass, since U is recovered by subtraction. A large one may then
     // exceed the largest of its row; its weight must not exceed 1 for that.
     template <Index Cols, class Term>
-    void differentiate_scores(Index h, const BlockCotangents<T>& cotangents, const Term& lookahead_term) {
-        const TermTables<T>* terms = state_.terms();
+    void differentiate_scores(Index h, const BlockCotangents<C>& cotangents, const Term& lookahead_term) {
+        const TermTables<C>* terms = state_.terms();
         const bool has_terms = terms != nullptr && terms->changes_scores();
         for (Index i = 0; i < rows_.count(); ++i) {
-            T* weight = scores_ + i * panel_size;
-            T* d_score = d_scores_ + i * panel_size;
-            T* d_lookahead = d_lookahead_scores_ + i * panel_size;
+            C* weight = scores_ + i * panel_size;
+            C* d_score = d_scores_ + i * panel_size;
+            C* d_lookahead = d_lookahead_scores_ + i * panel_size;
             const Packet largest = S::set(cotangents.log_sum_exp.largest[i]);
             const Packet log_sum = S::set(cotangents.log_sum_exp.log_sum[i]);
             const Packet delta = S::set(cotangents.delta[i]);
             const auto weight_of = [&](Packet score) CASTLE_INLINE_LAMBDA {
                 const Packet below_largest = S::smaller(S::sub(score, largest), S::zero());
-                return exp_nonpositive<T>(S::sub(below_largest, log_sum));
+                return exp_nonpositive<C>(S::sub(below_largest, log_sum));
             };
             if (!has_terms) {
-                for_packets<T, Cols>([&](Index c) CASTLE_INLINE_LAMBDA {
+                for_packets<C, Cols>([&](Index c) CASTLE_INLINE_LAMBDA {
                     const auto term = lookahead_term(S::load(d_lookahead + c));
                     const Packet w = weight_of(term.subtracted_from(S::load(weight + c)));
                     const Packet ds = S::mul(w, S::sub(S::load(d_score + c), delta));
@@ -308,22 +311,22 @@ class PanelGradient {
                 continue;
             }
             // The same with what terms make of the scores, and back.
-            alignas(64) T capped[std::size_t(Cols)], slope[std::size_t(Cols)];
-            for_packets<T, Cols>([&](Index c) CASTLE_INLINE_LAMBDA {
+            alignas(64) C capped[std::size_t(Cols)], slope[std::size_t(Cols)];
+            for_packets<C, Cols>([&](Index c) CASTLE_INLINE_LAMBDA {
                 const auto term = lookahead_term(S::load(d_lookahead + c));
                 S::store(weight + c, term.subtracted_from(S::load(weight + c)));
                 S::store(d_lookahead + c, S::negate(term.derivative()));
             });
             terms->template apply_and_differentiate<Cols>(state_.first_head() + h, rows_.origin + i, pairs_.key(),
                                                           weight, capped, slope);
-            for_packets<T, Cols>([&](Index c) CASTLE_INLINE_LAMBDA {
+            for_packets<C, Cols>([&](Index c) CASTLE_INLINE_LAMBDA {
                 const Packet w = weight_of(S::load(weight + c));
                 S::store(weight + c, w);
                 S::store(d_score + c, S::mul(w, S::sub(S::load(d_score + c), delta)));
             });
             clear_unseen<Cols>(i);
             if (cotangents.tables != nullptr) add_to_tables<Cols>(i, d_score, capped, cotangents.tables);
-            for_packets<T, Cols>([&](Index c) CASTLE_INLINE_LAMBDA {
+            for_packets<C, Cols>([&](Index c) CASTLE_INLINE_LAMBDA {
                 const Packet ds = S::mul(S::load(d_score + c), S::load(slope + c));
                 S::store(d_score + c, ds);
                 S::store(d_lookahead + c, S::mul(ds, S::load(d_lookahead + c)));
@@ -335,18 +338,18 @@ class PanelGradient {
     // 0 in place of what row i has of keys that it does not see.
     template <Index Cols>
     void clear_unseen(Index i) {
-        for (T* matrix : {scores_, d_scores_, d_lookahead_scores_}) {
+        for (C* matrix : {scores_, d_scores_, d_lookahead_scores_}) {
             pairs_.template clear_unseen<Cols>(i, matrix + i * panel_size);
         }
     }
 
     // The gradients of the tables, of row i: its keys lie side by side there. What it does not see is left out.
     template <Index Cols>
-    void add_to_tables(Index i, const T* d_score, const T* capped, T* tables) const {
-        T* factors = tables + (pairs_.key() % span_size) - i + TableSums::last_row;
-        T* biases = factors + TableSums::distances;
-        const auto add = [&](const T* d, const T* y) {
-            for_packets<T, Cols>([&](Index c) CASTLE_INLINE_LAMBDA {
+    void add_to_tables(Index i, const C* d_score, const C* capped, C* tables) const {
+        C* factors = tables + (pairs_.key() % span_size) - i + TableSums::last_row;
+        C* biases = factors + TableSums::distances;
+        const auto add = [&](const C* d, const C* y) {
+            for_packets<C, Cols>([&](Index c) CASTLE_INLINE_LAMBDA {
                 S::store(factors + c, S::fma(S::load(d + c), S::load(y + c), S::load(factors + c)));
                 S::store(biases + c, S::add(S::load(biases + c), S::opaque(S::load(d + c))));  // no product is added
             });
@@ -355,7 +358,7 @@ class PanelGradient {
             add(d_score, capped);
             return;
         }
-        alignas(64) T kept[std::size_t(Cols)];
+        alignas(64) C kept[std::size_t(Cols)];
         std::copy_n(capped, Cols, kept);
         pairs_.template clear_unseen<Cols>(i, kept);
         add(d_score, kept);
@@ -368,7 +371,7 @@ class PanelGradient {
             !is_finite(rows_.operands.triangle(h), rows_.count(), rows_.count(), block_size)) {
             for (Index j = 0; j < rows_.count(); ++j) {
                 multiply_add_where<Cols>(1, rows_.count() - j,
-                                         Operand<T>{rows_.operands.triangle(h) + j * block_size + j, 1, block_size},
+                                         Operand<C>{rows_.operands.triangle(h) + j * block_size + j, 1, block_size},
                                          d_lookahead_scores_ + j * panel_size, panel_size, d_gates_ + j * panel_size,
                                          panel_size, pairs_.seen_words() + j);
             }
@@ -376,12 +379,12 @@ class PanelGradient {
         }
         for_row_tiles(rows_.count(), [&](auto height, Index j) {
             // Row i of the cell has to do with the tokens up to i.
-            const auto triangle = Operand<T>{rows_.operands.triangle(h) + j * block_size, 1, block_size}.rows_from(j);
+            const auto triangle = Operand<C>{rows_.operands.triangle(h) + j * block_size, 1, block_size}.rows_from(j);
             constexpr Index rest = constant<decltype(height)> - 1;
-            for_column_tiles<T, Cols>([&](auto packets, Index c) {
-                TileOf<T, decltype(height), decltype(packets)> tile;
-                const T* from = d_lookahead_scores_ + j * panel_size + c;
-                T* to = d_gates_ + j * panel_size + c;
+            for_column_tiles<C, Cols>([&](auto packets, Index c) {
+                TileOf<C, decltype(height), decltype(packets)> tile;
+                const C* from = d_lookahead_scores_ + j * panel_size + c;
+                C* to = d_gates_ + j * panel_size + c;
                 tile.load(to, panel_size);
                 tile.multiply_add_leading_triangle(triangle, from, panel_size);
                 tile.multiply_add(triangle.cols_from(rest), from + rest * panel_size, panel_size,
@@ -395,9 +398,9 @@ class PanelGradient {
     template <Index Cols>
     void differentiate_gates() {
         for (Index j = 0; j < rows_.count(); ++j) {
-            const T* gate = gates_ + j * panel_size;
-            T* d_gate = d_gates_ + j * panel_size;
-            for_packets<T, Cols>([&](Index c) CASTLE_INLINE_LAMBDA {
+            const C* gate = gates_ + j * panel_size;
+            C* d_gate = d_gates_ + j * panel_size;
+            for_packets<C, Cols>([&](Index c) CASTLE_INLINE_LAMBDA {
                 const Packet g = S::load(gate + c);
                 S::store(d_gate + c, S::mul(S::load(d_gate + c), S::mul(g, S::sub(S::set(1), g))));
             });
@@ -417,19 +420,19 @@ class PanelGradient {
                 for (Index s = 0; s < Cols; ++s) {
                     if ((pairs_.seen_words()[i] >> s & 1) != 0) own[std::size_t(s)] = by_key[std::size_t(s)];
                 }
-                multiply_add_where<block_size>(1, Cols, Operand<T>{d_lookahead_scores_ + i * panel_size, panel_size, 1},
+                multiply_add_where<block_size>(1, Cols, Operand<C>{d_lookahead_scores_ + i * panel_size, panel_size, 1},
                                                transposed_, block_size, sums_.triangle(h) + i * block_size, block_size,
                                                own.data());
             }
             return;
         }
         for_row_tiles(rows_.count(), [&](auto height, Index i) {
-            for_column_tiles<T, block_size>([&](auto packets, Index j) {
+            for_column_tiles<C, block_size>([&](auto packets, Index j) {
                 if (j > i + height - 1) return;
-                TileOf<T, decltype(height), decltype(packets)> tile;
-                T* to = sums_.triangle(h) + i * block_size + j;
+                TileOf<C, decltype(height), decltype(packets)> tile;
+                C* to = sums_.triangle(h) + i * block_size + j;
                 tile.load(to, block_size);
-                const auto d_scores = Operand<T>{d_lookahead_scores_, panel_size, 1}.rows_from(i);
+                const auto d_scores = Operand<C>{d_lookahead_scores_, panel_size, 1}.rows_from(i);
                 if (Cols == block_size && taken.ranges != nullptr) {
                     tile.multiply_add_within(d_scores, transposed_ + j, block_size, Cols, j,
                                              [&](Index s) { return taken.ranges[s]; });
@@ -442,20 +445,20 @@ class PanelGradient {
     }
 
     HeadState<T>& state_;
-    GradientState<T>& gradients_;
-    const BlockRows<T>& rows_;
-    BlockOperands<T> sums_;
-    const Qkv<ConstMatrixView<T>>& lookahead_;
+    GradientState<C>& gradients_;
+    const BlockRows<C>& rows_;
+    BlockOperands<C> sums_;
+    const Qkv<ConstMatrixView<I>>& lookahead_;
     PanelScores<T> panel_scores_;
-    CellPairs<T> pairs_;
+    CellPairs<C> pairs_;
     Index p_;
     BlockWords mass_words_;  // keys of the panel that the second mask shows
-    alignas(64) T gates_[block_size * panel_size];
-    alignas(64) T d_gates_[block_size * panel_size];
-    alignas(64) T scores_[block_size * panel_size];
-    alignas(64) T d_scores_[block_size * panel_size];
-    alignas(64) T d_lookahead_scores_[block_size * panel_size];
-    alignas(64) T transposed_[panel_size * block_size];
+    alignas(64) C gates_[block_size * panel_size];
+    alignas(64) C d_gates_[block_size * panel_size];
+    alignas(64) C scores_[block_size * panel_size];
+    alignas(64) C d_scores_[block_size * panel_size];
+    alignas(64) C d_lookahead_scores_[block_size * panel_size];
+    alignas(64) C transposed_[panel_size * block_size];
 };
 
 }  // namespace detail

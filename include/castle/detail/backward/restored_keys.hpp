@@ -28,22 +28,23 @@ namespace detail {
 // would depend on it. U is then summed up anew, as in the forward pass. That costs what the gates and the folding of
 // the forward pass cost up to the block, and happens where U grew by a factor of 2^12 in float, 2^26 in double, or
 // became infinite or NaN in more of its elements.
-template <Scalar T, Index Cols>
+template <Scalar T, Scalar I, Index Cols>
 class RestoredKeys {
-    using S = Simd<T>;
+    using C = Compute<T>;
+    using S = Simd<C>;
     static constexpr Index chunk = panel_size;
     static constexpr std::uint64_t every_column = ~std::uint64_t(0) >> (panel_size - Cols);
     // Half of the digits.
-    static constexpr T most_growth = T(Index(1) << (std::numeric_limits<T>::digits / 2));
+    static constexpr C most_growth = C(Index(1) << (std::numeric_limits<C>::digits / 2));
 
   public:
     // Scratch: [block_size][panel_size] each.
     struct Scratch {
-        T* gates;
-        T* keys;
+        C* gates;
+        C* keys;
     };
 
-    RestoredKeys(HeadState<T>& state, const Qkv<ConstMatrixView<T>>& lookahead, const Sight& sight, Index p,
+    RestoredKeys(HeadState<T>& state, const Qkv<ConstMatrixView<I>>& lookahead, const Sight& sight, Index p,
                  Index column, const Scratch& scratch)
         : state_(state),
           lookahead_(lookahead),
@@ -55,13 +56,13 @@ class RestoredKeys {
 
     // How large U is; of one with infinities or NaNs only that.
     struct Size {
-        T largest;
+        C largest;
         bool is_finite;
     };
     Size size() const {
         auto largest = S::zero(), zero_or_nan = S::zero();
         for (Index k = 0; k < state_.d(); ++k) {
-            for_packets<T, Cols>([&](Index c) CASTLE_INLINE_LAMBDA {
+            for_packets<C, Cols>([&](Index c) CASTLE_INLINE_LAMBDA {
                 const auto x = S::load(u_ + k * panel_size + c);
                 largest = S::larger(S::larger(x, S::negate(x)), largest);
                 zero_or_nan = S::add(zero_or_nan, S::sub(x, x));
@@ -72,7 +73,7 @@ class RestoredKeys {
 
     // After what the block at token `origin` added has been subtracted; `before` is the size that U had. What is
     // infinite or NaN after blocks that added nothing of the kind is so for earlier tokens' sake.
-    void run(Index origin, const Size& before, GradientState<T>& gradients) {
+    void run(Index origin, const Size& before, GradientState<C>& gradients) {
         const Size after = size();
         if (after.is_finite ? before.largest <= most_growth * after.largest
                             : origin > gradients.last_bad_block(p_, column_, Cols)) {
@@ -82,10 +83,10 @@ class RestoredKeys {
     }
 
     // The same under a mask, key by key: what one key has absorbed is nothing to its neighbours, whose bits stay.
-    using Sizes = std::array<T, std::size_t(Cols)>;
+    using Sizes = std::array<C, std::size_t(Cols)>;
     Sizes sizes() const {
         Sizes largest;
-        for_packets<T, Cols>([&](Index c) CASTLE_INLINE_LAMBDA {
+        for_packets<C, Cols>([&](Index c) CASTLE_INLINE_LAMBDA {
             auto size = S::zero(), zero_or_nan = S::zero();
             for (Index k = 0; k < state_.d(); ++k) {
                 const auto x = S::load(u_ + k * panel_size + c);
@@ -96,13 +97,13 @@ class RestoredKeys {
         });
         return largest;
     }
-    void run(Index origin, const Sizes& before, GradientState<T>& gradients) {
+    void run(Index origin, const Sizes& before, GradientState<C>& gradients) {
         const Sizes after = sizes();
         const bool adds_none = origin > gradients.last_bad_block(p_, column_, Cols);
         std::uint64_t columns = 0;
         bool has_bad = false;
         for (Index c = 0; c < Cols; ++c) {
-            const T size = after[std::size_t(c)];
+            const C size = after[std::size_t(c)];
             const bool is_bad = !std::isfinite(size);
             if (is_bad ? adds_none : before[std::size_t(c)] <= most_growth * size) continue;
             columns |= std::uint64_t(1) << c;
@@ -117,14 +118,14 @@ class RestoredKeys {
     // U before the block at token `origin`; returns the last block that made more of it infinite or NaN, or -1.
     // Of the columns of the word.
     Index sum_up(Index origin, std::uint64_t columns) {
-        for (Index k = 0; k < state_.d(); ++k) keep_columns<Cols>(~columns, T(0), u_ + k * panel_size);
+        for (Index k = 0; k < state_.d(); ++k) keep_columns<Cols>(~columns, C(0), u_ + k * panel_size);
         Index bad = 0, last_bad_block = -1;
         const Index first_key = p_ * panel_size + column_;
         for (Index token = round_down(first_key, block_size); token < origin; token += block_size) {
             const AbsorbedTokens tokens(state_.window(), token, token + block_size);
             const Absorbed absorbed = tokens.by_keys(first_key, Cols);
             if (absorbed == Absorbed::none) continue;
-            const Operand<T> values{lookahead_.v.row(token), 1, lookahead_.v.outer_stride()};
+            const Operand<I> values{lookahead_.v.row(token), 1, lookahead_.v.outer_stride()};
             if (sight_.rule == nullptr) {
                 compute_gates(token);
                 fold_tokens<Cols>(tokens, absorbed, p_, column_, state_.d(), values, scratch_.gates, block_size, u_);
@@ -140,7 +141,7 @@ class RestoredKeys {
     }
 
     // The same under a mask; whether it absorbs anything.
-    bool fold_seen(Index token, const Operand<T>& values, std::uint64_t columns) {
+    bool fold_seen(Index token, const Operand<I>& values, std::uint64_t columns) {
         BlockWords absorbed =
             absorbed_words(sight_.rule, state_.window(), token, token, token + block_size, p_, sight_.keys);
         if (cover_of(absorbed, 0, block_size) == Cover::none) return false;
@@ -166,13 +167,13 @@ class RestoredKeys {
 
     // Of the block at `token`.
     void compute_gates(Index token) {
-        std::fill_n(scratch_.gates, block_size * panel_size, T(0));
+        std::fill_n(scratch_.gates, block_size * panel_size, C(0));
         const Index d = state_.d();
         for (Index k = 0; k < d; k += chunk) {
             const Index n = (std::min)(chunk, d - k);
             for (Index j = 0; j < block_size; ++j) {
-                const T* key = lookahead_.k.row(token + j) + k;
-                for (Index i = 0; i < n; ++i) scratch_.keys[j * chunk + i] = state_.scale() * key[i];
+                const I* key = lookahead_.k.row(token + j) + k;
+                for (Index i = 0; i < n; ++i) scratch_.keys[j * chunk + i] = state_.scale() * widened(key[i]);
             }
             multiply_add<Cols, chunk, panel_size>(
                 block_size, n, scratch_.keys, state_.lookahead_queries(p_) + k * panel_size + column_, scratch_.gates);
@@ -181,12 +182,12 @@ class RestoredKeys {
     }
 
     HeadState<T>& state_;
-    const Qkv<ConstMatrixView<T>>& lookahead_;
+    const Qkv<ConstMatrixView<I>>& lookahead_;
     const Sight& sight_;
     Index p_;
     Index column_;
     Scratch scratch_;
-    T* u_;
+    C* u_;
 };
 
 }  // namespace detail

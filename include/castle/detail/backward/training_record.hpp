@@ -28,6 +28,8 @@ namespace detail {
 // that both work in. It keeps its memory from step to step.
 template <Scalar T>
 class TrainingRecord {
+    using C = Compute<T>;
+
   public:
     explicit TrainingRecord(const AttentionKind& kind) : kind_(kind), terms_(SequenceState<T>::terms_of(kind)) {}
 
@@ -52,7 +54,7 @@ class TrainingRecord {
     }
 
     Index bytes() const {
-        Index bytes = (log_sum_exp_.size() + mass_.size() + memory_.size()) * Index(sizeof(T)) +
+        Index bytes = (log_sum_exp_.size() + mass_.size() + memory_.size()) * Index(sizeof(C)) +
                       Index(last_bad_blocks_.size() * sizeof(LastBadBlocks)) +
                       Index((counts_.capacity() + places_.capacity() + order_.capacity()) * sizeof(Index));
         for (const auto& state : states_) bytes += state.bytes();
@@ -75,8 +77,8 @@ class TrainingRecord {
         Index tokens = 0;
         for (const Index count : counts) tokens += count;
         const Index sums = 2 * kind_.shape.heads * tokens;
-        if (sums > log_sum_exp_.size()) log_sum_exp_ = AlignedBuffer<T>(sums);
-        if (has_mass() && sums / 2 > mass_.size()) mass_ = AlignedBuffer<T>(sums / 2);
+        if (sums > log_sum_exp_.size()) log_sum_exp_ = AlignedBuffer<C>(sums);
+        if (has_mass() && sums / 2 > mass_.size()) mass_ = AlignedBuffer<C>(sums / 2);
         reserve_backward(executor);
         size_ = tokens;
     }
@@ -95,7 +97,7 @@ class TrainingRecord {
     }
 
     // Outputs of the forward pass, with what the backward pass needs of them.
-    OutputRows<T> output(OutputRows<T> rows) {
+    OutputRows<C> output(OutputRows<C> rows) {
         rows.log_sum_exp = {log_sum_exp_.data(), log_sum_exp_.data() + kind_.shape.heads * size_};
         rows.kept_mass = has_mass() ? mass_.data() : nullptr;
         rows.stride = size_;
@@ -110,16 +112,17 @@ class TrainingRecord {
             elements = (std::max)(elements, all.elements);
             panels = (std::max)(panels, all.panels);
         });
-        if (elements > memory_.size()) memory_ = AlignedBuffer<T>(elements);
+        if (elements > memory_.size()) memory_ = AlignedBuffer<C>(elements);
         if (panels > Index(last_bad_blocks_.size())) last_bad_blocks_.resize(std::size_t(panels));
     }
 
     // The backward pass, for which there is room; the record is used up. `out` is the forward pass's output. Gradients
     // may go to where the input is: every element of it is read before.
-    void backward(const Input<T>& input, ConstMatrixView<T> out, const OutputGradient<T>& d_output,
-                  const GradientView<T>& gradient, const TermsGradientView<T>& d_terms, const Executor& executor) {
-        const LogSumExp<T> log_sum_exp = output({}).log_sum_exp;
-        for (const MatrixView<T>& g : {d_terms.factor, d_terms.bias, d_terms.sinks}) {
+    template <Scalar I>
+    void backward(const Input<I>& input, ConstMatrixView<C> out, const OutputGradient<C>& d_output,
+                  const GradientView<C>& gradient, const TermsGradientView<C>& d_terms, const Executor& executor) {
+        const LogSumExp<C> log_sum_exp = output({}).log_sum_exp;
+        for (const MatrixView<C>& g : {d_terms.factor, d_terms.bias, d_terms.sinks}) {
             if (g.rows() > 0) g.map().setZero();
         }
         Index row = 0;
@@ -132,21 +135,22 @@ class TrainingRecord {
             const auto& work = state(i).work();
             const Index heads = kind_.group(), first = work.call_row, rows = count(i);
             const Index cols = heads * kind_.shape.dv, place = executor ? h : 0;
-            const auto rows_of_head = [&](const ConstMatrixView<T>& m) {
+            const auto rows_of_head = [&](const ConstMatrixView<C>& m) {
                 return m.rows() > 0 ? view_of_group(m, h, heads, first, rows) : m;
             };
-            const BackwardInput<T> own{.input = views_of_group(kind_.shape, input, h, first, rows),
-                                       .out = view_of_group(out, h, cols, first, rows),
-                                       .log_sum_exp = log_sum_exp.from(h * heads * size_ + first),
-                                       .mass = has_mass() ? mass_.data() + h * heads * size_ + first : nullptr,
-                                       .stride = size_,
-                                       .d_output = {.out = view_of_group(d_output.out, h, cols, first, rows),
-                                                    .log_sum_exp = rows_of_head(d_output.log_sum_exp),
-                                                    .mass = rows_of_head(d_output.mass)},
-                                       .gradient = views_of_group(kind_.shape, gradient, h, first, rows),
-                                       .sight = sight(i)};
-            BackwardPass<T> pass(state(i).head(h), own, memory_.data() + work.first_element + place * head_elements(i),
-                                 last_bad_blocks_.data() + work.first_panel + place * BackwardPass<T>::panels(keys(i)));
+            const BackwardInput<T, I> own{.input = views_of_group(kind_.shape, input, h, first, rows),
+                                          .out = view_of_group(out, h, cols, first, rows),
+                                          .log_sum_exp = log_sum_exp.from(h * heads * size_ + first),
+                                          .mass = has_mass() ? mass_.data() + h * heads * size_ + first : nullptr,
+                                          .stride = size_,
+                                          .d_output = {.out = view_of_group(d_output.out, h, cols, first, rows),
+                                                       .log_sum_exp = rows_of_head(d_output.log_sum_exp),
+                                                       .mass = rows_of_head(d_output.mass)},
+                                          .gradient = views_of_group(kind_.shape, gradient, h, first, rows),
+                                          .sight = sight(i)};
+            BackwardPass<T, I> pass(
+                state(i).head(h), own, memory_.data() + work.first_element + place * head_elements(i),
+                last_bad_blocks_.data() + work.first_panel + place * BackwardPass<T>::panels(keys(i)));
             f(pass);
         };
         if (size_ > 0) {
@@ -198,13 +202,14 @@ class TrainingRecord {
     }
 
     // Adds the gradients of the terms that a pass of key-value head h has, of the query heads of its group.
-    void add_terms(const BackwardPass<T>& pass, Index h, const TermsGradientView<T>& d_terms) const {
+    template <class Pass>
+    void add_terms(const Pass& pass, Index h, const TermsGradientView<C>& d_terms) const {
         if (!d_terms.has_any()) return;
         for (Index i = 0; i < kind_.group(); ++i) {
             const Index head = h * kind_.group() + i;
-            const auto add = [&](const MatrixView<T>& to, const T* from) {
+            const auto add = [&](const MatrixView<C>& to, const C* from) {
                 if (to.rows() == 0) return;
-                T* row = to.row(to.rows() == 1 ? 0 : head);
+                C* row = to.row(to.rows() == 1 ? 0 : head);
                 for (Index k = 0; k < (std::min)(to.cols(), pass.distances()); ++k) row[k] += from[k];
             };
             add(d_terms.factor, pass.d_factor(i));
@@ -244,7 +249,7 @@ class TrainingRecord {
     }
 
     template <class WithPass>
-    void run_batch(Index first, Index end, const WithPass& with_pass, const TermsGradientView<T>& d_terms,
+    void run_batch(Index first, Index end, const WithPass& with_pass, const TermsGradientView<C>& d_terms,
                    const Executor& executor) {
         if (!executor) {
             for (Index i = first; i < end; ++i) {
@@ -300,9 +305,9 @@ class TrainingRecord {
     SelfMovable<std::vector<Index>> order_{std::vector<Index>()};
     SelfMovable<std::vector<Mask>> seen_{std::vector<Mask>()};
     SelfMovable<std::vector<Mask>> mass_over_{std::vector<Mask>()};
-    AlignedBuffer<T> log_sum_exp_;
-    AlignedBuffer<T> mass_;
-    AlignedBuffer<T> memory_;
+    AlignedBuffer<C> log_sum_exp_;
+    AlignedBuffer<C> mass_;
+    AlignedBuffer<C> memory_;
     SelfMovable<std::vector<LastBadBlocks>> last_bad_blocks_{std::vector<LastBadBlocks>()};
     Index cross_keys_ = -1;  // see CallMasks
     Index size_ = 0;

@@ -18,38 +18,39 @@ namespace detail {
 
 // What panel p has absorbed of the open block, under the masks of the calls, added to u, [d][panel_size].
 template <Scalar T>
-void fold_open_block(const HeadState<T>& state, Index p, T* u) {
+void fold_open_block(const HeadState<T>& state, Index p, Compute<T>* u) {
     const Index tokens = state.size() % block_size;
     const BlockWords words = state.words_of(state.size() / block_size, p);
     if (tokens == 0 || cover_of(words, 0, tokens) == Cover::none) return;
-    alignas(64) T gates[block_size * panel_size];
+    alignas(64) Compute<T> gates[block_size * panel_size];
     std::copy_n(state.gates(p), tokens * panel_size, gates);
     close_gates<panel_size>(words, 0, tokens, gates);
-    fold_words<panel_size>(words, 0, state.d(), Operand<T>{state.open_block().lookahead_values(), block_size, 1}, gates,
-                           tokens, u);
+    fold_words<panel_size>(words, 0, state.d(),
+                           Operand<Compute<T>>{state.open_block().lookahead_values(), block_size, 1}, gates, tokens, u);
 }
 
 // U with the open block folded in as well, [size, d]; zeros for keys that no row to come sees.
 template <Scalar T>
-Matrix<T> lookahead_keys(const HeadState<T>& state) {
+Matrix<Compute<T>> lookahead_keys(const HeadState<T>& state) {
+    using C = Compute<T>;
     const Index size = state.size();
     const Index d = state.d();
-    Matrix<T> u = Matrix<T>::Zero(size, d);
+    Matrix<C> u = Matrix<C>::Zero(size, d);
     if (!state.has_lookahead()) return u;
 
     const Index origin = round_down(size, block_size);
     const AbsorbedTokens open(state.window(), origin, size);
-    AlignedBuffer<T> panel(d * panel_size);
+    AlignedBuffer<C> panel(d * panel_size);
     const Index first_seen = state.sliding_window() <= size ? size - state.sliding_window() + 1 : 0;
     for (Index p = first_seen / panel_size; p * panel_size < size; ++p) {
-        std::copy_n(state.lookahead_keys(p), panel.size(), panel.data());
+        state.with_lookahead_keys(p, origin, [&](const auto* keys) { copy_numbers(keys, panel.size(), panel.data()); });
         if (state.is_masked()) {
             fold_open_block(state, p, panel.data());
         } else {
             fold_block(state, open, size - origin, state.open_block(), state.gates(p), p, panel.data());
         }
         const Index first = (std::max)(p * panel_size, first_seen), end = (std::min)((p + 1) * panel_size, size);
-        u.middleRows(first, end - first) = Eigen::Map<const Matrix<T>>(panel.data(), d, panel_size)
+        u.middleRows(first, end - first) = Eigen::Map<const Matrix<C>>(panel.data(), d, panel_size)
                                                .middleCols(first - p * panel_size, end - first)
                                                .transpose();
     }
@@ -58,7 +59,7 @@ Matrix<T> lookahead_keys(const HeadState<T>& state) {
 
 // Of one key-value head of a sequence, if there is one of this number.
 template <Scalar T>
-Matrix<T> lookahead_keys(std::string_view where, const SequenceState<T>& state, Index kv_head) {
+Matrix<Compute<T>> lookahead_keys(std::string_view where, const SequenceState<T>& state, Index kv_head) {
     if (kv_head < 0 || kv_head >= state.heads()) {
         fail(where, "kv_head is ", kv_head, " but must be within [0, ", state.heads(), ")");
     }

@@ -17,7 +17,7 @@ template <Scalar T>
 void make_open_gates(HeadState<T>& state) {
     const Index size = state.size(), origin = round_down(size, block_size);
     if (!state.has_lookahead() || size == origin) return;
-    const BlockRows<T> rows{
+    const BlockRows<Compute<T>> rows{
         .origin = origin, .first = origin, .end = size, .sight = {}, .operands = state.open_block()};
     for (Index p = oldest_panel(state.window(), origin); p * panel_size < size; ++p) {
         PanelSweep<T>(state, rows, p).make_gates();

@@ -47,14 +47,9 @@ class SavedWriter {
         word(checksum_.value());
         checksum_ = so_far;
     }
-    template <Scalar T>
-    void elements(const T* data, Index count) {
-        bytes(data, std::size_t(count) * sizeof(T));
-    }
-    template <Scalar T>
     void zeros(Index count) {
-        static constexpr std::array<T, 64> some{};
-        for (; count > 0; count -= 64) elements(some.data(), std::min<Index>(count, 64));
+        static constexpr std::array<unsigned char, 256> some{};
+        for (; count > 0; count -= Index(some.size())) bytes(some.data(), std::min(std::size_t(count), some.size()));
     }
 
   private:
@@ -136,12 +131,13 @@ void save_cache(std::ostream& out, const SequenceState<T>& state, const SavedIde
         auto& head = const_cast<HeadState<T>&>(state.head(h));  // to find where arrays are; only read
         for_saved_arrays<T>(identity, identity.undoable, [&](const SavedArrays& arrays) {
             for (Index i = 0; i < arrays.count; ++i) {
-                const auto array = SavedArray<T>::of(head, arrays, i);
+                const auto array = SavedArray::of(head, arrays, i);
+                const Index used = array.used_cols * arrays.element;
                 for (Index row = 0; row < array.used_rows; ++row) {
-                    writer.elements(array.data + row * array.stride, array.used_cols);
-                    writer.template zeros<T>(arrays.cols - array.used_cols);
+                    writer.bytes(array.data + row * array.stride, std::size_t(used));
+                    writer.zeros(arrays.row_bytes() - used);
                 }
-                writer.template zeros<T>((arrays.rows - array.used_rows) * arrays.cols);
+                writer.zeros((arrays.rows - array.used_rows) * arrays.row_bytes());
             }
         });
     }
@@ -191,24 +187,24 @@ SavedIdentity read_identity(SavedReader& reader) {
     return saved;
 }
 
-// How many elements a head of a saved cache has. The sizes are sensible one by one, and nothing else is known of them;
+// How many bytes a head of a saved cache has. The sizes are sensible one by one, and nothing else is known of them;
 // throws std::runtime_error if there cannot be so many in all.
 template <Scalar T>
-Index saved_elements(const SavedIdentity& saved) {
-    double most = 0x1p60 / double(saved.kind.shape.kv_heads);
-    Index elements = 0;
+Index saved_bytes(const SavedIdentity& saved) {
+    double most = 0x1p62 / double(saved.kind.shape.kv_heads);
+    Index bytes = 0;
     for_saved_arrays<T>(saved, saved.undoable, [&](const SavedArrays& arrays) {
-        most -= double(arrays.count) * double(arrays.rows) * double(arrays.cols);
+        most -= double(arrays.count) * double(arrays.rows) * double(arrays.row_bytes());
         if (most < 0) reject_cache("is too large");
-        elements += arrays.count * arrays.rows * arrays.cols;
+        bytes += arrays.count * arrays.rows * arrays.row_bytes();
     });
-    return elements;
+    return bytes;
 }
 
 // Reads the tokens into `state`, which has none yet, and is of the saved kind.
 template <Scalar T>
 void read_state(SavedReader& reader, const SavedIdentity& saved, SequenceState<T>& state) {
-    const std::size_t head_bytes = std::size_t(saved_elements<T>(saved)) * sizeof(T);
+    const std::size_t head_bytes = std::size_t(saved_bytes<T>(saved));
     const std::vector<unsigned char> bytes = reader.bytes(head_bytes * std::size_t(state.heads()));
     reader.check_sum();
     state.make_room(saved.size, saved.is_masked);
@@ -218,9 +214,9 @@ void read_state(SavedReader& reader, const SavedIdentity& saved, SequenceState<T
         head.history().set_undoable(saved.undoable);
         for_saved_arrays<T>(saved, head.history().undoable(), [&](const SavedArrays& arrays) {
             for (Index i = 0; i < arrays.count; ++i) {
-                const auto array = SavedArray<T>::of(head, arrays, i);
-                for (Index row = 0; row < arrays.rows; ++row, from += std::size_t(arrays.cols) * sizeof(T)) {
-                    std::memcpy(array.data + row * array.stride, from, std::size_t(arrays.cols) * sizeof(T));
+                const auto array = SavedArray::of(head, arrays, i);
+                for (Index row = 0; row < arrays.rows; ++row, from += arrays.row_bytes()) {
+                    std::memcpy(array.data + row * array.stride, from, std::size_t(arrays.row_bytes()));
                 }
             }
         });

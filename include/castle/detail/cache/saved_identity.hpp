@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <array>
 #include <bit>
+#include <concepts>
 #include <cstddef>
 #include <cstdint>
 #include <stdexcept>
@@ -49,11 +50,21 @@ struct SavedIdentity {
 
     static constexpr std::array<char, 8> magic = {'c', 'a', 's', 't', 'l', 'e', 'K', 'V'};
 
-    // What a build expects: the format's version, the order of an element's bytes, their number, the layout.
+    // The bytes of a scalar, and more for the second of two of as many bytes.
+    template <Scalar T>
+    static constexpr std::uint64_t scalar_word = sizeof(T) + (std::same_as<T, bfloat16> ? 16 : 0);
+    // What a build expects: the format's version, the order of an element's bytes, which scalar it is, the layout.
     using Format = std::array<std::uint64_t, 5>;
     template <Scalar T>
-    static constexpr Format format = {3, std::endian::native == std::endian::little ? 1 : 2, sizeof(T), block_size,
+    static constexpr Format format = {3, std::endian::native == std::endian::little ? 1 : 2, scalar_word<T>, block_size,
                                       panel_size};
+    static std::string name_of(std::uint64_t scalar) {
+        return scalar == scalar_word<double>     ? "double"
+               : scalar == scalar_word<float>    ? "float"
+               : scalar == scalar_word<half>     ? "half"
+               : scalar == scalar_word<bfloat16> ? "bfloat16"
+                                                 : "another scalar";
+    }
 
     static constexpr std::size_t word_count =
         Format().size() + AttentionKind::word_count + LayerWords().size() + TermsWords().size() + 4;
@@ -79,7 +90,7 @@ struct SavedIdentity {
         if (w[0] != own[0]) reject_cache("is of another version of the format");
         if (w[1] != own[1]) reject_cache("has the bytes of its elements in another order");
         if (w[2] != own[2]) {
-            reject_cache(text("has elements of ", Index(w[2]), " bytes, not of ", Index(own[2])));
+            reject_cache(text("has elements of ", name_of(w[2]), ", not of ", name_of(own[2])));
         }
         if (w[3] != own[3] || w[4] != own[4]) reject_cache("has another layout");
         const std::uint64_t* from = w.data() + own.size();

@@ -47,7 +47,7 @@ struct AttentionKind {
                 .lookahead_window = options.lookahead_window,
                 .silu = options.silu,
                 .causal_keys = options.causal_keys,
-                .scale = double(static_cast<T>(scale_for(options, shape.d))),
+                .scale = double(static_cast<Compute<T>>(scale_for(options, shape.d))),
                 .terms = options.terms.has_any() ? std::make_shared<const ScoreTerms>(options.terms) : nullptr};
     }
 

@@ -75,7 +75,7 @@ inline void check_rollback(Index tokens, Index most) {
 
 template <Scalar T>
 bool is_scale(double scale) {
-    return std::abs(scale) <= static_cast<double>((std::numeric_limits<T>::max)());
+    return std::abs(scale) <= static_cast<double>((std::numeric_limits<Compute<T>>::max)());
 }
 
 template <Scalar T>
@@ -89,7 +89,7 @@ void check_options(std::string_view where, const Options& options) {
 // The score terms of so many query heads.
 template <Scalar T>
 void check_terms(std::string_view where, const ScoreTerms& terms, Index heads) {
-    const auto is_finite = [](double x) { return std::isfinite(static_cast<T>(x)); };
+    const auto is_finite = [](double x) { return std::isfinite(static_cast<Compute<T>>(x)); };
     const auto check_table = [&](std::string_view name, const Matrix<double>& table) {
         if (table.rows() == 0 && table.cols() == 0) return;
         if (table.cols() == 0)
@@ -108,8 +108,8 @@ void check_terms(std::string_view where, const ScoreTerms& terms, Index heads) {
     };
     check_table("factor", terms.factor);
     check_table("bias", terms.bias);
-    if (terms.soft_cap &&
-        !(static_cast<T>(*terms.soft_cap) >= (std::numeric_limits<T>::min)() && is_finite(*terms.soft_cap))) {
+    if (terms.soft_cap && !(static_cast<Compute<T>>(*terms.soft_cap) >= (std::numeric_limits<Compute<T>>::min)() &&
+                            is_finite(*terms.soft_cap))) {
         fail(where, "options.terms.soft_cap is ", *terms.soft_cap,
              " but must be above 0 and finite, also in the scalar of the matrices");
     }
@@ -124,7 +124,7 @@ void check_terms(std::string_view where, const ScoreTerms& terms, Index heads) {
 }
 
 // Where the gradients of these terms go.
-template <Scalar T>
+template <ComputeScalar T>
 void check_terms_gradient(std::string_view where, const ScoreTerms& terms, const TermsGradientView<T>& g) {
     const auto check_one = [&](std::string_view name, const MatrixView<T>& m, Index rows, Index cols) {
         if (m.rows() == 0 || (m.rows() == rows && m.cols() == cols)) return;

@@ -77,12 +77,14 @@ class WholeCall {
 // The sequences are of one shape.
 template <Scalar T>
 class AppendTransaction {
+    using C = Compute<T>;
+
   public:
     // With `together` sequences share their steps without threads too, for the sake of what else is done with a step's
     // rows. Scratch is taken from `memory`, which grows where it is too small. With one token for each sequence none is
     // needed.
     AppendTransaction(const Sequences<T>& sequences, std::span<const Index> counts, const CallMasks& masks,
-                      bool together, AlignedBuffer<T>& memory, const Executor& executor)
+                      bool together, AlignedBuffer<C>& memory, const Executor& executor)
         : sequences_(sequences),
           counts_(counts),
           masks_(masks),
@@ -107,7 +109,7 @@ class AppendTransaction {
         }
         Index scratch = 0;
         for_batches([&](Index first, Index end) { scratch = (std::max)(scratch, place_scratch(first, end, nullptr)); });
-        if (scratch > memory.size()) memory = AlignedBuffer<T>(scratch);
+        if (scratch > memory.size()) memory = AlignedBuffer<C>(scratch);
         memory_ = memory.data();
     }
 
@@ -197,7 +199,8 @@ class AppendTransaction {
         }
 
         // The attention of the step's rows, of all heads.
-        void attend(const Input<T>& input, const OutputRows<T>& output) const {
+        template <Scalar I, Scalar O>
+        void attend(const Input<I>& input, const OutputRows<O>& output) const {
             append_.attend(first_, end_, rows(), input, output);
         }
 
@@ -246,7 +249,7 @@ class AppendTransaction {
 
     // Gives each sequence its part of `memory` and returns how much all of them need. Without threads heads run one
     // after the other, and all in the same part, which the processor's caches hold.
-    Index place_scratch(Index first, Index end, T* memory) const {
+    Index place_scratch(Index first, Index end, C* memory) const {
         Index used = 0;
         for (Index i = first; i < end; ++i) {
             auto& w = work(i);
@@ -266,11 +269,12 @@ class AppendTransaction {
     GroupScratch<T> scratch(Index i, Index h) const {
         SequenceState<T>& one = sequences_[i];
         const auto& w = one.work();
-        T* memory = w.scratch != nullptr && executor_ ? w.scratch + h * head_scratch(i) : w.scratch;
+        C* memory = w.scratch != nullptr && executor_ ? w.scratch + h * head_scratch(i) : w.scratch;
         return {one.head(h), w.group, memory, memory != nullptr ? nullptr : one.step_scratch(h)};
     }
 
-    void attend(Index first, Index end, Index rows, const Input<T>& input, const OutputRows<T>& output) const {
+    template <Scalar I, Scalar O>
+    void attend(Index first, Index end, Index rows, const Input<I>& input, const OutputRows<O>& output) const {
         const Shape& shape = kind().shape;
         const auto head = [&](Index i, Index h) -> HeadState<T>& { return sequences_[i].head(h); };
         // Of a sequence that looks ahead all keys of the call, before its first group.
@@ -354,7 +358,7 @@ class AppendTransaction {
     Index rows_together_;
     std::vector<Mask> narrowed_;  // masks that are cut to the windows of caches
     bool looks_ahead_ = false;
-    T* memory_ = nullptr;
+    C* memory_ = nullptr;
 };
 
 // The mask for the next `rows` rows of a sequence; see check_sight in check/.
@@ -367,12 +371,13 @@ void check_sight(std::string_view where, const SequenceState<T>& state, const Ma
     check_sight(where, mask, state.kind().terms.get(), size, size + rows, mass_over);
 }
 
-// Appends the tokens of `input` to the sequences, with the outputs to `out`; shapes have been checked.
-template <Scalar T>
-void append(const Sequences<T>& sequences, std::span<const Index> counts, const CallMasks& masks, const Input<T>& input,
-            const OutputRows<T>& output, const Executor& executor) {
+// Appends the tokens of `input` to the sequences, with the outputs to `out`; shapes have been checked. Sequences may
+// keep their numbers in another scalar than that of the input and the output, which is one.
+template <Scalar T, Scalar I>
+void append(const Sequences<T>& sequences, std::span<const Index> counts, const CallMasks& masks, const Input<I>& input,
+            const OutputRows<I>& output, const Executor& executor) {
     if (input.causal.q.rows() == 0) return;
-    AlignedBuffer<T> memory;
+    AlignedBuffer<Compute<T>> memory;
     AppendTransaction<T> transaction(sequences, counts, masks, /*together=*/false, memory, executor);
     transaction.for_steps(/*packed=*/false, [&](const auto& step) { step.attend(input, output); });
 }

@@ -18,15 +18,17 @@ namespace detail {
 // softmax for every row, query head and span that it sees. Row i of query head h is row h rows() + i of a softmax.
 template <Scalar T>
 class GroupScratch {
+    using C = Compute<T>;
+
   public:
     // For groups of up to `rows` rows of a sequence of up to `tokens` tokens.
     static Index elements(const HeadState<T>& state, Index rows, Index tokens) {
         return (group_blocks - 1) * state.operand_sizes().elements() +
-               state.most_spans(tokens) * SoftmaxRows<T>::elements(rows * state.group(), state.dv_padded());
+               state.most_spans(tokens) * SoftmaxRows<C>::elements(rows * state.group(), state.dv_padded());
     }
 
     // Into memory of so many elements. A group of one row has but the open block, and takes its softmax to `step`.
-    GroupScratch(HeadState<T>& state, const Group& group, T* memory, T* step)
+    GroupScratch(HeadState<T>& state, const Group& group, C* memory, C* step)
         : state_(state),
           group_(group),
           operands_(memory),
@@ -34,7 +36,7 @@ class GroupScratch {
 
     const Group& group() const { return group_; }
 
-    BlockRows<T> block(Index i) const {
+    BlockRows<C> block(Index i) const {
         const Index origin = group_.origin() + i * block_size;
         const OperandSizes sizes = state_.operand_sizes();
         return {
@@ -42,19 +44,19 @@ class GroupScratch {
             .first = (std::max)(origin, group_.first),
             .end = (std::min)(origin + block_size, group_.end),
             .sight = group_.sight,
-            .operands = i == 0 ? state_.open_block() : BlockOperands<T>(operands_ + (i - 1) * sizes.elements(), sizes)};
+            .operands = i == 0 ? state_.open_block() : BlockOperands<C>(operands_ + (i - 1) * sizes.elements(), sizes)};
     }
 
-    SoftmaxRows<T> softmax(Index span) const {
+    SoftmaxRows<C> softmax(Index span) const {
         const Index rows = group_.rows() * state_.group(), dv = state_.dv_padded();
-        return {softmax_ + (span - group_.first_span()) * SoftmaxRows<T>::elements(rows, dv), rows, dv};
+        return {softmax_ + (span - group_.first_span()) * SoftmaxRows<C>::elements(rows, dv), rows, dv};
     }
 
   private:
     HeadState<T>& state_;
     Group group_;
-    T* operands_;
-    T* softmax_;
+    C* operands_;
+    C* softmax_;
 };
 
 }  // namespace detail

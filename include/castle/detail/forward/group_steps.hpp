@@ -22,25 +22,29 @@ namespace detail {
 // Copies the keys and values of tokens [first, first + count), which are of one block, to their panel; they are the
 // rows of the input from `row` on. Ahead of the block's turn its lookahead queries, which are in a ring buffer, are not
 // to take the place of those that earlier blocks need.
-template <Scalar T>
-void pack_keys(HeadState<T>& state, Index first, Index count, const Input<T>& input, Index row, bool is_ahead) {
+template <Scalar T, Scalar I>
+void pack_keys(HeadState<T>& state, Index first, Index count, const Input<I>& input, Index row, bool is_ahead) {
+    using C = Compute<T>;
     const Index d = state.d(), p = first / panel_size, column = first % panel_size;
-    const auto pack = [&](const ConstMatrixView<T>& from, T* to) {
-        transpose(from.row(row), from.outer_stride(), count, d, T(1), to + column, panel_size);
+    const auto pack = [&](const ConstMatrixView<I>& from, T* to) {
+        transpose(from.row(row), from.outer_stride(), count, d, C(1), to + column, panel_size);
     };
     pack(input.causal.k, state.causal_keys(p));
     for (Index i = 0; i < count; ++i) {
-        std::copy_n(input.causal.v.row(row + i), state.dv(), state.values(p) + (column + i) * state.dv_padded());
+        copy_numbers(input.causal.v.row(row + i), state.dv(), state.values(p) + (column + i) * state.dv_padded());
     }
     if (!state.has_lookahead()) return;
-    // U of a panel begins at zero with the panel's first token.
-    if (column == 0) std::fill_n(state.lookahead_keys(p), d * panel_size, T(0));
+    // U of a panel begins at zero with the panel's first token. Where it is in a ring, its place may be another panel's
+    // until then.
+    if (column == 0 && !(is_ahead && HeadState<T>::has_narrow_keys)) {
+        std::fill_n(state.lookahead_keys(p), d * panel_size, C(0));
+    }
     if (!is_ahead) pack(input.lookahead.q, state.lookahead_queries(p));
 }
 
 // What the panels absorb of the rows' block, for later calls that find it open or undo it.
 template <Scalar T>
-void keep_words(HeadState<T>& state, const BlockRows<T>& rows) {
+void keep_words(HeadState<T>& state, const BlockRows<Compute<T>>& rows) {
     const Index block = rows.origin / block_size;
     if (!state.is_masked() || !(rows.is_split() || state.history().keeps(block))) return;
     for (Index p = oldest_panel(state.window(), rows.origin); p * panel_size < rows.end; ++p) {
@@ -52,18 +56,19 @@ void keep_words(HeadState<T>& state, const BlockRows<T>& rows) {
 }
 
 // Copies the rows of the group's block b to where the kernels read them, and makes the block's triangles.
-template <Scalar T>
-void pack_block(HeadState<T>& state, const GroupScratch<T>& scratch, Index b, const Input<T>& input) {
+template <Scalar T, Scalar I>
+void pack_block(HeadState<T>& state, const GroupScratch<T>& scratch, Index b, const Input<I>& input) {
+    using C = Compute<T>;
     const Index d = state.d();
-    const BlockRows<T> rows = scratch.block(b);
+    const BlockRows<C> rows = scratch.block(b);
     const Index row = scratch.group().row + rows.first - scratch.group().first;
     const Index skip = rows.first - rows.origin;
-    const auto pack = [&](const ConstMatrixView<T>& from, Index first_col, T scale, T* to, Index stride) {
+    const auto pack = [&](const ConstMatrixView<I>& from, Index first_col, C scale, C* to, Index stride) {
         transpose(from.row(row) + first_col, from.outer_stride(), rows.count(), d, scale, to, stride);
     };
 
     if (rows.sight.has_own_keys) pack_keys(state, rows.first, rows.count(), input, row, /*is_ahead=*/false);
-    const BlockOperands<T>& block = rows.operands;
+    const BlockOperands<C>& block = rows.operands;
     for (Index h = 0; h < state.group(); ++h) {
         pack(input.causal.q, h * d, state.scale(), block.causal_queries(h) + skip, block_size);
     }
@@ -71,12 +76,12 @@ void pack_block(HeadState<T>& state, const GroupScratch<T>& scratch, Index b, co
 
     keep_words(state, rows);
     pack(input.lookahead.k, 0, state.scale(), block.lookahead_keys() + skip, block_size);
-    pack(input.lookahead.v, 0, T(1), block.lookahead_values() + skip, block_size);
+    pack(input.lookahead.v, 0, C(1), block.lookahead_values() + skip, block_size);
     // Of the triangle only the columns of tokens that are there.
-    const Index columns = round_up(skip + rows.count(), Simd<T>::width);
+    const Index columns = round_up(skip + rows.count(), Simd<C>::width);
     for (Index h = 0; h < state.group(); ++h) {
-        const Operand<T> queries{block.causal_queries(h) + skip, 1, block_size};
-        T* triangle = block.triangle(h) + skip * block_size;
+        const Operand<C> queries{block.causal_queries(h) + skip, 1, block_size};
+        C* triangle = block.triangle(h) + skip * block_size;
         if (columns == block_size) {
             multiply<block_size>(rows.count(), d, queries, block.lookahead_values(), block_size, triangle, block_size);
         } else {
@@ -96,7 +101,7 @@ void for_panels(const GroupScratch<T>& scratch, Index span, const F& f) {
     const Index end = (std::min)((span + 1) * span_panels, ceil_div(group.keys.end, panel_size));
     for (Index p = (std::max)(span * span_panels, group.keys.begin / panel_size); p < end; ++p) {
         for (Index b = 0; b < group.blocks(); ++b) {
-            const BlockRows<T> rows = scratch.block(b);
+            const BlockRows<Compute<T>> rows = scratch.block(b);
             if (group.sight.rule != nullptr || p * panel_size < rows.end) f(p, rows);
         }
     }
@@ -106,17 +111,18 @@ void for_panels(const GroupScratch<T>& scratch, Index span, const F& f) {
 // reading memory is the limit, which goes fastest in one long stream after the other: Q^U first, then all the rest.
 template <Scalar T>
 void sweep_gates(HeadState<T>& state, const GroupScratch<T>& scratch, Index span) {
-    for_panels(scratch, span, [&](Index p, const BlockRows<T>& rows) { PanelSweep<T>(state, rows, p).make_gates(); });
+    for_panels(scratch, span,
+               [&](Index p, const BlockRows<Compute<T>>& rows) { PanelSweep<T>(state, rows, p).make_gates(); });
 }
 
 // All blocks of the group against one span of keys. Spans share nothing, so they may run at the same time.
 template <Scalar T>
 void sweep_span(HeadState<T>& state, const GroupScratch<T>& scratch, Index span) {
     const Group& group = scratch.group();
-    const SoftmaxRows<T> softmax = scratch.softmax(span);
+    const SoftmaxRows<Compute<T>> softmax = scratch.softmax(span);
     softmax.clear(group.rows() * state.group());
     const bool has_gates = group.is_part_of_block();
-    for_panels(scratch, span, [&](Index p, const BlockRows<T>& rows) {
+    for_panels(scratch, span, [&](Index p, const BlockRows<Compute<T>>& rows) {
         PanelSweep<T>(state, rows, p).run(has_gates, softmax, rows.first - group.first, group.rows());
     });
 }
@@ -127,11 +133,11 @@ template <Scalar T>
 struct OutputRows {
     MatrixView<T> out;
     // For the caller, a column a query head.
-    MatrixView<T> whole_log_sum_exp = {};
-    MatrixView<T> mass = {};
+    MatrixView<Compute<T>> whole_log_sum_exp = {};
+    MatrixView<Compute<T>> mass = {};
     // For the backward pass, one query head after the other.
-    LogSumExp<T> log_sum_exp = {};
-    T* kept_mass = nullptr;
+    LogSumExp<Compute<T>> log_sum_exp = {};
+    Compute<T>* kept_mass = nullptr;
     Index stride = 0;  // from one query head to the next
 
     bool has_mass() const { return mass.data() != nullptr || kept_mass != nullptr; }
@@ -139,13 +145,13 @@ struct OutputRows {
 
     // Some rows of all of them, for the caller only.
     OutputRows rows_from(Index first, Index count) const {
-        const auto cut = [&](const MatrixView<T>& m) { return m.data() == nullptr ? m : m.middle_rows(first, count); };
+        const auto cut = [&](const auto& m) { return m.data() == nullptr ? m : m.middle_rows(first, count); };
         return {.out = cut(out), .whole_log_sum_exp = cut(whole_log_sum_exp), .mass = cut(mass)};
     }
 
     // What is that of one key-value head, with `group` query heads.
     OutputRows of_group(Index kv_head, Index group, Index dv) const {
-        const auto cut = [&](const MatrixView<T>& m, Index cols) {
+        const auto cut = [&](const auto& m, Index cols) {
             return m.data() == nullptr ? m : view_of_group(m, kv_head, cols, 0, m.rows());
         };
         const Index first = kv_head * group * stride;
@@ -160,8 +166,13 @@ struct OutputRows {
 
 template <Scalar T>
 OutputRows<T> output_rows(const Output<T>& output) {
-    const auto view = [](const MatrixView<T>& m) { return m.rows() > 0 ? m : MatrixView<T>(); };
+    const auto view = [](const auto& m) { return m.rows() > 0 ? m : MatrixView<Compute<T>>(); };
     return {.out = output.out, .whole_log_sum_exp = view(output.log_sum_exp), .mass = view(output.mass)};
+}
+// What is beside `out`, which is left empty, in the scalar that is computed in.
+template <Scalar T>
+OutputRows<Compute<T>> by_products(const Output<T>& output) {
+    return output_rows(Output<Compute<T>>{.log_sum_exp = output.log_sum_exp, .mass = output.mass, .mass_over = {}});
 }
 // The masks of the mass that is asked for.
 template <Scalar T>
@@ -170,7 +181,7 @@ Masks mass_over(const Output<T>& output) {
 }
 
 // exp(x) of one number x <= 0, as all others are computed.
-template <Scalar T>
+template <ComputeScalar T>
 T exp_of_one(T x) {
     alignas(64) T result[std::size_t(Simd<T>::width)];
     Simd<T>::store(result, exp_nonpositive<T>(Simd<T>::set(x)));
@@ -190,31 +201,32 @@ inline bool sees_nothing(const Group& group, Index row) {
 }
 
 // out = softmax V^C for the rows of the group's block b, from the spans' parts, in the order of the spans.
-template <Scalar T>
-void merge_spans(const HeadState<T>& state, const GroupScratch<T>& scratch, Index b, const OutputRows<T>& output) {
-    using S = Simd<T>;
+template <Scalar T, Scalar I>
+void merge_spans(const HeadState<T>& state, const GroupScratch<T>& scratch, Index b, const OutputRows<I>& output) {
+    using C = Compute<T>;
+    using S = Simd<C>;
     const Index dv = state.dv_padded();
     const Group& group = scratch.group();
-    const BlockRows<T> rows = scratch.block(b);
-    const TermTables<T>* terms = state.terms();
+    const BlockRows<C> rows = scratch.block(b);
+    const TermTables<C>* terms = state.terms();
     const bool has_sinks = terms != nullptr && terms->has_sinks();
     const Index first_span = group.first_span();
     const bool has_mass = output.has_mass();
     const auto merge = [&](Index row, Index h) {
         const Index spans = group.sight.rule != nullptr ? group.spans() : (group.first + row) / span_size + 1;
         const Index softmax_row = h * group.rows() + row;
-        T largest = scratch.softmax(first_span).largest()[softmax_row];
+        C largest = scratch.softmax(first_span).largest()[softmax_row];
         for (Index s = first_span + 1; s < spans; ++s) {
             largest = (std::max)(largest, scratch.softmax(s).largest()[softmax_row]);
         }
         if (has_sinks) largest = (std::max)(largest, terms->sink(state.first_head() + h));
-        if (largest == -std::numeric_limits<T>::infinity()) largest = T(0);
+        if (largest == -std::numeric_limits<C>::infinity()) largest = C(0);
 
-        T* merged = scratch.softmax(first_span).out(softmax_row);
+        C* merged = scratch.softmax(first_span).out(softmax_row);
         auto sum = S::zero(), mass = S::zero();
         for (Index s = first_span; s < spans; ++s) {
-            const SoftmaxRows<T> part = scratch.softmax(s);
-            const auto factor = exp_nonpositive<T>(S::set(part.largest()[softmax_row] - largest));
+            const SoftmaxRows<C> part = scratch.softmax(s);
+            const auto factor = exp_nonpositive<C>(S::set(part.largest()[softmax_row] - largest));
             sum = S::fma(factor, S::load(part.sum(softmax_row)), sum);
             if (has_mass) mass = S::fma(factor, S::load(part.mass(softmax_row)), mass);
             for (Index c = 0; c < dv; c += S::width) {
@@ -222,20 +234,20 @@ void merge_spans(const HeadState<T>& state, const GroupScratch<T>& scratch, Inde
                 S::store(merged + c, s == first_span ? S::mul(factor, x) : S::fma(factor, x, S::load(merged + c)));
             }
         }
-        T total = S::sum(sum);
+        C total = S::sum(sum);
         if (has_sinks) total += exp_of_one(terms->sink(state.first_head() + h) - largest);
         const Index to = group.row + row;
         const bool is_empty = total == 0 && sees_nothing(group, row);
         if (is_empty) {
-            std::fill_n(merged, dv, T(0));
+            std::fill_n(merged, dv, C(0));
         } else {
             for (Index c = 0; c < dv; c += S::width) {
                 S::store(merged + c, S::add(S::div(S::load(merged + c), S::set(total)), S::zero()));
             }
         }
-        std::copy_n(merged, state.dv(), output.out.row(to) + h * state.dv());
+        copy_numbers(merged, state.dv(), output.out.row(to) + h * state.dv());
         if (output.log_sum_exp) {
-            const LogSumExp<T> own = output.log_sum_exp.from(h * output.stride + to);
+            const LogSumExp<C> own = output.log_sum_exp.from(h * output.stride + to);
             *own.largest = largest;
             *own.log_sum = std::log(total);
         }
@@ -243,7 +255,7 @@ void merge_spans(const HeadState<T>& state, const GroupScratch<T>& scratch, Inde
             output.whole_log_sum_exp.row(to)[h] = largest + std::log(total);
         }
         if (!has_mass) return;
-        const T share = is_empty ? T(0) : S::sum(mass) / total;
+        const C share = is_empty ? C(0) : S::sum(mass) / total;
         if (output.mass.data() != nullptr) output.mass.row(to)[h] = share;
         if (output.kept_mass != nullptr) output.kept_mass[h * output.stride + to] = share;
     };
@@ -257,7 +269,7 @@ void merge_spans(const HeadState<T>& state, const GroupScratch<T>& scratch, Inde
 template <Scalar T>
 void keep_open_block(HeadState<T>& state, const GroupScratch<T>& scratch) {
     const Group& group = scratch.group();
-    const BlockRows<T> last = scratch.block(group.blocks() - 1);
+    const BlockRows<Compute<T>> last = scratch.block(group.blocks() - 1);
     if (state.has_lookahead() && group.blocks() > 1 && !last.finishes()) {
         std::copy_n(last.operands.lookahead_keys(), 2 * state.d() * block_size, state.open_block().lookahead_keys());
     }

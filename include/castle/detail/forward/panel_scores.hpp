@@ -20,7 +20,7 @@ inline namespace CASTLE_ABI {
 namespace detail {
 
 // The rows of a block that a call brings: tokens [first, end) of the block that starts at token `origin`.
-template <Scalar T>
+template <ComputeScalar T>
 struct BlockRows {
     Index origin;
     Index first;
@@ -36,7 +36,7 @@ struct BlockRows {
 
 // Rows of scores: the new tokens of one query head or, where there is but one new token, that token of several query
 // heads, so that a panel is read once for all of them.
-template <Scalar T>
+template <ComputeScalar T>
 struct QueryRows {
     Operand<T> queries;   // scale Q^C, [count][d]
     Operand<T> triangle;  // scale Q^C V^U^T, [count][block]
@@ -80,8 +80,10 @@ struct QueryRows {
 // its first Cols elements. In gates, row j is token rows.origin + j.
 template <Scalar T>
 class PanelScores {
+    using C = Compute<T>;
+
   public:
-    PanelScores(HeadState<T>& state, const BlockRows<T>& rows, Index p)
+    PanelScores(HeadState<T>& state, const BlockRows<C>& rows, Index p)
         : state_(state), rows_(rows), tokens_(state.window(), rows.origin, rows.end), p_(p) {}
 
     const AbsorbedTokens& tokens() const { return tokens_; }
@@ -89,8 +91,8 @@ class PanelScores {
     // gates[t, s] = sigmoid(scale k^U_t . q^U_s): rows are the absorbed tokens, columns the keys, which is the
     // transpose of dense::gates. Those of keys that do not absorb a token are unspecified.
     template <Index Cols>
-    void compute_gates(Index column, T* gates) const {
-        const auto keys = Operand<T>{rows_.operands.lookahead_keys(), 1, block_size}.rows_from(skip());
+    void compute_gates(Index column, C* gates) const {
+        const auto keys = Operand<C>{rows_.operands.lookahead_keys(), 1, block_size}.rows_from(skip());
         gates += skip() * panel_size;
         multiply<Cols>(rows_.count(), state_.d(), keys, state_.lookahead_queries(p_) + column, panel_size, gates,
                        panel_size);
@@ -99,30 +101,31 @@ class PanelScores {
 
     // s^U[t, s] = scale q^C_t . U_s + sum_{j <= t} triangle[t, j] gates[j, s], over the tokens j that s absorbs.
     template <Index Cols>
-    void compute_lookahead_scores(const QueryRows<T>& rows, Index column, Absorbed absorbed, const T* gates,
-                                  T* scores) const {
-        const T* keys = state_.lookahead_keys(p_) + column;
-        const auto tiles = [&](auto height, Index i) {
-            for_column_tiles<T, Cols, widest_tile<T, constant<decltype(height)>>>([&](auto packets, Index c) {
-                TileOf<T, decltype(height), decltype(packets)> tile;
-                tile.set_zero();
-                tile.multiply_add(rows.queries.rows_from(i), keys + c, panel_size, state_.d());
-                if (absorbed == Absorbed::all) {
-                    add_open_block(tile, rows, i, gates + c);
-                } else if constexpr (Cols == block_size) {  // a whole panel is of one kind
-                    if (absorbed == Absorbed::some) add_open_block_within(tile, rows, i, column + c, gates + c);
-                }
-                tile.store(scores + i * panel_size + c, panel_size);
-            });
-        };
-        for_row_tiles(rows.count, tiles, rows.highest_tile());
+    void compute_lookahead_scores(const QueryRows<C>& rows, Index column, Absorbed absorbed, const C* gates,
+                                  C* scores) const {
+        state_.with_lookahead_keys(p_, rows_.origin, [&]<class Key>(const Key* keys) {
+            const auto tiles = [&](auto height, Index i) {
+                for_column_tiles<C, Cols, widest_tile<C, constant<decltype(height)>, Key>>([&](auto packets, Index c) {
+                    TileOf<C, decltype(height), decltype(packets)> tile;
+                    tile.set_zero();
+                    tile.multiply_add(rows.queries.rows_from(i), keys + column + c, panel_size, state_.d());
+                    if (absorbed == Absorbed::all) {
+                        add_open_block(tile, rows, i, gates + c);
+                    } else if constexpr (Cols == block_size) {  // a whole panel is of one kind
+                        if (absorbed == Absorbed::some) add_open_block_within(tile, rows, i, column + c, gates + c);
+                    }
+                    tile.store(scores + i * panel_size + c, panel_size);
+                });
+            };
+            for_row_tiles(rows.count, tiles, rows.highest_tile());
+        });
     }
 
     // The same under a mask: words[j] says which of the keys, from the first of them on, absorb token j of the block,
     // and `absorbing` what they come to; gates of others are 0, which adds nothing while the triangle is finite.
     template <Index Cols>
-    void compute_lookahead_scores(const QueryRows<T>& rows, Index column, Cover absorbing, const BlockWords& words,
-                                  const T* gates, T* scores) const {
+    void compute_lookahead_scores(const QueryRows<C>& rows, Index column, Cover absorbing, const BlockWords& words,
+                                  const C* gates, C* scores) const {
         const bool leave_out =
             absorbing == Cover::some && !is_finite(rows.triangle, rows.count, rows.tokens(rows.count - 1));
         const Absorbed absorbed = absorbing == Cover::none || leave_out ? Absorbed::none : Absorbed::all;
@@ -135,26 +138,26 @@ class PanelScores {
 
     // s^C, or 0 where scores have no causal part.
     template <Index Cols>
-    void compute_causal_scores(const QueryRows<T>& rows, Index column, T* scores) const {
+    void compute_causal_scores(const QueryRows<C>& rows, Index column, C* scores) const {
         if (state_.has_causal_scores()) {
             multiply<Cols>(rows.count, state_.d(), rows.queries, state_.causal_keys(p_) + column, panel_size, scores,
                            panel_size, rows.highest_tile());
         } else {
-            for (Index i = 0; i < rows.count; ++i) std::fill_n(scores + i * panel_size, Cols, T(0));
+            for (Index i = 0; i < rows.count; ++i) std::fill_n(scores + i * panel_size, Cols, C(0));
         }
     }
 
     // s^C - SiLU(s^U) in place of s^C, for rows of lookahead scores beside them.
     template <Index Cols>
-    void subtract_lookahead(const QueryRows<T>& rows, const T* lookahead_scores, T* scores) const {
+    void subtract_lookahead(const QueryRows<C>& rows, const C* lookahead_scores, C* scores) const {
         if (!state_.has_lookahead()) return;
         with_lookahead_term([&](const auto& term) {
             for (Index i = 0; i < rows.count; ++i) {
-                T* score = scores + i * panel_size;
-                const T* lookahead = lookahead_scores + i * panel_size;
-                for_packets<T, Cols>([&](Index c) CASTLE_INLINE_LAMBDA {
-                    Simd<T>::store(score + c,
-                                   term(Simd<T>::load(lookahead + c)).subtracted_from(Simd<T>::load(score + c)));
+                C* score = scores + i * panel_size;
+                const C* lookahead = lookahead_scores + i * panel_size;
+                for_packets<C, Cols>([&](Index c) CASTLE_INLINE_LAMBDA {
+                    Simd<C>::store(score + c,
+                                   term(Simd<C>::load(lookahead + c)).subtracted_from(Simd<C>::load(score + c)));
                 });
             }
         });
@@ -163,13 +166,13 @@ class PanelScores {
     // Calls f with the function that makes of s^U the term to subtract from a score.
     template <class F>
     void with_lookahead_term(const F& f) const {
-        using Packet = typename Simd<T>::Packet;
+        using Packet = typename Simd<C>::Packet;
         if (!state_.has_lookahead()) {
-            f([](Packet) CASTLE_INLINE_LAMBDA { return NoTerm<T>(); });
+            f([](Packet) CASTLE_INLINE_LAMBDA { return NoTerm<C>(); });
         } else if (state_.has_silu()) {
-            f([](Packet x) CASTLE_INLINE_LAMBDA { return SiluTerm<T>(x); });
+            f([](Packet x) CASTLE_INLINE_LAMBDA { return SiluTerm<C>(x); });
         } else {
-            f([](Packet x) CASTLE_INLINE_LAMBDA { return PlainTerm<T>{x}; });
+            f([](Packet x) CASTLE_INLINE_LAMBDA { return PlainTerm<C>{x}; });
         }
     }
 
@@ -179,20 +182,20 @@ class PanelScores {
     // The part of s^U that the block's own tokens have, for the tile of rows from i, with the gates from its columns
     // on, every one of which takes the block's tokens up to that of row i.
     template <int R, int V>
-    EIGEN_ALWAYS_INLINE void add_open_block(Tile<T, R, V>& tile, const QueryRows<T>& rows, Index i,
-                                            const T* gates) const {
+    EIGEN_ALWAYS_INLINE void add_open_block(Tile<C, R, V>& tile, const QueryRows<C>& rows, Index i,
+                                            const C* gates) const {
         const Index common = rows.tokens(i);
-        const Operand<T> triangle = rows.triangle.rows_from(i);
+        const Operand<C> triangle = rows.triangle.rows_from(i);
         tile.multiply_add(triangle, gates, panel_size, common);
         if (rows.step == 0) return;
         tile.multiply_add_triangle(triangle.cols_from(common), gates + common * panel_size, panel_size, block_size);
     }
     // The same for columns from c of the panel, where only some keys absorb only some tokens.
     template <int R, int V>
-    EIGEN_ALWAYS_INLINE void add_open_block_within(Tile<T, R, V>& tile, const QueryRows<T>& rows, Index i, Index c,
-                                                   const T* gates) const {
+    EIGEN_ALWAYS_INLINE void add_open_block_within(Tile<C, R, V>& tile, const QueryRows<C>& rows, Index i, Index c,
+                                                   const C* gates) const {
         const Index common = rows.tokens(i);
-        const Operand<T> triangle = rows.triangle.rows_from(i);
+        const Operand<C> triangle = rows.triangle.rows_from(i);
         const auto columns = [&](Index j) { return tokens_.columns(j, p_); };
         tile.multiply_add_within(triangle, gates, panel_size, common, c, columns);
         if (rows.step == 0) return;
@@ -201,7 +204,7 @@ class PanelScores {
     }
 
     HeadState<T>& state_;
-    const BlockRows<T>& rows_;
+    const BlockRows<C>& rows_;
     AbsorbedTokens tokens_;
     Index p_;
 };

@@ -23,22 +23,23 @@ namespace detail {
 
 // u[d][panel_size] += sum_j gates[j, :] v^U_j over the `tokens` of the block, `count` of them, in their order.
 template <Scalar T>
-void fold_block(const HeadState<T>& state, const AbsorbedTokens& tokens, Index count, BlockOperands<T> block,
-                const T* gates, Index p, T* u) {
+void fold_block(const HeadState<T>& state, const AbsorbedTokens& tokens, Index count, BlockOperands<Compute<T>> block,
+                const Compute<T>* gates, Index p, Compute<T>* u) {
     tokens.for_column_ranges(p, panel_size, [&](auto columns, Index first, Absorbed absorbed) {
         fold_tokens<constant<decltype(columns)>>(tokens, absorbed, p, first, state.d(),
-                                                 Operand<T>{block.lookahead_values(), block_size, 1}, gates + first,
-                                                 count, u + first);
+                                                 Operand<Compute<T>>{block.lookahead_values(), block_size, 1},
+                                                 gates + first, count, u + first);
     });
 }
 
 template <Scalar T>
 class PanelSweep {
-    using S = Simd<T>;
+    using C = Compute<T>;
+    using S = Simd<C>;
     using Packet = typename S::Packet;
 
   public:
-    PanelSweep(HeadState<T>& state, const BlockRows<T>& rows, Index p)
+    PanelSweep(HeadState<T>& state, const BlockRows<C>& rows, Index p)
         : state_(state),
           rows_(rows),
           panel_scores_(state, rows, p),
@@ -62,7 +63,7 @@ class PanelSweep {
     // it. Token rows.first of query head h is row `softmax_row + h head_stride` of the softmax. A softmax has to meet
     // its panels in ascending order, and a panel its blocks; otherwise calls may come in any order, or at once. The
     // gates may have been made before, in the state.
-    void run(bool has_gates, SoftmaxRows<T> softmax, Index softmax_row, Index head_stride) {
+    void run(bool has_gates, SoftmaxRows<C> softmax, Index softmax_row, Index head_stride) {
         if (!has_gates) make_gates();
         if (is_masked_ && absorbing_ == Cover::some) {
             close_gates<panel_size>(absorbed_words_, 0, block_rows(), gates_);
@@ -72,26 +73,27 @@ class PanelSweep {
             // Earlier rows of the block may have seen the panel, which takes them in below.
         } else if (rows_.count() > 1 || heads == 1) {
             for (Index h = 0; h < heads; ++h) {
-                attend(QueryRows<T>::of_head(rows_, h), {softmax, softmax_row + h * head_stride, 1});
+                attend(QueryRows<C>::of_head(rows_, h), {softmax, softmax_row + h * head_stride, 1});
             }
         } else {
             for (Index h = 0; h < heads; h += block_size) {
-                attend(QueryRows<T>::of_heads(rows_, h, (std::min)(block_size, heads - h)),
+                attend(QueryRows<C>::of_heads(rows_, h, (std::min)(block_size, heads - h)),
                        {softmax, softmax_row + h * head_stride, head_stride});
             }
         }
         if (absorbed_ && rows_.finishes()) {
             const Index block = rows_.origin / block_size;
-            T* u = state_.lookahead_keys(p_);
+            C* u = state_.lookahead_keys(p_);
             if (state_.history().keeps(block)) state_.history().keep_panel(block, p_, u);
             if (is_masked_) {
                 fold_words<panel_size>(absorbed_words_, 0, state_.d(),
-                                       Operand<T>{rows_.operands.lookahead_values(), block_size, 1}, gates_, block_size,
+                                       Operand<C>{rows_.operands.lookahead_values(), block_size, 1}, gates_, block_size,
                                        u);
             } else {
                 fold_block(state_, tokens(), block_size, rows_.operands, gates_, p_, u);
             }
         }
+        if (rows_.finishes() && state_.has_lookahead()) state_.finish_block_of_panel(p_, rows_.origin);
     }
 
   private:
@@ -127,14 +129,14 @@ class PanelSweep {
 
     // Where the softmax of some rows is.
     struct Softmax {
-        SoftmaxRows<T> rows;
+        SoftmaxRows<C> rows;
         Index first;
         Index step;
 
         Index row(Index i) const { return first + i * step; }
     };
 
-    void attend(const QueryRows<T>& rows, const Softmax& softmax) {
+    void attend(const QueryRows<C>& rows, const Softmax& softmax) {
         if (state_.has_lookahead()) compute_lookahead_scores(rows);
         if (columns_ - first_column_ == panel_size) {
             compute_weights<panel_size>(rows, softmax);
@@ -144,7 +146,12 @@ class PanelSweep {
         accumulate_values(rows, softmax);
     }
 
-    void compute_lookahead_scores(const QueryRows<T>& rows) {
+    void compute_lookahead_scores(const QueryRows<C>& rows) {
+        if (HeadState<T>::has_narrow_keys && first_key_ >= rows_.end) {
+            // Keys after the block, whose place in the ring is still that of others, have absorbed nothing.
+            std::fill_n(lookahead_scores_, rows.count * panel_size, C(0));
+            return;
+        }
         if (is_masked_) {
             panel_scores_.template compute_lookahead_scores<panel_size>(rows, 0, absorbing_, absorbed_words_, gates_,
                                                                         lookahead_scores_);
@@ -157,12 +164,12 @@ class PanelSweep {
     }
 
     // Keys of the panel that row i sees, from the first on, without a mask.
-    Index visible(const QueryRows<T>& rows, Index i) const {
+    Index visible(const QueryRows<C>& rows, Index i) const {
         return (std::min)(rows_.origin + rows.tokens(i) - first_key_, panel_size);
     }
     // Keys whose values `count` rows from i multiply with together: those that all of them see or, under a mask, from
     // the first to the last that any of them does.
-    ColumnRange common_keys(const QueryRows<T>& rows, Index i, Index count) const {
+    ColumnRange common_keys(const QueryRows<C>& rows, Index i, Index count) const {
         if (!is_masked_) return {0, visible(rows, i)};
         std::uint64_t seen = 0;
         for (Index j = i; j < i + count; ++j) seen |= seen_word(rows, j);
@@ -170,17 +177,17 @@ class PanelSweep {
     }
 
     // The word of row i.
-    std::uint64_t seen_word(const QueryRows<T>& rows, Index i) const {
+    std::uint64_t seen_word(const QueryRows<C>& rows, Index i) const {
         return seen_words_[std::size_t(rows.tokens(i) - 1)];
     }
 
     // Of the panel only Cols keys are seen, from first_column_ on.
     template <Index Cols>
-    void compute_scores(const QueryRows<T>& rows) {
-        T* scores = scores_ + first_column_;
+    void compute_scores(const QueryRows<C>& rows) {
+        C* scores = scores_ + first_column_;
         panel_scores_.template compute_causal_scores<Cols>(rows, first_column_, scores);
         panel_scores_.template subtract_lookahead<Cols>(rows, lookahead_scores_ + first_column_, scores);
-        const TermTables<T>* terms = state_.terms();
+        const TermTables<C>* terms = state_.terms();
         if (terms == nullptr || !terms->changes_scores()) return;
         for (Index i = 0; i < rows.count; ++i) {
             terms->template apply<Cols>(state_.first_head() + rows.head_of(i), rows_.origin + rows.tokens(i) - 1,
@@ -191,41 +198,41 @@ class PanelSweep {
     // What a row does not see is excluded; then weights = exp(score - largest) in place of the scores, and what the
     // rows have so far is to be multiplied with rescale_.
     template <Index Cols>
-    void compute_weights(const QueryRows<T>& rows, const Softmax& softmax) {
-        constexpr T minus_infinity = -std::numeric_limits<T>::infinity();
+    void compute_weights(const QueryRows<C>& rows, const Softmax& softmax) {
+        constexpr C minus_infinity = -std::numeric_limits<C>::infinity();
         compute_scores<Cols>(rows);
-        T base[block_size];
+        C base[block_size];
         for (Index i = 0; i < rows.count; ++i) {
-            T* score = scores_ + i * panel_size + first_column_;
-            T& row_largest = softmax.rows.largest()[softmax.row(i)];
+            C* score = scores_ + i * panel_size + first_column_;
+            C& row_largest = softmax.rows.largest()[softmax.row(i)];
             Packet largest = S::set(row_largest);
             if (is_masked_ && seen_ == Cover::some) {
-                const Lanes<T> lanes(seen_word(rows, i) >> first_column_);
-                for_packets<T, Cols>([&](Index c) CASTLE_INLINE_LAMBDA {
+                const Lanes<C> lanes(seen_word(rows, i) >> first_column_);
+                for_packets<C, Cols>([&](Index c) CASTLE_INLINE_LAMBDA {
                     const Packet seen = S::select(lanes[c], S::load(score + c), S::set(minus_infinity));
                     S::store(score + c, seen);
                     largest = S::larger(seen, largest);
                 });
             } else {
                 if (!is_masked_) std::fill(score + (std::min)(visible(rows, i), Cols), score + Cols, minus_infinity);
-                for_packets<T, Cols>([&](Index c)
+                for_packets<C, Cols>([&](Index c)
                                          CASTLE_INLINE_LAMBDA { largest = S::larger(S::load(score + c), largest); });
             }
             rescale_[i] = row_largest;
             row_largest = S::largest(largest);
             // Where no score is finite yet, any finite base gives the weights 0 that belong there.
-            base[i] = row_largest == minus_infinity ? T(0) : row_largest;
+            base[i] = row_largest == minus_infinity ? C(0) : row_largest;
             rescale_[i] -= base[i];
         }
         for (Index i = 0; i < rows.count; i += S::width) {
-            S::store(rescale_ + i, exp_nonpositive<T>(S::load(rescale_ + i)));
+            S::store(rescale_ + i, exp_nonpositive<C>(S::load(rescale_ + i)));
         }
         for (Index i = 0; i < rows.count; ++i) {
-            T* weight = scores_ + i * panel_size + first_column_;
-            T* row_sum = softmax.rows.sum(softmax.row(i));
+            C* weight = scores_ + i * panel_size + first_column_;
+            C* row_sum = softmax.rows.sum(softmax.row(i));
             Packet sum = S::mul(S::load(row_sum), S::set(rescale_[i]));
-            for_packets<T, Cols>([&](Index c) CASTLE_INLINE_LAMBDA {
-                const auto w = exp_nonpositive_parts<T>(S::sub(S::load(weight + c), S::set(base[i])));
+            for_packets<C, Cols>([&](Index c) CASTLE_INLINE_LAMBDA {
+                const auto w = exp_nonpositive_parts<C>(S::sub(S::load(weight + c), S::set(base[i])));
                 sum = S::fma(w.significand, w.power, sum);
                 S::store(weight + c, w.value());
             });
@@ -236,11 +243,11 @@ class PanelSweep {
 
     // The weights of keys that the second mask shows; those of others that are not seen are 0.
     template <Index Cols>
-    void add_mass(const QueryRows<T>& rows, const Softmax& softmax) {
+    void add_mass(const QueryRows<C>& rows, const Softmax& softmax) {
         for (Index i = 0; i < rows.count; ++i) {
-            const T* weight = scores_ + i * panel_size + first_column_;
-            T* row_mass = softmax.rows.mass(softmax.row(i));
-            const Lanes<T> lanes(mass_words_[std::size_t(rows.tokens(i) - 1)] >> first_column_);
+            const C* weight = scores_ + i * panel_size + first_column_;
+            C* row_mass = softmax.rows.mass(softmax.row(i));
+            const Lanes<C> lanes(mass_words_[std::size_t(rows.tokens(i) - 1)] >> first_column_);
             // In two sums, so that neither waits for the other.
             const auto kept = [&](Index c)
                                   CASTLE_INLINE_LAMBDA { return S::select(lanes[c], S::load(weight + c), S::zero()); };
@@ -255,7 +262,7 @@ class PanelSweep {
     }
 
     // out = rescale out + weights V^C
-    void accumulate_values(const QueryRows<T>& rows, const Softmax& softmax) {
+    void accumulate_values(const QueryRows<C>& rows, const Softmax& softmax) {
         const Index dv = state_.dv_padded();
         const T* values = state_.values(p_);
         const Index stride = softmax.step * dv;
@@ -265,12 +272,12 @@ class PanelSweep {
             return;
         }
         const auto tiles = [&](auto height, Index i) {
-            const auto weights = Operand<T>{scores_, panel_size, 1}.rows_from(i);
+            const auto weights = Operand<C>{scores_, panel_size, 1}.rows_from(i);
             const ColumnRange common = common_keys(rows, i, constant<decltype(height)>);
             const Index more = is_masked_ ? 0 : rows.step * (columns_ - common.end);
-            T* out = softmax.rows.out(softmax.row(i));
-            for_column_tiles<T, widest_tile<T, constant<decltype(height)>>>(dv, [&](auto packets, Index c) {
-                TileOf<T, decltype(height), decltype(packets)> tile;
+            C* out = softmax.rows.out(softmax.row(i));
+            for_column_tiles<C, widest_tile<C, constant<decltype(height)>, T>>(dv, [&](auto packets, Index c) {
+                TileOf<C, decltype(height), decltype(packets)> tile;
                 tile.load_scaled(out + c, stride, rescale_ + i);
                 tile.multiply_add(weights.cols_from(common.begin), values + common.begin * dv + c, dv,
                                   common.end - common.begin);
@@ -282,14 +289,14 @@ class PanelSweep {
     }
 
     // The same where values of keys that are not seen may be infinite or NaN, and are left out.
-    void accumulate_seen_values(const QueryRows<T>& rows, const Softmax& softmax) {
+    void accumulate_seen_values(const QueryRows<C>& rows, const Softmax& softmax) {
         const Index dv = state_.dv_padded();
         const T* values = state_.values(p_);
         for (Index i = 0; i < rows.count; ++i) {
-            const Operand<T> weights = Operand<T>{scores_, panel_size, 1}.rows_from(i);
-            T* out = softmax.rows.out(softmax.row(i));
-            for_column_tiles<T, 1>(dv, [&](auto packets, Index c) {
-                Tile<T, 1, constant<decltype(packets)>> tile;
+            const Operand<C> weights = Operand<C>{scores_, panel_size, 1}.rows_from(i);
+            C* out = softmax.rows.out(softmax.row(i));
+            for_column_tiles<C, 1>(dv, [&](auto packets, Index c) {
+                Tile<C, 1, constant<decltype(packets)>> tile;
                 tile.load_scaled(out + c, dv, rescale_ + i);
                 for_runs(seen_word(rows, i), [&](const ColumnRange& run) {
                     tile.multiply_add(weights.cols_from(run.begin), values + run.begin * dv + c, dv,
@@ -301,7 +308,7 @@ class PanelSweep {
     }
 
     HeadState<T>& state_;
-    const BlockRows<T>& rows_;
+    const BlockRows<C>& rows_;
     PanelScores<T> panel_scores_;
     Index p_;
     Index first_key_;
@@ -310,16 +317,16 @@ class PanelSweep {
     Index columns_;
     bool absorbed_;  // whether keys absorb tokens of the block
     bool is_masked_;
-    T* gates_;
+    C* gates_;
     Cover seen_ = Cover::all;  // where it is masked
     Cover absorbing_ = Cover::none;
     BlockWords seen_words_;
     BlockWords absorbed_words_;
     BlockWords mass_words_;
-    alignas(64) T own_gates_[block_size * panel_size];
-    alignas(64) T lookahead_scores_[block_size * panel_size];
-    alignas(64) T scores_[block_size * panel_size];
-    alignas(64) T rescale_[block_size] = {};
+    alignas(64) C own_gates_[block_size * panel_size];
+    alignas(64) C lookahead_scores_[block_size * panel_size];
+    alignas(64) C scores_[block_size * panel_size];
+    alignas(64) C rescale_[block_size] = {};
 };
 
 }  // namespace detail

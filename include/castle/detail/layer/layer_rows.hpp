@@ -28,7 +28,7 @@ struct LayerWidths {
 };
 
 // Where the elements of some tokens are between the steps of a layer.
-template <Scalar T>
+template <ComputeScalar T>
 class LayerRows {
   public:
     // Of one row, with so many of angles of the rotary embedding, 0 without it. Padded to whole panels.

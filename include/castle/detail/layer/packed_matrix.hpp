@@ -19,6 +19,8 @@ namespace detail {
 // depend on how many rows x has: every element is one chain of fused multiply-adds along the rows of W.
 template <Scalar T>
 class PackedMatrix {
+    using C = Compute<T>;
+
   public:
     PackedMatrix(Index rows, Index cols) : rows_(rows), cols_(cols), data_(rows * round_up(cols, panel_size)) {}
 
@@ -27,14 +29,16 @@ class PackedMatrix {
     Index panels() const { return ceil_div(cols_, panel_size); }
 
     // Columns from first_col on become m, which has all rows, or m^T.
-    void set_cols(Index first_col, ConstMatrixView<T> m) {
+    template <Scalar From>
+    void set_cols(Index first_col, const ConstMatrixView<From>& m) {
         for (Index k = 0; k < rows_; ++k) {
-            for (Index j = 0; j < m.cols(); ++j) *at(k, first_col + j) = m.row(k)[j];
+            for (Index j = 0; j < m.cols(); ++j) copy_numbers(m.row(k) + j, 1, at(k, first_col + j));
         }
     }
-    void set_cols_transposed(Index first_col, ConstMatrixView<T> m) {
+    template <Scalar From>
+    void set_cols_transposed(Index first_col, const ConstMatrixView<From>& m) {
         for (Index j = 0; j < m.rows(); ++j) {
-            for (Index k = 0; k < rows_; ++k) *at(k, first_col + j) = m.row(j)[k];
+            for (Index k = 0; k < rows_; ++k) copy_numbers(m.row(j) + k, 1, at(k, first_col + j));
         }
     }
     Matrix<T> cols_at(Index first_col, Index count) const {
@@ -45,19 +49,20 @@ class PackedMatrix {
         return m;
     }
 
-    // The columns of panel p of y = x W, with x [n, rows] and y [n, cols].
-    void multiply_panel(ConstMatrixView<T> x, Index p, MatrixView<T> y) const {
+    // The columns of panel p of y = x W, with x [n, rows] and y [n, cols], views of any scalar.
+    template <class X, Scalar Y>
+    void multiply_panel(const X& x, Index p, const MatrixView<Y>& y) const {
         constexpr Index chunk = 4 * tile_rows;
-        alignas(64) T product[chunk * panel_size];
+        alignas(64) C product[chunk * panel_size];
         const Index first_col = p * panel_size;
         const Index count = (std::min)(panel_size, cols_ - first_col);
         const T* panel = data_.data() + p * rows_ * panel_size;
         for (Index first = 0; first < x.rows(); first += chunk) {
             const Index n = (std::min)(chunk, x.rows() - first);
-            multiply<panel_size>(n, rows_, Operand<T>{x.row(first), x.outer_stride(), 1}, panel, panel_size, product,
+            multiply<panel_size>(n, rows_, Operand<typename X::value_type>{x.row(first), x.outer_stride(), 1}, panel, panel_size, product,
                                  panel_size);
             for (Index i = 0; i < n; ++i) {
-                std::copy_n(product + i * panel_size, count, y.row(first + i) + first_col);
+                copy_numbers(product + i * panel_size, count, y.row(first + i) + first_col);
             }
         }
     }
@@ -68,35 +73,35 @@ class PackedMatrix {
     // The columns of panel p of y = x W^T, with x [n, cols] and y [n, rows]: every element is one chain of fused
     // multiply-adds along the columns of W. A few of these at a time are transposed, for many rows of x, and
     // partial sums are kept in y, or in `edge` for a panel that is not whole.
-    void multiply_transposed_panel(ConstMatrixView<T> x, Index p, MatrixView<T> y) const {
+    void multiply_transposed_panel(ConstMatrixView<C> x, Index p, MatrixView<C> y) const {
         constexpr Index chunk = 16 * tile_rows;
-        alignas(64) T piece[transposed_cols * panel_size];
-        alignas(64) T edge[tile_rows * panel_size];
+        alignas(64) C piece[transposed_cols * panel_size];
+        alignas(64) C edge[tile_rows * panel_size];
         const Index first_row = p * panel_size;
         const Index count = (std::min)(panel_size, rows_ - first_row);
         const bool whole = count == panel_size;
-        if (!whole) std::fill(std::begin(piece), std::end(piece), T(0));
+        if (!whole) std::fill(std::begin(piece), std::end(piece), C(0));
         for (Index first = 0; first < x.rows(); first += chunk) {
             const Index rows = (std::min)(chunk, x.rows() - first);
             for (Index k = 0; k < cols_; k += transposed_cols) {
                 const Index n = (std::min)(transposed_cols, cols_ - k);
-                transpose(at(first_row, k), panel_size, count, n, T(1), piece, panel_size);
+                transpose(at(first_row, k), panel_size, count, n, C(1), piece, panel_size);
                 for_row_tiles(rows, [&](auto height, Index row) {
                     const Index i = first + row;
                     const Index ahead = (std::min)(i + 2 * height, x.rows());
                     for (Index r = i + height; r < ahead; ++r) prefetch(x.row(r) + k, n);
-                    T* out = y.row(i) + first_row;
-                    T* sums = whole ? out : edge;
+                    C* out = y.row(i) + first_row;
+                    C* sums = whole ? out : edge;
                     const Index stride = whole ? y.outer_stride() : panel_size;
                     if (!whole && k > 0) copy_rows(height, count, out, y.outer_stride(), edge, panel_size);
-                    for_column_tiles<T, panel_size>([&](auto packets, Index c) {
-                        TileOf<T, decltype(height), decltype(packets)> tile;
+                    for_column_tiles<C, panel_size>([&](auto packets, Index c) {
+                        TileOf<C, decltype(height), decltype(packets)> tile;
                         if (k > 0) {
                             tile.load(sums + c, stride);
                         } else {
                             tile.set_zero();
                         }
-                        tile.multiply_add(Operand<T>{x.row(i) + k, x.outer_stride(), 1}, piece + c, panel_size, n);
+                        tile.multiply_add(Operand<C>{x.row(i) + k, x.outer_stride(), 1}, piece + c, panel_size, n);
                         tile.store(sums + c, stride);
                     });
                     if (!whole) copy_rows(height, count, edge, panel_size, out, y.outer_stride());
@@ -107,10 +112,10 @@ class PackedMatrix {
 
   private:
     // Columns of W that are transposed at a time: 16 KiB, since they lie on the stack of an executor's thread.
-    static constexpr Index transposed_cols = 16384 / (panel_size * Index(sizeof(T)));
+    static constexpr Index transposed_cols = 16384 / (panel_size * Index(sizeof(C)));
     static_assert(panel_size % transposed_cols == 0, "they lie within one panel");
 
-    static void copy_rows(Index rows, Index cols, const T* from, Index from_stride, T* to, Index to_stride) {
+    static void copy_rows(Index rows, Index cols, const C* from, Index from_stride, C* to, Index to_stride) {
         for (Index i = 0; i < rows; ++i) std::copy_n(from + i * from_stride, cols, to + i * to_stride);
     }
 

@@ -22,9 +22,11 @@ inline namespace CASTLE_ABI {
 namespace detail {
 
 // The weights of a layer, all 0 at first, and the products with them: into the attention, the projections side by side,
-// and out of it.
+// and out of it. Sums and gradients are in the scalar that is computed in.
 template <Scalar T>
 class Projections {
+    using C = Compute<T>;
+
   public:
     explicit Projections(const LayerKind& kind)
         : kind_(kind), widths_(kind), in_(kind.d_model, widths_.projected()), out_(widths_.queries, kind.d_model) {}
@@ -45,8 +47,8 @@ class Projections {
         w.w_out = out_.cols_at(0, kind_.d_model);
         return w;
     }
-    LayerWeights<T> zeros() const {
-        LayerWeights<T> w;
+    LayerWeights<C> zeros() const {
+        LayerWeights<C> w;
         const auto parts = projections_of(w);
         for (Index i = 0; i < widths_.projections; ++i) {
             parts[std::size_t(i)]->setZero(kind_.d_model, widths_.width(i));
@@ -56,8 +58,9 @@ class Projections {
     }
 
     // Of weights whose shapes have been checked.
-    void set(const LayerWeightsView<T>& w, WeightOrder order) {
-        const auto set = [&](PackedMatrix<T>& matrix, Index first_column, ConstMatrixView<T> m) {
+    template <Scalar From>
+    void set(const LayerWeightsView<From>& w, WeightOrder order) {
+        const auto set = [&](PackedMatrix<T>& matrix, Index first_column, const ConstMatrixView<From>& m) {
             if (order == WeightOrder::in_out) {
                 matrix.set_cols(first_column, m);
             } else {
@@ -71,7 +74,8 @@ class Projections {
         set(out_, 0, w.w_out);
     }
 
-    void check_weights(std::string_view where, std::string_view group, const LayerWeightsView<T>& w,
+    template <Scalar From>
+    void check_weights(std::string_view where, std::string_view group, const LayerWeightsView<From>& w,
                        WeightOrder order) const {
         const Call call{.where = where,
                         .rows = 0,
@@ -79,7 +83,7 @@ class Projections {
                         .object = "a layer",
                         .shape = kind_.attention.shape,
                         .d_model = kind_.d_model};
-        const auto check_one = [&](std::string_view name, const ConstMatrixView<T>& m, Index in, Index out) {
+        const auto check_one = [&](std::string_view name, const ConstMatrixView<From>& m, Index in, Index out) {
             if (order == WeightOrder::out_in) std::swap(in, out);
             call.check_argument(group, name, m, in, out);
         };
@@ -103,14 +107,14 @@ class Projections {
     }
 
     // The gradients of project: d_x, and those of the weights, which are added.
-    void project_back(ConstMatrixView<T> x, ConstMatrixView<T> d_projected, MatrixView<T> d_x, LayerWeights<T>& d_w,
+    void project_back(ConstMatrixView<T> x, ConstMatrixView<C> d_projected, MatrixView<C> d_x, LayerWeights<C>& d_w,
                       const Executor& executor) const {
         add_gradient(in_, x, d_projected, projections_of(d_w), executor);
         run(executor, in_.transposed_panels(), [&](Index p) { in_.multiply_transposed_panel(d_projected, p, d_x); });
     }
     // The same of project_out.
-    void project_out_back(ConstMatrixView<T> attended, ConstMatrixView<T> d_y, MatrixView<T> d_attended,
-                          LayerWeights<T>& d_w, const Executor& executor) const {
+    void project_out_back(ConstMatrixView<C> attended, ConstMatrixView<C> d_y, MatrixView<C> d_attended,
+                          LayerWeights<C>& d_w, const Executor& executor) const {
         run(executor, out_.transposed_panels(), [&](Index p) { out_.multiply_transposed_panel(d_y, p, d_attended); });
         add_gradient(out_, attended, d_y, std::array{&d_w.w_out}, executor);
     }
@@ -119,23 +123,23 @@ class Projections {
     template <class ForRuns>
     static void multiply(const PackedMatrix<T>& w, const ForRuns& for_runs, const Executor& executor) {
         run(executor, w.panels(),
-            [&](Index p) { for_runs([&](ConstMatrixView<T> x, MatrixView<T> y) { w.multiply_panel(x, p, y); }); });
+            [&](Index p) { for_runs([&](const auto& x, const auto& y) { w.multiply_panel(x, p, y); }); });
     }
 
     // d_w += x^T d_y, of matrices side by side, of which there may be none.
-    template <std::size_t N>
-    static void add_gradient(const PackedMatrix<T>& w, ConstMatrixView<T> x, ConstMatrixView<T> d_y,
-                             const std::array<Matrix<T>*, N>& d_w, const Executor& executor) {
-        run(executor, w.panels(), [&](Index p) { add_weight_gradient<T>(x, d_y, p, weight_runs(d_w, p)); });
+    template <Scalar X, std::size_t N>
+    static void add_gradient(const PackedMatrix<T>& w, ConstMatrixView<X> x, ConstMatrixView<C> d_y,
+                             const std::array<Matrix<C>*, N>& d_w, const Executor& executor) {
+        run(executor, w.panels(), [&](Index p) { add_weight_gradient<C>(x, d_y, p, weight_runs(d_w, p)); });
     }
     // Where the columns of panel p are in each of them.
     template <std::size_t N>
-    static std::array<WeightRun<T>, N> weight_runs(const std::array<Matrix<T>*, N>& side_by_side, Index p) {
-        std::array<WeightRun<T>, N> runs{};
+    static std::array<WeightRun<C>, N> weight_runs(const std::array<Matrix<C>*, N>& side_by_side, Index p) {
+        std::array<WeightRun<C>, N> runs{};
         const Index first = p * panel_size, end = first + panel_size;
         Index left = 0;  // edge of the matrix
         for (std::size_t i = 0; i < N; ++i) {
-            Matrix<T>& m = *side_by_side[i];
+            Matrix<C>& m = *side_by_side[i];
             const Index begin = (std::max)(first, left), stop = (std::min)(end, left + m.cols());
             if (begin < stop) runs[i] = {m.data() + (begin - left), m.cols(), begin - first, stop - begin};
             left += m.cols();

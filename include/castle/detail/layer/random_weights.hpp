@@ -14,7 +14,7 @@ namespace detail {
 
 // Uniform with variance 1 / rows: outputs are about as large as inputs. Made from the generator's bits directly and row
 // by row, since the standard's distributions differ between libraries and a seed should mean the same everywhere.
-template <Scalar T>
+template <ComputeScalar T>
 Matrix<T> random_matrix(Index rows, Index cols, std::mt19937_64& bits) {
     const double bound = std::sqrt(3.0 / static_cast<double>(rows));
     Matrix<T> m(rows, cols);
@@ -28,7 +28,7 @@ Matrix<T> random_matrix(Index rows, Index cols, std::mt19937_64& bits) {
 }
 
 // Of a layer whose config is complete.
-template <Scalar T>
+template <ComputeScalar T>
 LayerWeights<T> random_weights(const LayerConfig& config, bool has_lookahead) {
     std::mt19937_64 bits(config.seed);
     const Index queries = config.heads * config.d_head, keys = config.kv_heads * config.d_head;

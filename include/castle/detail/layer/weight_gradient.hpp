@@ -14,7 +14,7 @@ inline namespace CASTLE_ABI {
 namespace detail {
 
 // Columns of a panel that belong to one weight matrix, and where the gradient of their row 0 is.
-template <Scalar T>
+template <ComputeScalar T>
 struct WeightRun {
     T* data;
     Index stride;
@@ -27,8 +27,8 @@ struct WeightRun {
 //
 // Rows of x^T y come in blocks. Tokens are taken a few at a time: their part of the panel is copied, since rows of y
 // may lie so far apart that they conflict in the cache; a last panel that is not whole is padded with zeros.
-template <Scalar T, class Runs>
-void add_weight_gradient(ConstMatrixView<T> x, ConstMatrixView<T> y, Index p, const Runs& runs) {
+template <ComputeScalar T, Scalar X, class Runs>
+void add_weight_gradient(ConstMatrixView<X> x, ConstMatrixView<T> y, Index p, const Runs& runs) {
     using S = Simd<T>;
     constexpr Index block = Index(32 / sizeof(T)) * tile_rows;
     constexpr Index chunk = 32;
@@ -67,7 +67,7 @@ void add_weight_gradient(ConstMatrixView<T> x, ConstMatrixView<T> y, Index p, co
                     } else {
                         tile.set_zero();
                     }
-                    tile.multiply_add(Operand<T>{x.row(k) + i + row, 1, x.outer_stride()}, tokens + c, panel_size, n);
+                    tile.multiply_add(Operand<X>{x.row(k) + i + row, 1, x.outer_stride()}, tokens + c, panel_size, n);
                     tile.store(sum, panel_size);
                 });
             });

@@ -23,7 +23,7 @@ inline Shape wider(Shape heads, Index more) {
 
 // Heads side by side, of d elements, with `more` behind each: write(t, h, x, to) writes those of row t, of which x are
 // the d.
-template <Scalar T, class Write>
+template <ComputeScalar T, class Write>
 void widen(const ConstMatrixView<T>& from, Index heads, Index d, Index more, const Write& write, Matrix<T>& to) {
     to.resize(from.rows(), heads * (d + more));
     for (Index t = 0; t < from.rows(); ++t) {
@@ -37,7 +37,7 @@ void widen(const ConstMatrixView<T>& from, Index heads, Index d, Index more, con
 
 // Causal queries and keys as above, causal values left empty, and what is lookahead. Where `wide` has had as many rows
 // before, nothing is allocated.
-template <Scalar T, class WriteQuery, class WriteKey>
+template <ComputeScalar T, class WriteQuery, class WriteKey>
 void widen(const Input<T>& input, const Shape& heads, Index more, const WriteQuery& query, const WriteKey& key,
            Gradient<T>& wide) {
     const Index d = heads.d;
@@ -51,7 +51,7 @@ void widen(const Input<T>& input, const Shape& heads, Index more, const WriteQue
 }
 
 // The gradient without the elements that were added, from that of `rows` rows with them, whose shapes are checked.
-template <Scalar T>
+template <ComputeScalar T>
 void narrow(std::string_view where, const Gradient<T>& of_input, const Shape& heads, Index more, Index rows,
             bool has_lookahead, const GradientView<T>& to) {
     const Shape wide = wider(heads, more);

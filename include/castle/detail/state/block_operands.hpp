@@ -19,7 +19,7 @@ struct OperandSizes {
 
 // The rows of one block as the kernels read them, transposed: row k, column j belongs to token j of the block. Queries
 // and triangles are there for each query head of the group; without lookahead there are only the queries.
-template <Scalar T>
+template <ComputeScalar T>
 class BlockOperands {
   public:
     BlockOperands(T* data, const OperandSizes& sizes) : data_(data), d_(sizes.d), group_(sizes.group) {}

@@ -15,7 +15,7 @@ namespace detail {
 
 // What it takes to undo the folding of a head's last blocks exactly, which no subtraction would: U as it was before
 // each of them, and the blocks' own lookahead keys and values. Ring buffers, over blocks and over panels.
-template <Scalar T>
+template <ComputeScalar T>
 class FoldHistory {
   public:
     // For as many blocks of heads of size d; a block is folded into at most `most_panels` panels. Where nothing is

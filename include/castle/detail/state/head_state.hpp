@@ -45,18 +45,29 @@ inline Index absorbing_window(Index lookahead_window, Index sliding_window) {
 // Keys live in panels, transposed, [d][panel_size]; values as they are, [panel_size][dv_padded]. A panel stays
 // where it is unless it is shared. U has every finished block folded in; of the open block there are the gates,
 // K^U and V^U, and, while its group runs, the other operands.
+//
+// Where T has 16 bits, K^C, V^C and Q^U are stored so, and everything else is in float. U is then in two places: as
+// long as its keys may absorb tokens it is in float, in a ring; once the window has left them behind it is final, and
+// stored as T beside K^C. Rows read the one or the other by where their block is, so that bits depend on positions
+// alone.
 template <Scalar T>
 class HeadState {
+    using C = Compute<T>;
+
   public:
+    // Whether U is in two places.
+    static constexpr bool has_narrow_keys = StorageScalar<T>;
+
     // The first query head of its group is `first_head` of all.
-    HeadState(const AttentionKind& kind, Keeping keeping, std::shared_ptr<const TermTables<T>> terms, Index first_head)
+    HeadState(const AttentionKind& kind, Keeping keeping, std::shared_ptr<const TermTables<C>> terms, Index first_head)
         : kind_(kind),
           terms_(std::move(terms)),
           first_head_(first_head),
-          dv_padded_(round_up(kind.shape.dv, Simd<T>::width)),
+          dv_padded_(round_up(kind.shape.dv, Simd<C>::width)),
           history_blocks_(has_lookahead() || keeping.slides() ? ceil_div(keeping.rollback, block_size) : 0),
           keeping_(keeping),
-          panels_(((has_lookahead() ? 2 : 1) * d() + dv_padded_) * panel_size),
+          panels_(((has_stored_keys() ? 2 : 1) * d() + dv_padded_) * panel_size),
+          changing_keys_(d() * panel_size),
           query_panels_(d() * panel_size),
           gate_tiles_(block_size * panel_size),
           word_panels_(word_slots() * block_size),
@@ -71,16 +82,16 @@ class HeadState {
     Index dv() const { return kind_.shape.dv; }
     Index dv_padded() const { return dv_padded_; }
     Index group() const { return kind_.group(); }
-    T scale() const { return static_cast<T>(kind_.scale); }
+    C scale() const { return static_cast<C>(kind_.scale); }
     Index window() const { return absorbing_window(kind_.lookahead_window, keeping_.sliding_window); }
     Index sliding_window() const { return keeping_.sliding_window; }
     bool has_lookahead() const { return kind_.has_lookahead(); }
     bool has_silu() const { return kind_.silu; }
     bool has_causal_scores() const { return kind_.causal_keys; }
     // Null where scores are plain.
-    const TermTables<T>* terms() const { return terms_.get(); }
+    const TermTables<C>* terms() const { return terms_.get(); }
     // Of the same shape.
-    void set_kind(const AttentionKind& kind, std::shared_ptr<const TermTables<T>> terms) {
+    void set_kind(const AttentionKind& kind, std::shared_ptr<const TermTables<C>> terms) {
         kind_ = kind;
         terms_ = std::move(terms);
     }
@@ -98,7 +109,7 @@ class HeadState {
     void cut(Index size) {
         const Index first = ceil_div(size, panel_size),
                     end = (std::min)(ceil_div(size_, panel_size), first + panel_count());
-        for (Index p = first; has_lookahead() && p < end; ++p) own_key(p) = Panel<T>();
+        for (Index p = first; has_stored_keys() && p < end; ++p) own_key(p) = Panel<T>();
         size_ = size;
     }
 
@@ -156,14 +167,16 @@ class HeadState {
         const Index query_panels = has_lookahead() ? (std::min)(panels, most_query_panels()) : 0;
         const Index gate_tiles = has_lookahead() ? (std::min)(panels, most_gate_tiles()) : 0;
         auto fresh_panels = panels_.missing(panels);
+        auto fresh_keys = changing_keys_.missing(has_narrow_keys ? query_panels : 0);
         auto fresh_queries = query_panels_.missing(query_panels);
         auto fresh_tiles = gate_tiles_.missing(gate_tiles);
         auto fresh_words = word_panels_.missing(word_panels);
         auto fresh_history = history_.missing(panels);
-        if (has_lookahead()) own_keys_.resize(std::size_t(panels));
-        AlignedBuffer<T> block(open_block_.size() > 0 ? 0 : operand_sizes().elements());
+        if (has_stored_keys()) own_keys_.resize(std::size_t(panels));
+        AlignedBuffer<C> block(open_block_.size() > 0 ? 0 : operand_sizes().elements());
         // Nothing throws from here on.
         panels_.add(std::move(fresh_panels));
+        changing_keys_.add(std::move(fresh_keys));
         query_panels_.add(std::move(fresh_queries));
         gate_tiles_.add(std::move(fresh_tiles));
         word_panels_.add(std::move(fresh_words));
@@ -175,13 +188,15 @@ class HeadState {
     Index bytes_for(Index tokens) const {
         const Index panels = panels_for(tokens);
         if (panels == 0) return 0;
-        Index elements = panels_.elements_for(panels) + operand_sizes().elements();
+        const Index query_panels = (std::min)(panels, most_query_panels());
+        Index stored = panels_.elements_for(panels), computed = operand_sizes().elements();
         if (has_lookahead()) {
-            elements += query_panels_.elements_for((std::min)(panels, most_query_panels())) +
+            stored += query_panels_.elements_for(query_panels);
+            computed += changing_keys_.elements_for(has_narrow_keys ? query_panels : 0) +
                         gate_tiles_.elements_for((std::min)(panels, most_gate_tiles())) + history_.elements_for(panels);
         }
-        const Index words = is_masked_ ? word_panels_.elements_for((std::min)(panels, most_query_panels())) : 0;
-        return elements * Index(sizeof(T)) + words * Index(sizeof(std::uint64_t));
+        const Index words = is_masked_ ? word_panels_.elements_for(query_panels) : 0;
+        return bytes_of(stored, computed, words);
     }
 
     // As before the first token, with the memory kept. What is not zeroed is written before it is read.
@@ -208,46 +223,88 @@ class HeadState {
         if (is_masked_) word_panels_.own(oldest, end);
         const bool finishes = before / block_size != after / block_size;
         if (finishes) history_.own(oldest, end);
-        // A panel that begins takes the place of one that has been let go, U of which may be shared.
-        if (finishes || end > panel_count()) own_keys(oldest, end);
+        if constexpr (has_narrow_keys) {
+            if (finishes || before % panel_size == 0) changing_keys_.own(finishes ? oldest : first, end);
+            if (has_stored_keys()) own_keys(oldest, oldest_panel(window(), after));
+        } else {
+            // A panel that begins takes the place of one that has been let go, U of which may be shared.
+            if (finishes || end > panel_count()) own_keys(oldest, end);
+        }
     }
     // The same before tokens are rolled back down to `after`.
     void own_for_rollback(Index after) {
         if (!has_lookahead() || after / block_size == size_ / block_size) return;
         const Index oldest = oldest_panel(window(), after), end = ceil_div(size_, panel_size);
         gate_tiles_.own(oldest, end);
-        own_keys(oldest, end);
+        if constexpr (has_narrow_keys) {
+            changing_keys_.own(oldest, end);
+        } else {
+            own_keys(oldest, end);
+        }
     }
 
     // Of all memory, and of that which forks hold too; their coming and going on other threads changes only the latter.
     Index bytes() const {
-        Index elements = panels_.elements() + query_panels_.elements() + gate_tiles_.elements() + open_block_.size() +
-                         history_.elements();
-        for (const Panel<T>& keys : own_keys_) elements += keys ? key_elements() : 0;
-        return elements * Index(sizeof(T)) + word_panels_.elements() * Index(sizeof(std::uint64_t));
+        Index stored = panels_.elements() + query_panels_.elements();
+        for (const Panel<T>& keys : own_keys_) stored += keys ? key_elements() : 0;
+        return bytes_of(stored,
+                        changing_keys_.elements() + gate_tiles_.elements() + open_block_.size() + history_.elements(),
+                        word_panels_.elements());
     }
     Index shared_bytes() const {
-        Index elements = panels_.shared_elements() + query_panels_.shared_elements() + gate_tiles_.shared_elements() +
-                         history_.shared_elements();
-        for (const Panel<T>& keys : own_keys_) elements += keys.is_shared() ? key_elements() : 0;
-        return elements * Index(sizeof(T)) + word_panels_.shared_elements() * Index(sizeof(std::uint64_t));
+        Index stored = panels_.shared_elements() + query_panels_.shared_elements();
+        for (const Panel<T>& keys : own_keys_) stored += keys.is_shared() ? key_elements() : 0;
+        return bytes_of(stored,
+                        changing_keys_.shared_elements() + gate_tiles_.shared_elements() + history_.shared_elements(),
+                        word_panels_.shared_elements());
     }
 
     // Panel p, [d][panel_size] each; the values [panel_size][dv_padded]. Q^U is a ring buffer: panels that the window
     // has left behind, also that of what may be rolled back, make room.
     T* lookahead_queries(Index p) { return query_panels_[p]; }
-    T* lookahead_keys(Index p) {
+    C* lookahead_keys(Index p) {
+        if constexpr (has_narrow_keys) {
+            return changing_keys_[p];
+        } else {
+            return stored_keys(p);
+        }
+    }
+    T* causal_keys(Index p) { return panels_[p] + (has_stored_keys() ? key_elements() : 0); }
+    T* values(Index p) { return causal_keys(p) + key_elements(); }
+    const C* lookahead_keys(Index p) const { return const_cast<HeadState*>(this)->lookahead_keys(p); }
+
+    // Where U stands beside K^C: always, or where it is final.
+    T* stored_keys(Index p) {
         const Panel<T>& own = own_key(p);
         return own ? own.data() : panels_[p];
     }
-    T* causal_keys(Index p) { return panels_[p] + (has_lookahead() ? key_elements() : 0); }
-    T* values(Index p) { return causal_keys(p) + key_elements(); }
-    const T* lookahead_keys(Index p) const { return const_cast<HeadState*>(this)->lookahead_keys(p); }
+    const T* stored_keys(Index p) const { return const_cast<HeadState*>(this)->stored_keys(p); }
+    // Whether rows of the block at `origin` read what is stored of a panel whose keys absorb none of them any more.
+    bool has_final_keys(Index p, Index origin) const { return has_narrow_keys && p < oldest_panel(window(), origin); }
+    // Calls f with U of panel p as those rows read it.
+    template <class F>
+    void with_lookahead_keys(Index p, Index origin, const F& f) const {
+        if constexpr (has_narrow_keys) {
+            if (has_final_keys(p, origin)) {
+                f(stored_keys(p));
+                return;
+            }
+        }
+        f(lookahead_keys(p));
+    }
+    // Once the block at `origin`, all of which is there, has been folded into panel p: stores U if that was the last.
+    void finish_block_of_panel(Index p, Index origin) {
+        if constexpr (has_narrow_keys) {
+            if (has_final_keys(p, origin + block_size) && !has_final_keys(p, origin)) {
+                copy_numbers(lookahead_keys(p), key_elements(), stored_keys(p));
+            }
+        }
+    }
 
     // The gates of the open block's rows against panel p, [block_size][panel_size]. Tiles are a ring buffer: a window
     // keeps gates from reaching back further than the tiles do.
-    T* gates(Index p) { return gate_tiles_[p]; }
-    const T* gates(Index p) const { return const_cast<HeadState*>(this)->gates(p); }
+    C* gates(Index p) { return gate_tiles_[p]; }
+    const C* gates(Index p) const { return const_cast<HeadState*>(this)->gates(p); }
 
     // Whether a call had a mask, and so words say which keys of a panel absorb which tokens of a block: of the open one
     // and of those that can be undone. Panels that the window has left behind absorb none.
@@ -261,11 +318,11 @@ class HeadState {
         return words;
     }
 
-    BlockOperands<T> open_block() { return {open_block_.data(), operand_sizes()}; }
-    BlockOperands<T> open_block() const { return const_cast<HeadState*>(this)->open_block(); }
+    BlockOperands<C> open_block() { return {open_block_.data(), operand_sizes()}; }
+    BlockOperands<C> open_block() const { return const_cast<HeadState*>(this)->open_block(); }
 
-    FoldHistory<T>& history() { return history_; }
-    const FoldHistory<T>& history() const { return history_; }
+    FoldHistory<C>& history() { return history_; }
+    const FoldHistory<C>& history() const { return history_; }
 
     // U as it was before the block, which is the last one that was folded.
     void undo_fold(Index block) {
@@ -291,18 +348,24 @@ class HeadState {
           is_masked_(from.is_masked_),
           size_(from.size_),
           panels_(from.panels_.share(ceil_div(size_, panel_size))),
+          changing_keys_(from.changing_keys_.share(panels_.size())),
           query_panels_(from.query_panels_.share(panels_.size())),
           gate_tiles_(from.gate_tiles_.share(panels_.size())),
           word_panels_(from.word_panels_.share(panels_.size())),
           open_block_(from.open_block_.copy()),
           history_(from.history_.fork(panels_.size())) {
         own_keys_.reserve(std::size_t(panels_.size()));
-        for (Index p = 0; has_lookahead() && p < panels_.size(); ++p) {
+        for (Index p = 0; has_stored_keys() && p < panels_.size(); ++p) {
             own_keys_.push_back(from.own_keys_[std::size_t(p)].share());
         }
     }
 
+    // Without a window, or with one that no sequence reaches, U is never final.
+    bool has_stored_keys() const { return has_lookahead() && !(has_narrow_keys && window() >= most_tokens); }
     Index key_elements() const { return d() * panel_size; }
+    static Index bytes_of(Index stored, Index computed, Index words) {
+        return stored * Index(sizeof(T)) + computed * Index(sizeof(C)) + words * Index(sizeof(std::uint64_t));
+    }
     Index panel_count() const { return panels_.size(); }
     // Those that there are after reserving so many tokens.
     Index panels_for(Index tokens) const {
@@ -310,7 +373,7 @@ class HeadState {
     }
     Panel<T>& own_key(Index p) { return own_keys_[std::size_t(panels_.slot(p))]; }
 
-    // U of the panels [first, end) is to be written to.
+    // Where U of the panels [first, end) is stored is to be written to.
     void own_keys(Index first, Index end) {
         end = (std::min)(end, first + panel_count());
         const auto is_shared = [&](Index p) {
@@ -322,7 +385,7 @@ class HeadState {
         auto fresh = PanelStore<T>::make_lone_panels(shared, key_elements());
         for (Index p = end; p-- > first && !fresh.empty();) {
             if (!is_shared(p)) continue;
-            std::copy_n(lookahead_keys(p), key_elements(), fresh.back().data());
+            std::copy_n(stored_keys(p), key_elements(), fresh.back().data());
             own_key(p) = std::move(fresh.back());
             fresh.pop_back();
         }
@@ -349,20 +412,21 @@ class HeadState {
     Index word_slots() const { return history_blocks_ + group_blocks; }
 
     AttentionKind kind_;
-    std::shared_ptr<const TermTables<T>> terms_;
+    std::shared_ptr<const TermTables<C>> terms_;
     Index first_head_;
     Index dv_padded_;
     Index history_blocks_;
     Keeping keeping_;
     bool is_masked_ = false;
     Index size_ = 0;
-    PanelStore<T> panels_;            // U, K^C, V^C, in the order in which a step of decoding reads them
+    PanelStore<T> panels_;  // U if it is stored, K^C, V^C, in the order in which a step of decoding reads them
     std::vector<Panel<T>> own_keys_;  // where there is one, U in place of that in panels_, whose K^C and V^C are shared
+    PanelStore<C> changing_keys_;     // U that is not final, where that is not stored as T
     PanelStore<T> query_panels_;      // Q^U
-    PanelStore<T> gate_tiles_;
+    PanelStore<C> gate_tiles_;
     PanelStore<std::uint64_t> word_panels_;
-    AlignedBuffer<T> open_block_;
-    FoldHistory<T> history_;
+    AlignedBuffer<C> open_block_;
+    FoldHistory<C> history_;
 };
 
 }  // namespace detail

@@ -22,8 +22,10 @@ namespace detail {
 // Behind caches and workspaces of every kind.
 template <Scalar T>
 class SequenceState {
+    using C = Compute<T>;
+
   public:
-    using Terms = std::shared_ptr<const TermTables<T>>;
+    using Terms = std::shared_ptr<const TermTables<C>>;
 
     SequenceState(const AttentionKind& kind, Keeping keeping) : SequenceState(kind, keeping, terms_of(kind)) {}
     SequenceState(const AttentionKind& kind, Keeping keeping, const Terms& terms)
@@ -33,7 +35,7 @@ class SequenceState {
     }
     // The tables of the kind's score terms.
     static Terms terms_of(const AttentionKind& kind) {
-        return kind.terms != nullptr ? std::make_shared<const TermTables<T>>(*kind.terms) : nullptr;
+        return kind.terms != nullptr ? std::make_shared<const TermTables<C>>(*kind.terms) : nullptr;
     }
     SequenceState(SequenceState&&) = default;
     SequenceState& operator=(SequenceState&&) = default;
@@ -66,7 +68,7 @@ class SequenceState {
     // its work, and it finishes.
     void make_room(Index after, bool has_mask = false) {
         const Index elements = step_elements(capacity_for(after));
-        AlignedBuffer<T> step(elements > step_.size() ? elements : 0);
+        AlignedBuffer<C> step(elements > step_.size() ? elements : 0);
         for (auto& head : heads_) head.make_room(after, has_mask);
         if (step.size() > 0) step_ = std::move(step);
         for (auto& head : heads_) {
@@ -94,7 +96,7 @@ class SequenceState {
     SequenceState fork() const { return SequenceState(*this); }
 
     Index bytes() const {
-        Index bytes = step_.size() * Index(sizeof(T));
+        Index bytes = step_.size() * Index(sizeof(C));
         for (const auto& head : heads_) bytes += head.bytes();
         return bytes;
     }
@@ -106,13 +108,13 @@ class SequenceState {
     // After reserving so many tokens, if nothing is shared.
     Index bytes_for(Index tokens) const {
         check_tokens("bytes_for", "tokens", tokens);
-        Index bytes = (std::max)(step_elements(capacity_for(tokens)), step_.size()) * Index(sizeof(T));
+        Index bytes = (std::max)(step_elements(capacity_for(tokens)), step_.size()) * Index(sizeof(C));
         for (const auto& head : heads_) bytes += head.bytes_for(tokens);
         return bytes;
     }
 
     // Of head h, for one token: the softmax of its query heads over every span.
-    T* step_scratch(Index h) { return step_.data() + h * (step_.size() / heads()); }
+    C* step_scratch(Index h) { return step_.data() + h * (step_.size() / heads()); }
 
     // Of a call that works on several sequences, while it runs.
     struct Work {
@@ -126,7 +128,7 @@ class SequenceState {
         bool looks_ahead = false;        // whether rows may see keys after their group
         const Mask* mass_over = nullptr;
         Group group = {};      // that is under way; none has no rows
-        T* scratch = nullptr;  // of all heads; none for one token, which has its own
+        C* scratch = nullptr;  // of all heads; none for one token, which has its own
         // In a backward pass, of the record's memory:
         Index first_element = 0;
         Index first_panel = 0;
@@ -145,13 +147,13 @@ class SequenceState {
     Index capacity_for(Index tokens) const { return (std::max)(round_up(tokens, panel_size), capacity()); }
     Index step_elements(Index capacity) const {
         const HeadState<T>& any = heads_.front();
-        const Index row = SoftmaxRows<T>::elements(any.group(), any.dv_padded());
+        const Index row = SoftmaxRows<C>::elements(any.group(), any.dv_padded());
         return heads() * row * any.most_spans(capacity);
     }
 
     SelfMovable<std::vector<HeadState<T>>> heads_{std::vector<HeadState<T>>()};
     Mask window_mask_;  // causal where it does not slide
-    AlignedBuffer<T> step_;
+    AlignedBuffer<C> step_;
     Work work_;
 };
 

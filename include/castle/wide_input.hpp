@@ -1,0 +1,39 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <castle/detail/simd/storage.hpp>
+#include <castle/input.hpp>
+#include <castle/types.hpp>
+
+namespace castle {
+inline namespace CASTLE_ABI {
+
+/// The numbers of an Input in the scalar that they are computed in, for what takes no numbers of 16 bits: the dense
+/// forms, or code of yours. Owns them.
+template <Scalar T>
+class WideInput {
+  public:
+    explicit WideInput(const Input<T>& input)
+        : causal_{wide(input.causal.q), wide(input.causal.k), wide(input.causal.v)},
+          lookahead_{wide(input.lookahead.q), wide(input.lookahead.k), wide(input.lookahead.v)} {}
+
+    Input<Compute<T>> input() const {
+        return {.causal = {.q = causal_.q, .k = causal_.k, .v = causal_.v},
+                .lookahead = {.q = lookahead_.q, .k = lookahead_.k, .v = lookahead_.v}};
+    }
+
+  private:
+    static Matrix<Compute<T>> wide(const ConstMatrixView<T>& from) {
+        Matrix<Compute<T>> to(from.rows(), from.cols());
+        for (Index row = 0; row < from.rows(); ++row) {
+            detail::copy_numbers(from.row(row), from.cols(), to.row(row).data());
+        }
+        return to;
+    }
+
+    Qkv<Matrix<Compute<T>>> causal_;
+    Qkv<Matrix<Compute<T>>> lookahead_;
+};
+
+}  // namespace CASTLE_ABI
+}  // namespace castle
