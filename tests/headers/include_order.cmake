@@ -14,7 +14,7 @@ set(rooms
     "version.hpp"
     "detail/mask/"
     "executor.hpp mask.hpp terms.hpp"
-    "input.hpp output.hpp options.hpp"
+    "input.hpp output.hpp options.hpp wide_input.hpp"
     "detail/check/"
     "reference/"
     "detail/score/"

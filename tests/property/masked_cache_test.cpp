@@ -161,14 +161,15 @@ TYPED_TEST(MaskedCache, SeesNothingAtTheEndOfASpan) {
         castle::Workspace<T> workspace(shape, {.lookahead_window = window});
         Matrix<T> out(length, shape.heads * shape.dv);
         castle::forward(workspace, head.input(), castle::Output<T>{.out = out}, mask);
-        EXPECT_TRUE((out.array() == 0).all());
-        const castle::Gradient<T> g = castle::backward(workspace, head.input(), out);
+        EXPECT_TRUE((out.array() == T(0)).all());
+        const Matrix<castle::Compute<T>> d_out = out.template cast<castle::Compute<T>>();
+        const auto g = castle::backward(workspace, head.input(), d_out);
         EXPECT_TRUE((g.causal.v.array() == 0).all());
         castle::UqKvCache<T> cache(shape, {.lookahead_window = window});
         for (Index t = 0; t < length; ++t) {
             castle::extend(cache, head.input().tokens(t, 1), castle::MatrixView<T>(out).middle_rows(t, 1), mask);
         }
-        EXPECT_TRUE((out.array() == 0).all());
+        EXPECT_TRUE((out.array() == T(0)).all());
     }
 }
 
@@ -194,14 +195,15 @@ TYPED_TEST(MaskedCache, OfABatchGivesEachSequenceWhatItHasAlone) {
         for (auto& cache : together) caches.push_back(&cache);
         const Index rows = 245;
         const Head<T> head = random_heads<T>(random, rows, shape);
-        Matrix<T> expected(rows, shape.heads * shape.dv), expected_sums(rows, shape.heads);
-        Matrix<T> out(rows, shape.heads * shape.dv), sums(rows, shape.heads);
+        Matrix<T> expected(rows, shape.heads * shape.dv), out(rows, shape.heads * shape.dv);
+        Matrix<castle::Compute<T>> expected_sums(rows, shape.heads), sums(rows, shape.heads);
         Index first = 0;
         for (std::size_t i = 0; i < counts.size(); ++i) {
             castle::extend(
                 alone[i], head.input().tokens(first, counts[i]),
-                castle::Output<T>{.out = castle::MatrixView<T>(expected).middle_rows(first, counts[i]),
-                                  .log_sum_exp = castle::MatrixView<T>(expected_sums).middle_rows(first, counts[i])},
+                castle::Output<T>{
+                    .out = castle::MatrixView<T>(expected).middle_rows(first, counts[i]),
+                    .log_sum_exp = castle::MatrixView<castle::Compute<T>>(expected_sums).middle_rows(first, counts[i])},
                 each[i]);
             first += counts[i];
         }

@@ -37,18 +37,20 @@ constexpr castle::Shape shape{.d = 5, .dv = 3, .heads = 2, .kv_heads = 1};
 
 /// Outputs and log-sum-exps side by side.
 template <class T>
-Matrix<T> run(castle::UqKvCache<T>& cache, const castle::Input<T>& input, const castle::Masks& mask = {},
-              const castle::Executor& executor = {}) {
+Matrix<castle::Compute<T>> run(castle::UqKvCache<T>& cache, const castle::Input<T>& input,
+                               const castle::Masks& mask = {}, const castle::Executor& executor = {}) {
+    using C = castle::Compute<T>;
     const Index rows = input.causal.q.rows();
-    Matrix<T> out(rows, shape.heads * shape.dv), sums(rows, shape.heads), both(rows, shape.heads * (shape.dv + 1));
+    Matrix<T> out(rows, shape.heads * shape.dv);
+    Matrix<C> sums(rows, shape.heads), both(rows, shape.heads * (shape.dv + 1));
     castle::extend(cache, input, castle::Output<T>{.out = out, .log_sum_exp = sums}, mask, executor);
-    if (rows > 0) both << out, sums;
+    if (rows > 0) both << out.template cast<C>(), sums;
     return both;
 }
 
 /// The rows of U that later tokens may see.
 template <class T>
-Matrix<T> seen_keys(const castle::UqKvCache<T>& cache, Index sliding_window) {
+Matrix<castle::Compute<T>> seen_keys(const castle::UqKvCache<T>& cache, Index sliding_window) {
     const Index rows = std::min(cache.size(), sliding_window - 1);
     return cache.lookahead_keys().bottomRows(rows);
 }
@@ -68,15 +70,15 @@ TYPED_TEST(SlidingCache, HasTheBitsOfOneThatKeepsAllKeys) {
                 const castle::Options options{.lookahead_window = window};
                 const Head<T> head = random_heads<T>(random, length, shape);
                 castle::UqKvCache<T> all(shape, options, rollback), cache(shape, options, rollback, sliding);
-                const Matrix<T> expected = run(all, head.input(), masks::sliding_window(sliding));
+                const auto expected = run(all, head.input(), masks::sliding_window(sliding));
                 Index peak = 0;
                 while (cache.size() < length) {
                     const Index first = cache.size(), left = length - first;
                     const Index count = std::min<Index>(
                         left, random.integer(0, 3) == 0 ? random.integer(1, 400) : random.integer(1, 40));
-                    const Matrix<T> out = run(cache, head.input().tokens(first, count), {},
-                                              random.integer(0, 2) == 0 ? threads.executor() : castle::Executor());
-                    ASSERT_TRUE(same_bits(out, Matrix<T>(expected.middleRows(first, count))))
+                    const auto out = run(cache, head.input().tokens(first, count), {},
+                                         random.integer(0, 2) == 0 ? threads.executor() : castle::Executor());
+                    ASSERT_TRUE(same_bits(out, Matrix<castle::Compute<T>>(expected.middleRows(first, count))))
                         << count << " tokens onto " << first;
                     peak = std::max(peak, cache.size());
                     ASSERT_GE(cache.max_rollback(), std::min(cache.size(), rollback - (peak - cache.size())));
@@ -126,12 +128,11 @@ TYPED_TEST(SlidingCache, SeesWhatItsWindowAndAMaskShow) {
                                  masks::packed(length, length, [](Index t, Index s) { return (t + s) % 3 != 1; })}) {
             castle::UqKvCache<T> all(shape, {.lookahead_window = window});
             castle::UqKvCache<T> cache(shape, {.lookahead_window = window}, 64, sliding);
-            const Matrix<T> expected =
-                run(all, head.input(), (mask & masks::sliding_window(sliding)).allowing_empty_rows());
+            const auto expected = run(all, head.input(), (mask & masks::sliding_window(sliding)).allowing_empty_rows());
             for (Index first = 0; first < length;) {
                 const Index count = std::min<Index>(length - first, random.integer(1, 150));
                 ASSERT_TRUE(same_bits(run(cache, head.input().tokens(first, count), mask.allowing_empty_rows()),
-                                      Matrix<T>(expected.middleRows(first, count))));
+                                      Matrix<castle::Compute<T>>(expected.middleRows(first, count))));
                 first += count;
             }
         }
@@ -229,7 +230,7 @@ TYPED_TEST(SlidingCache, ForksBeginAPanelOnThreadsOfTheirOwn) {
         run(cache, head.input().tokens(first, 64));
         castle::UqKvCache<T> fork = cache.fork();
         const castle::Input<T> next = head.input().tokens(first + 64, 5);
-        Matrix<T> out, of_fork;
+        Matrix<castle::Compute<T>> out, of_fork;
         std::thread other([&] { of_fork = run(fork, next); });
         out = run(cache, next);
         other.join();

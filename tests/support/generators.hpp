@@ -239,7 +239,9 @@ Head<T> filled_head(Fill fill, Random& random, Sizes sizes) {
 /// A NaN that no arithmetic makes: what is still there afterwards was never written.
 template <class T>
 T sentinel() {
-    if constexpr (std::same_as<T, float>) {
+    if constexpr (sizeof(T) == 2) {
+        return std::bit_cast<T>(std::uint16_t{0x7fd1});
+    } else if constexpr (std::same_as<T, float>) {
         return std::bit_cast<float>(std::uint32_t{0x7fd15ea5});
     } else {
         return std::bit_cast<double>(std::uint64_t{0x7ff9d15ea5e0beef});

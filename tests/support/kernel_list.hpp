@@ -4,8 +4,8 @@
 #include <castle/castle.hpp>
 
 // What the library computes for a scalar T, to be compiled once rather than in every program again: here all of it is
-// declared, and kernels_float.cpp and kernels_double.cpp are what that refers to.
-#define CASTLE_TEST_KERNELS(EXTERN, T)                                                                              \
+// declared, and the files kernels_*.cpp are what that refers to. Numbers of 16 bits are computed in another scalar, C.
+#define CASTLE_TEST_KERNELS(EXTERN, T, C)                                                                           \
     namespace castle {                                                                                              \
     EXTERN template class UqKvCache<T>;                                                                             \
     EXTERN template void extend(UqKvCache<T>&, const Input<T>&, MatrixView<T>, const Executor&);                    \
@@ -31,25 +31,16 @@
     EXTERN template void forward(Workspace<T>&, const Input<T>&, const Output<T>&, const Masks&, const Executor&);  \
     EXTERN template void forward(Workspace<T>&, std::span<const Index>, const Input<T>&, const Output<T>&,          \
                                  const Masks&, const Executor&);                                                    \
-    EXTERN template void backward(Workspace<T>&, const Input<T>&, ConstMatrixView<T>, const GradientView<T>&,       \
+    EXTERN template void backward(Workspace<T>&, const Input<T>&, ConstMatrixView<C>, const GradientView<C>&,       \
                                   const Executor&);                                                                 \
-    EXTERN template void backward(Workspace<T>&, const Input<T>&, const OutputGradient<T>&, const GradientView<T>&, \
-                                  const TermsGradientView<T>&, const Executor&);                                    \
-    EXTERN template Gradient<T> backward(Workspace<T>&, const Input<T>&, ConstMatrixView<T>);                       \
-    EXTERN template Gradient<T> backward(const Input<T>&, ConstMatrixView<T>, const Options&);                      \
-    EXTERN template Gradient<T> backward(const Shape&, const Input<T>&, ConstMatrixView<T>, const Options&);        \
+    EXTERN template void backward(Workspace<T>&, const Input<T>&, const OutputGradient<C>&, const GradientView<C>&, \
+                                  const TermsGradientView<C>&, const Executor&);                                    \
+    EXTERN template Gradient<C> backward(Workspace<T>&, const Input<T>&, ConstMatrixView<C>);                       \
+    EXTERN template Gradient<C> backward(const Input<T>&, ConstMatrixView<C>, const Options&);                      \
+    EXTERN template Gradient<C> backward(const Shape&, const Input<T>&, ConstMatrixView<C>, const Options&);        \
     EXTERN template class LayerCache<T>;                                                                            \
     EXTERN template class LayerWorkspace<T>;                                                                        \
     EXTERN template class Layer<T>;                                                                                 \
-    }                                                                                                               \
-    namespace castle::dense {                                                                                       \
-    EXTERN template Matrix<T> gates(const Input<T>&, const Options&, const Mask&);                                  \
-    EXTERN template Matrix<T> lookahead_keys(const Input<T>&, Index, const Options&, const Mask&);                  \
-    EXTERN template Matrix<T> lookahead_scores(const Input<T>&, const Options&, const Mask&);                       \
-    EXTERN template Matrix<T> causal_scores(const Input<T>&, const Options&, const Mask&);                          \
-    EXTERN template Matrix<T> scores(const Input<T>&, const Options&, const Mask&);                                 \
-    EXTERN template Matrix<T> weights(const Input<T>&, const Options&, const Mask&);                                \
-    EXTERN template Matrix<T> output(const Input<T>&, const Options&, const Mask&);                                 \
     }                                                                                                               \
     namespace castle::detail {                                                                                      \
     EXTERN template void pack_block(HeadState<T>&, const GroupScratch<T>&, Index, const Input<T>&);                 \
@@ -65,7 +56,23 @@
     EXTERN template class TrainingRecord<T>;                                                                        \
     }
 
-CASTLE_TEST_KERNELS(extern, float)
+// The dense forms, which take no numbers of 16 bits.
+#define CASTLE_TEST_DENSE_FORMS(EXTERN, T)                                                         \
+    namespace castle::dense {                                                                      \
+    EXTERN template Matrix<T> gates(const Input<T>&, const Options&, const Mask&);                 \
+    EXTERN template Matrix<T> lookahead_keys(const Input<T>&, Index, const Options&, const Mask&); \
+    EXTERN template Matrix<T> lookahead_scores(const Input<T>&, const Options&, const Mask&);      \
+    EXTERN template Matrix<T> causal_scores(const Input<T>&, const Options&, const Mask&);         \
+    EXTERN template Matrix<T> scores(const Input<T>&, const Options&, const Mask&);                \
+    EXTERN template Matrix<T> weights(const Input<T>&, const Options&, const Mask&);               \
+    EXTERN template Matrix<T> output(const Input<T>&, const Options&, const Mask&);                \
+    }
+
+CASTLE_TEST_KERNELS(extern, float, float)
+CASTLE_TEST_DENSE_FORMS(extern, float)
+CASTLE_TEST_KERNELS(extern, bfloat16, float)
 #ifndef CASTLE_TEST_FLOAT_ONLY
-CASTLE_TEST_KERNELS(extern, double)
+CASTLE_TEST_KERNELS(extern, double, double)
+CASTLE_TEST_DENSE_FORMS(extern, double)
+CASTLE_TEST_KERNELS(extern, half, float)
 #endif

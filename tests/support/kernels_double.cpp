@@ -2,5 +2,6 @@
 #include "support/kernels.hpp"
 
 #ifndef CASTLE_TEST_FLOAT_ONLY
-CASTLE_TEST_KERNELS(, double)
+CASTLE_TEST_KERNELS(, double, double)
+CASTLE_TEST_DENSE_FORMS(, double)
 #endif

@@ -65,7 +65,7 @@ Outcome<T> run_head_by_head(const castle::Shape& shape, const castle::Input<T>& 
                             const castle::Options& options = {}) {
     const Index rows = input.causal.q.rows();
     Outcome<T> all{.output = Matrix<T>(rows, shape.heads * shape.dv),
-                   .lookahead_keys = Matrix<T>(rows, shape.kv_heads * shape.d)};
+                   .lookahead_keys = Matrix<castle::Compute<T>>(rows, shape.kv_heads * shape.d)};
     for (Index h = 0; h < shape.heads; ++h) {
         const castle::Input<T> lone = input.head(shape, h);
         all.output.middleCols(h * shape.dv, shape.dv) = run_parallel(lone, options);

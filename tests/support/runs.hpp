@@ -62,9 +62,9 @@ Matrix<T> run_extend(castle::UqKvCache<T>& cache, const castle::Input<T>& input,
 
 /// The lookahead keys of all key-value heads of a cache, side by side, `[size, kv_heads d]`.
 template <class T>
-Matrix<T> all_lookahead_keys(const castle::UqKvCache<T>& cache) {
+Matrix<castle::Compute<T>> all_lookahead_keys(const castle::UqKvCache<T>& cache) {
     const castle::Shape shape = cache.shape();
-    Matrix<T> keys(cache.size(), shape.kv_heads * shape.d);
+    Matrix<castle::Compute<T>> keys(cache.size(), shape.kv_heads * shape.d);
     if (cache.size() == 0) return keys;
     for (Index h = 0; h < shape.kv_heads; ++h) keys.middleCols(h * shape.d, shape.d) = cache.lookahead_keys(h);
     return keys;
@@ -74,7 +74,7 @@ Matrix<T> all_lookahead_keys(const castle::UqKvCache<T>& cache) {
 template <class T>
 struct Outcome {
     Matrix<T> output;
-    Matrix<T> lookahead_keys;  // of all key-value heads, side by side
+    Matrix<castle::Compute<T>> lookahead_keys;  // of all key-value heads, side by side
 };
 
 template <class T>

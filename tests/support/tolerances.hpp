@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <type_traits>
 
 #include <gtest/gtest.h>
 
@@ -20,9 +21,13 @@ using castle::Matrix;
 using oracle::Index;
 using oracle::Rows;
 
-/// The unit roundoff u: one operation is off by a factor within 1 +- u.
+/// The unit roundoff u: one operation, or one storing in 16 bits, is off by a factor within 1 +- u.
 template <class T>
 inline constexpr double unit_roundoff = std::numeric_limits<T>::epsilon() / 2;
+template <>
+inline constexpr double unit_roundoff<castle::bfloat16> = 0x1p-8;
+template <>
+inline constexpr double unit_roundoff<castle::half> = 0x1p-11;
 
 /// n roundings one upon another are off by a factor within 1 +- gamma(n). A sum of n products, in whatever order and
 /// with or without fused multiply-add, is therefore off by at most gamma(n) times the sum of the absolute products.
@@ -52,6 +57,10 @@ inline constexpr double silu_slope = 1.1;
 /// denormal; the exponential gives 0 for everything below the normal numbers.
 template <class T>
 inline constexpr double denormal = std::numeric_limits<T>::denorm_min();
+template <>
+inline constexpr double denormal<castle::bfloat16> = 0x1p-133;
+template <>
+inline constexpr double denormal<castle::half> = 0x1p-24;
 template <class T>
 inline constexpr double smallest_normal = std::numeric_limits<T>::min();
 /// Where e^-x overflows, the sigmoid, SiLU and its derivative are 0. The exponential of a float does so from 88.37 on,
@@ -59,11 +68,21 @@ inline constexpr double smallest_normal = std::numeric_limits<T>::min();
 template <class T>
 inline constexpr double activation_underflow = 256 * smallest_normal<T>;
 
+/// Whether row t reads what is stored of key s, as numbers of 16 bits are: the window has left the key's panel of 64
+/// behind before the row's block of 32.
+inline bool reads_stored_key(Index t, Index s, Index window) {
+    const Index origin = t / 32 * 32;
+    return window < origin && s / 64 < (origin - window) / 64;
+}
+
 /// The most that a computation in T may differ from the exact result `r`, for every quantity and every number of it. It
-/// holds for every order of the sums, hence for the textbook forms as for the blocked ones.
-template <class T>
+/// holds for every order of the sums, hence for the textbook forms as for the blocked ones. Numbers of 16 bits are
+/// computed in float; an output is rounded once more, and a lookahead key once the window has left it behind.
+template <class Stored>
 oracle::Result<double> error_bounds(const oracle::Head<double>& head, const oracle::Settings& settings,
                                     const oracle::Result<double>& r) {
+    using T = castle::Compute<Stored>;
+    constexpr bool is_narrow = !std::is_same_v<T, Stored>;
     const Index length = head.length();
     const Index d = head.d();
     const double u = unit_roundoff<T>;
@@ -136,6 +155,10 @@ oracle::Result<double> error_bounds(const oracle::Head<double>& head, const orac
             }
             e.lookahead_scores(t, s) = inherited + gamma<T>(n_d + absorbed + 3) * own +
                                        denormal<T> * (n_d + 2) * (absorbed + 2) * (1 + scale) * (1 + q_size);
+            if (is_narrow && reads_stored_key(t, s, settings.window)) {
+                e.lookahead_scores(t, s) +=
+                    unit_roundoff<Stored> * (own + inherited) + denormal<Stored> * scale * q_size;
+            }
 
             const double silu = oracle::silu(r.lookahead_scores(t, s));
             const double before_subtraction = e.causal_scores(t, s) + silu_slope * e.lookahead_scores(t, s) +
@@ -172,6 +195,15 @@ oracle::Result<double> error_bounds(const oracle::Head<double>& head, const orac
         for (Index k = 0; k < d; ++k) {
             e.lookahead_keys(s, k) =
                 from_gates(s, k) + gamma<T>(absorbed + 1) * absolute(s, k) + absorbed * denormal<T>;
+            if (is_narrow && reads_stored_key(length, s, settings.window)) {
+                e.lookahead_keys(s, k) +=
+                    unit_roundoff<Stored> * (absolute(s, k) + from_gates(s, k)) + denormal<Stored>;
+            }
+        }
+    }
+    for (Index t = 0; is_narrow && t < length; ++t) {
+        for (Index c = 0; c < head.dv(); ++c) {
+            e.output(t, c) += unit_roundoff<Stored> * (std::abs(r.output(t, c)) + e.output(t, c)) + denormal<Stored>;
         }
     }
     return e;

@@ -1,0 +1,418 @@
+// SPDX-License-Identifier: Apache-2.0
+#define CASTLE_TEST_SIXTEEN_BITS
+
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include <gtest/gtest.h>
+
+#include <castle/castle.hpp>
+
+#include "support/generators.hpp"
+#include "support/message.hpp"
+#include "support/runs.hpp"
+#include "support/scalars.hpp"
+#include "support/tolerances.hpp"
+
+// Numbers of 16 bits: how they are read and written, and what caches, workspaces and layers of them come to. The
+// promises about bits are those of other tests, which are compiled once more for them.
+namespace {
+
+using castle::Index;
+using castle::Matrix;
+using namespace support;
+
+template <class T>
+class Stored : public ::testing::Test {};
+TYPED_TEST_SUITE(Stored, support::Scalars);
+
+template <class T>
+T of_bits(std::uint16_t bits) {
+    return std::bit_cast<T>(bits);
+}
+template <class T>
+std::uint16_t bits_of(T x) {
+    return std::bit_cast<std::uint16_t>(x);
+}
+
+// What the bits say: sign, exponent and fraction.
+template <class T>
+double value_of(std::uint16_t bits) {
+    constexpr int fraction_bits = std::is_same_v<T, castle::half> ? 10 : 7;
+    constexpr int bias = std::is_same_v<T, castle::half> ? 15 : 127;
+    const int exponent = (bits & 0x7fff) >> fraction_bits, fraction = bits & ((1 << fraction_bits) - 1);
+    const double sign = (bits & 0x8000) != 0 ? -1 : 1;
+    if (exponent == 2 * bias + 1) {
+        return fraction != 0 ? std::numeric_limits<double>::quiet_NaN()
+                             : sign * std::numeric_limits<double>::infinity();
+    }
+    return exponent == 0 ? sign * std::ldexp(fraction, 1 - bias - fraction_bits)
+                         : sign * std::ldexp((1 << fraction_bits) + fraction, exponent - bias - fraction_bits);
+}
+
+using S = castle::detail::Simd<float>;
+
+TYPED_TEST(Stored, NumbersAreWidenedExactly) {
+    using T = TypeParam;
+    std::array<T, std::size_t(S::width)> some{};
+    std::array<float, std::size_t(S::width)> wide{}, spread{};
+    for (std::uint32_t first = 0; first <= 0xffff; first += std::uint32_t(S::width)) {
+        for (std::size_t i = 0; i < some.size(); ++i) some[i] = of_bits<T>(std::uint16_t(first + i));
+        S::store(wide.data(), S::load(some.data()));
+        for (std::size_t i = 0; i < some.size(); ++i) {
+            const double expected = value_of<T>(std::uint16_t(first + i));
+            S::store(spread.data(), S::broadcast(some.data() + i));
+            for (const float x : {wide[i], spread[i], spread.back(), castle::detail::widened(some[i])}) {
+                if (std::isnan(expected)) {
+                    ASSERT_TRUE(std::isnan(x)) << first + i;
+                } else {
+                    ASSERT_TRUE(same_bits(x, static_cast<float>(expected))) << first + i;
+                }
+            }
+        }
+    }
+}
+
+// To the nearest, and to the even one of two: numbers that are stored, those half-way between two, and their neighbours
+// on both sides.
+TYPED_TEST(Stored, NumbersAreRoundedToTheNearest) {
+    using T = TypeParam;
+    const auto rounded = [](float x) {
+        std::array<float, std::size_t(S::width)> wide{};
+        std::array<T, std::size_t(S::width)> some{};
+        wide.fill(x);
+        S::store(some.data(), S::load(wide.data()));
+        const T alone = castle::detail::narrowed<T>(x);
+        for (const T y : some) EXPECT_EQ(bits_of(y), bits_of(alone)) << x;
+        return bits_of(alone);
+    };
+    const std::uint16_t infinity = std::is_same_v<T, castle::half> ? 0x7c00 : 0x7f80;
+    for (std::uint16_t bits = 0; bits < infinity; ++bits) {
+        const double here = value_of<T>(bits);
+        // Beyond the largest number there would be one as far away as the last but one.
+        const double next = bits + 1 < infinity ? value_of<T>(std::uint16_t(bits + 1))
+                                                : 2 * here - value_of<T>(std::uint16_t(bits - 1));
+        const float half_way = static_cast<float>((here + next) / 2);
+        ASSERT_EQ(static_cast<double>(half_way), (here + next) / 2);
+        const auto even = std::uint16_t(bits % 2 == 0 ? bits : bits + 1);
+        for (const float sign : {1.0f, -1.0f}) {
+            const std::uint16_t sign_bit = sign < 0 ? 0x8000 : 0;
+            ASSERT_EQ(rounded(sign * static_cast<float>(here)), bits | sign_bit);
+            ASSERT_EQ(rounded(sign * half_way), even | sign_bit);
+            ASSERT_EQ(rounded(sign * std::nextafter(half_way, 0.0f)), bits | sign_bit);
+            ASSERT_EQ(rounded(sign * std::nextafter(half_way, INFINITY)), std::uint16_t(bits + 1) | sign_bit);
+        }
+    }
+    EXPECT_EQ(rounded(INFINITY), infinity);
+    EXPECT_EQ(rounded(-INFINITY), infinity | 0x8000);
+    EXPECT_TRUE(std::isnan(value_of<T>(rounded(std::numeric_limits<float>::quiet_NaN()))));
+    EXPECT_EQ(rounded(std::numeric_limits<float>::max()), infinity);
+}
+
+// Every quantity within the bound that is derived for it, and the bounds are tight enough to tell the scalar by.
+TYPED_TEST(Stored, FormsMatchOracle) {
+    using T = TypeParam;
+    std::uint64_t seed = 18000;
+    for (const Sizes sizes : {Sizes{1, 1, 1}, Sizes{33, 3, 4}, Sizes{70, 20, 9}, Sizes{260, 16, 8}}) {
+        for (const Index window : {Index(0), Index(1), Index(40), Index(100), castle::unlimited}) {
+            Random random(++seed);
+            SCOPED_TRACE(describe("seed ", seed, ", ", sizes, ", window ", window));
+            const Head<T> head = random_head<T>(random, sizes, 0.3);
+            const castle::Options options{.lookahead_window = window};
+            const oracle::Head<double> in_double = oracle_head(head);
+            const oracle::Settings settings = oracle_settings(sizes.d, options);
+            const auto exact = oracle::evaluate(in_double, settings);
+            const auto bounds = error_bounds<T>(in_double, settings, exact);
+            const Outcome<T> outcome = run_at_once(head.input(), options);
+            EXPECT_TRUE(within(outcome.output, exact.output, bounds.output));
+            EXPECT_TRUE(within(run_recurrent(head.input(), options), exact.output, bounds.output));
+            if (window > 0) {
+                EXPECT_TRUE(within(outcome.lookahead_keys, exact.lookahead_keys, bounds.lookahead_keys));
+            }
+            // The bounds say something: no more than some roundings of an output, which is of size 1.
+            EXPECT_LE(largest(bounds.output), 100 * unit_roundoff<T>);
+            if (this->HasFailure()) return;
+        }
+    }
+}
+
+// A cache that is fed with float: what it stores is rounded, and queries, K^U, V^U and outputs are not.
+TYPED_TEST(Stored, CachesTakeFloat) {
+    using T = TypeParam;
+    Random random(18100);
+    const castle::Shape shape{.d = 12, .dv = 9, .heads = 4, .kv_heads = 2};
+    const Index length = 300;
+    const Head<float> head = random_heads<float>(random, length, shape, 0.3);
+    Head<float> stored = head;
+    for (Matrix<float>* m : {&stored.kc, &stored.vc, &stored.qu}) {
+        for (Index i = 0; i < m->size(); ++i) {
+            m->data()[i] = castle::detail::widened(castle::detail::narrowed<T>(m->data()[i]));
+        }
+    }
+    for (const Index window : {Index(0), Index(70), castle::unlimited}) {
+        SCOPED_TRACE(describe("window ", window));
+        const castle::Options options{.lookahead_window = window};
+        const auto run = [&](const Head<float>& x, const std::vector<Index>& chunks) {
+            castle::UqKvCache<T> cache(shape, options);
+            return written<float>(length, shape.heads * shape.dv, [&](castle::MatrixView<float> out) {
+                Index first = 0;
+                for (const Index chunk : chunks) {
+                    castle::extend(cache, x.input().tokens(first, chunk), out.middle_rows(first, chunk));
+                    first += chunk;
+                }
+            });
+        };
+        const Matrix<float> whole = run(head, {length});
+        EXPECT_TRUE(same_bits(whole, run(stored, {length})));
+        EXPECT_TRUE(same_bits(whole, run(head, random_split(random, length))));
+        const Matrix<float> in_float = run_parallel(shape, stored.input(), options);
+        // Without a window that lookahead keys leave behind nothing else is rounded.
+        if (window != 70) {
+            EXPECT_TRUE(same_bits(whole, in_float));
+        }
+        const double difference = double((whole - in_float).norm() / in_float.norm());
+        EXPECT_LE(difference, 4 * unit_roundoff<T>);
+        if (window == 70) {
+            EXPECT_GT(difference, 0.0);
+        }
+
+        // Of numbers that need no rounding outputs are those of 16 bits, but for their own rounding.
+        Head<T> narrow(length, shape);
+        Head<float> wide(length, shape);
+        for (std::size_t i = 0; i < narrow.all().size(); ++i) {
+            fill_normal(random, *narrow.all()[i], 0.5);
+            *wide.all()[i] = narrow.all()[i]->template cast<float>();
+        }
+        const Matrix<float> of_wide = run(wide, random_split(random, length));
+        const Matrix<T> of_narrow = run_parallel(shape, narrow.input(), options);
+        for (Index i = 0; i < of_wide.size(); ++i) {
+            ASSERT_EQ(bits_of(castle::detail::narrowed<T>(of_wide.data()[i])), bits_of(of_narrow.data()[i]));
+        }
+        // Several caches at once.
+        castle::UqKvCache<T> one(shape, options), two(shape, options);
+        const std::vector<castle::UqKvCache<T>*> both = {&one, &two};
+        const Matrix<float> ragged = written<float>(length, shape.heads * shape.dv, [&](castle::MatrixView<float> out) {
+            castle::extend<T>(both, std::vector<Index>{length - 40, 40}, wide.input(),
+                              castle::Output<float>{.out = out});
+        });
+        EXPECT_TRUE(same_bits(Matrix<float>(ragged.topRows(length - 40)), Matrix<float>(of_wide.topRows(length - 40))));
+    }
+}
+
+// Half the bytes of what is stored; U that may change, gates and the open block are in float.
+TYPED_TEST(Stored, CachesTakeTheBytesThatTheySay) {
+    using T = TypeParam;
+    const castle::Shape shape{.d = 128, .dv = 128, .heads = 8, .kv_heads = 8};
+    const Index tokens = 4096;
+    const auto ratio = [&](Index window, Index rollback) {
+        const castle::Options options{.lookahead_window = window};
+        return double(castle::UqKvCache<T>(shape, options, rollback).bytes_for(tokens)) /
+               double(castle::UqKvCache<float>(shape, options, rollback).bytes_for(tokens));
+    };
+    EXPECT_LE(ratio(0, 0), 0.51);
+    EXPECT_LE(ratio(128, 0), 0.55);
+    EXPECT_LE(ratio(castle::unlimited, 0), 0.66);
+
+    Random random(18200);
+    const castle::Shape small{.d = 12, .dv = 9, .heads = 2, .kv_heads = 2};
+    const Head<T> head = random_heads<T>(random, 500, small);
+    for (const Index window : {Index(0), Index(70), castle::unlimited}) {
+        castle::UqKvCache<T> cache(small, {.lookahead_window = window}, 40);
+        const Index expected = cache.bytes_for(500);
+        cache.reserve(500);
+        EXPECT_EQ(cache.bytes().total(), expected);
+        castle::extend(cache, head.input());
+        EXPECT_EQ(cache.bytes().total(), expected);
+    }
+}
+
+TYPED_TEST(Stored, FilesOfOtherScalarsAreRejected) {
+    using T = TypeParam;
+    Random random(18300);
+    const Head<T> head = random_head<T>(random, {.length = 40, .d = 4, .dv = 3});
+    castle::UqKvCache<T> cache(shape_of(head));
+    castle::extend(cache, head.input());
+    std::stringstream file;
+    cache.save(file);
+    const bool is_half = std::is_same_v<T, castle::half>;
+    const std::string own = is_half ? "half" : "bfloat16";
+    const auto load = [&]<class Other>(const Other&) {
+        file.clear();
+        file.seekg(0);
+        return message<std::runtime_error>([&] { castle::UqKvCache<Other>::load(file); });
+    };
+    EXPECT_EQ(load(float()), "castle::load: the saved cache has elements of " + own + ", not of float");
+    EXPECT_EQ(load(double()), "castle::load: the saved cache has elements of " + own + ", not of double");
+    if (is_half) {
+        EXPECT_EQ(load(castle::bfloat16()), "castle::load: the saved cache has elements of half, not of bfloat16");
+    } else {
+        EXPECT_EQ(load(castle::half()), "castle::load: the saved cache has elements of bfloat16, not of half");
+    }
+}
+
+/// The definition in double, with what is stored of a lookahead key, where it is read, so much larger than the key.
+double loss_of(const oracle::Head<double>& head, const oracle::Settings& settings, const oracle::Rows<double>& added,
+               const oracle::Rows<double>& d_out) {
+    const Index length = head.length(), d = head.d();
+    const auto g = oracle::gates(head, settings);
+    oracle::Rows<double> u(length, d), scores(length, length), weights(length, length), output(length, head.dv());
+    double loss = 0;
+    for (Index t = 0; t < length; ++t) {
+        for (Index s = 0; s < t; ++s) {
+            if (!settings.absorbs(s, t)) continue;
+            for (Index k = 0; k < d; ++k) u(s, k) += g(s, t) * head.vu(t, k);
+        }
+        for (Index s = 0; s <= t; ++s) {
+            double causal = 0, lookahead = 0;
+            for (Index k = 0; k < d; ++k) {
+                causal += head.qc(t, k) * head.kc(s, k);
+                const double more = reads_stored_key(t, s, settings.window) ? added(s, k) : 0;
+                lookahead += head.qc(t, k) * (u(s, k) + more);
+            }
+            scores(t, s) = settings.scale * causal - oracle::silu(settings.scale * lookahead);
+        }
+        oracle::softmax(scores, t, weights);
+        oracle::weighted_values(weights, head.vc, t, output);
+        for (Index c = 0; c < head.dv(); ++c) loss += output(t, c) * d_out(t, c);
+    }
+    return loss;
+}
+
+// Gradients in float of inputs in 16 bits. A lookahead key that is stored rounded passes its gradient on as if it were
+// not: the loss is that of the definition with the rounding's difference added to the key, which stays as it is.
+TYPED_TEST(Stored, GradientsMatchDifferences) {
+    using T = TypeParam;
+    const Index length = 210;
+    const Sizes sizes{length, 5, 4};
+    std::uint64_t seed = 18400;
+    for (const Index window : {Index(20), castle::unlimited}) {
+        Random random(++seed);
+        SCOPED_TRACE(describe("seed ", seed, ", window ", window));
+        const Head<T> head = random_head<T>(random, sizes, 0.3);
+        const castle::Options options{.lookahead_window = window};
+        const oracle::Settings settings = oracle_settings(sizes.d, options);
+        oracle::Head<double> in_double = oracle_head(head);
+
+        castle::Workspace<T> workspace(shape_of(head), options);
+        const Matrix<T> out = written<T>(
+            length, sizes.dv, [&](castle::MatrixView<T> to) { castle::forward(workspace, head.input(), to); });
+        EXPECT_TRUE(same_bits(out, run_parallel(head.input(), options)));
+        Matrix<float> d_out(length, sizes.dv);
+        fill_normal(random, d_out);
+        const castle::Gradient<float> g = castle::backward(workspace, head.input(), d_out);
+
+        // By how much what is stored differs.
+        castle::UqKvCache<T> cache(shape_of(head), options);
+        castle::extend(cache, head.input());
+        const Matrix<float> keys = cache.lookahead_keys();
+        const auto exact = oracle::lookahead_keys(in_double, settings, length);
+        oracle::Rows<double> added(length, sizes.d);
+        Index stored = 0;
+        for (Index s = 0; s < length; ++s) {
+            for (Index k = 0; k < sizes.d; ++k) added(s, k) = double(keys(s, k)) - exact(s, k);
+            stored += reads_stored_key(length, s, window) ? 1 : 0;
+        }
+        EXPECT_EQ(stored > 0, window == 20);
+
+        const oracle::Rows<double> cotangents = oracle_rows<double>(d_out);
+        std::array<oracle::Rows<double>*, 6> inputs = {&in_double.qc, &in_double.kc, &in_double.vc,
+                                                       &in_double.qu, &in_double.ku, &in_double.vu};
+        const std::array<const Matrix<float>*, 6> gradients = {&g.causal.q,    &g.causal.k,    &g.causal.v,
+                                                               &g.lookahead.q, &g.lookahead.k, &g.lookahead.v};
+        for (std::size_t i = 0; i < inputs.size(); ++i) {
+            SCOPED_TRACE(input_names[i]);
+            for (int probe = 0; probe < 6; ++probe) {
+                const Index row = random.integer(0, length - 1), col = random.integer(0, inputs[i]->cols() - 1);
+                double& x = (*inputs[i])(row, col);
+                const double before = x, step = 1e-4;
+                x = before + step;
+                const double above = loss_of(in_double, settings, added, cotangents);
+                x = before - step;
+                const double below = loss_of(in_double, settings, added, cotangents);
+                x = before;
+                // The roundings of float and the third derivative of the step.
+                const double slope = (above - below) / (2 * step), own = double((*gradients[i])(row, col));
+                const double bound = 1e-5 * (1 + std::abs(slope)) * std::sqrt(double(length));
+                ASSERT_LE(std::abs(own - slope), bound) << "(" << row << ", " << col << ")";
+            }
+        }
+    }
+}
+
+// A layer of 16-bit weights is one of float with these weights, but for the rounding of what it stores and puts out.
+TYPED_TEST(Stored, LayersMatchThoseOfFloat) {
+    using T = TypeParam;
+    const castle::LayerConfig config{
+        .d_model = 40, .heads = 4, .kv_heads = 2, .d_head = 12, .rotary = castle::Rotary{}, .seed = 7};
+    const Index length = 200;
+    Random random(18500);
+    Matrix<T> x(length, config.d_model);
+    fill_normal(random, x);
+    const Matrix<float> wide_x = x.template cast<float>();
+    Matrix<float> d_y(length, config.d_model);
+    fill_normal(random, d_y);
+    for (const Index window : {Index(0), Index(40), castle::unlimited}) {
+        SCOPED_TRACE(describe("window ", window));
+        const castle::Options options{.lookahead_window = window};
+        castle::Layer<T> layer(config, options);
+        // Masters of float, rounded.
+        const castle::Layer<float> masters(config, options);
+        layer.set_weights(castle::LayerWeightsView<float>(masters.weights()));
+        const castle::LayerWeights<T> weights = layer.weights();
+        castle::LayerWeights<float> rounded = masters.weights();
+        const auto from = castle::detail::projections_of(weights);
+        const auto to = castle::detail::projections_of(rounded);
+        for (std::size_t i = 0; i < to.size(); ++i) *to[i] = from[i]->template cast<float>();
+        rounded.w_out = weights.w_out.template cast<float>();
+        const castle::Layer<float> in_float(config, rounded, options);
+
+        // Keys, values, queries of the gates and the output are rounded once each.
+        const double bound = 4 * unit_roundoff<T>;
+        const auto off = [](const Matrix<float>& a, const Matrix<float>& b) {
+            return double((a - b).norm()) / double(b.norm());
+        };
+        const Matrix<T> y = layer.forward(x);
+        EXPECT_LE(off(y.template cast<float>(), in_float.forward(wide_x)), bound);
+
+        castle::LayerCache<T> cache = layer.make_cache();
+        Matrix<T> in_pieces(length, config.d_model);
+        Index first = 0;
+        for (const Index count : random_split(random, length)) {
+            layer.extend(cache, castle::ConstMatrixView<T>(x).middle_rows(first, count),
+                         castle::MatrixView<T>(in_pieces).middle_rows(first, count));
+            first += count;
+        }
+        EXPECT_TRUE(same_bits(in_pieces, y));
+        std::stringstream file;
+        cache.save(file);
+        castle::LayerCache<T> loaded = layer.load_cache(file), fork = cache.fork();
+        const Matrix<T> next = x.topRows(3), more = layer.extend(cache, next);
+        EXPECT_TRUE(same_bits(layer.extend(loaded, next), more));
+        EXPECT_TRUE(same_bits(layer.extend(fork, next), more));
+
+        castle::LayerWorkspace<T> workspace = layer.make_workspace();
+        Matrix<T> trained(length, config.d_model);
+        layer.forward(workspace, x, trained);
+        EXPECT_TRUE(same_bits(trained, y));
+        const castle::LayerGradient<float> g = layer.backward(workspace, x, d_y);
+        castle::LayerWorkspace<float> wide_workspace = in_float.make_workspace();
+        Matrix<float> wide_y(length, config.d_model);
+        in_float.forward(wide_workspace, wide_x, wide_y);
+        const castle::LayerGradient<float> expected = in_float.backward(wide_workspace, wide_x, d_y);
+        EXPECT_LE(off(g.x, expected.x), bound);
+        std::vector<const Matrix<float>*> own, others;
+        g.weights.for_each([&](std::string_view, const Matrix<float>& m) { own.push_back(&m); });
+        expected.weights.for_each([&](std::string_view, const Matrix<float>& m) { others.push_back(&m); });
+        for (std::size_t i = 0; i < own.size(); ++i) EXPECT_LE(off(*own[i], *others[i]), bound) << i;
+    }
+}
+
+}  // namespace

@@ -1,0 +1,6 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "support/kernels.hpp"
+
+#ifndef CASTLE_TEST_FLOAT_ONLY
+CASTLE_TEST_KERNELS(, half, float)
+#endif
