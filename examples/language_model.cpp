@@ -162,6 +162,11 @@ int run(int argc, char** argv) {
         ->default_str("as many as heads");
     size("--d_head", a.config.d_head, limits::d_head, "Elements of a head's queries, keys and values, even");
     size("--context", a.config.context, limits::context, "Bytes that it is trained on at once");
+    new_model.push_back(
+        training
+            ->add_option("--precision", a.config.precision, "Of the attention's weights and what it reads and writes")
+            ->check(CLI::IsMember(precisions))
+            ->capture_default_str());
     size("--steps", a.schedule.steps, limits::steps, "Steps of the whole training");
     size("--batch", a.schedule.batch, limits::batch, "Sequences in a step");
     size("--warm_up", a.schedule.warm_up, {0, limits::steps.most}, "Steps until the learning rate is whole");

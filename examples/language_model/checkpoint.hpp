@@ -77,6 +77,7 @@ inline void save(const std::string& path, Training& training) {
                         {"silu", fmt::format("{}", int(c.silu))},
                         {"causal_keys", fmt::format("{}", int(c.causal_keys))},
                         {"context", fmt::format("{}", c.context)},
+                        {"precision", c.precision},
                         {"steps", fmt::format("{}", s.steps)},
                         {"batch", fmt::format("{}", s.batch)},
                         {"learning_rate", fmt::format("{}", s.learning_rate)},
@@ -100,6 +101,8 @@ inline Training load(const std::string& path) {
     };
     // Checkpoints from before there were grouped queries have no "kv_heads": as many as heads.
     const bool says_kv_heads = !file.metadata("kv_heads").empty();
+    // Those from before there was a choice have no "precision".
+    const bool says_precision = !file.metadata("precision").empty();
     Config c{.attention = file.metadata("attention"),
              .layers = number("layers", limits::layers),
              .d_model = number("d_model", limits::d_model),
@@ -109,9 +112,13 @@ inline Training load(const std::string& path) {
              .window = number("window", limits::window),
              .silu = number("silu", {0, 1}) == 1,
              .causal_keys = number("causal_keys", {0, 1}) == 1,
-             .context = number("context", limits::context)};
+             .context = number("context", limits::context),
+             .precision = says_precision ? file.metadata("precision") : "float"};
     if (std::find(attentions.begin(), attentions.end(), c.attention) == attentions.end()) {
         file.reject("has an attention that is not known");
+    }
+    if (std::find(precisions.begin(), precisions.end(), c.precision) == precisions.end()) {
+        file.reject("has a precision that is not known");
     }
     if (const std::string problem = c.problem(); !problem.empty()) file.reject("cannot be used: its " + problem);
     // Nothing is allocated by what the file says before it is known to hold as much.

@@ -14,6 +14,7 @@ using castle::Index;
 
 inline constexpr Index bytes = 256;  // the vocabulary
 inline const std::vector<std::string> attentions = {"castle", "castle-swl", "causal"};
+inline const std::vector<std::string> precisions = {"float", "bfloat16"};
 
 /// What a size may be.
 struct Limits {
@@ -45,7 +46,8 @@ struct Config {
     Index window = 128;  // of castle-swl
     bool silu = true;
     bool causal_keys = true;
-    Index context = 256;  // tokens that it is trained on at once
+    Index context = 256;              // tokens that it is trained on at once
+    std::string precision = "float";  // of the attention's weights, of what it reads and writes, and of its caches
 
     bool is_causal() const { return attention == "causal"; }
     bool has_lookahead() const { return options().lookahead_window > 0; }
@@ -70,6 +72,10 @@ struct Config {
         return (2 * bytes + layers * (projections * d_head + feed_forward + 2) + 1) * d_model;
     }
 
+    /// How far apart logits may be that come of products of other numbers of rows, of their size: roundings of float,
+    /// or those of them that numbers of 16 bits make larger.
+    float rounding() const { return precision == "float" ? 1e-4F : 2e-2F; }
+
     /// What is wrong with it, if anything.
     std::string problem() const {
         if (heads % 4 != 0) return fmt::format("heads is {} but must be a multiple of 4", heads);
@@ -82,9 +88,10 @@ struct Config {
 
     /// Its attention, for people.
     std::string description() const {
-        return fmt::format("{} attention{}{}{}", attention,
+        return fmt::format("{} attention{}{}{}{}", attention,
                            attention == "castle-swl" ? fmt::format(" with a window of {}", window) : "",
-                           silu ? "" : " without SiLU", causal_keys ? "" : " without causal keys");
+                           silu ? "" : " without SiLU", causal_keys ? "" : " without causal keys",
+                           precision == "float" ? "" : " in " + precision);
     }
 
     castle::Options options() const {

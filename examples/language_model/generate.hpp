@@ -9,6 +9,7 @@
 #include <string>
 #include <string_view>
 #include <utility>
+#include <variant>
 #include <vector>
 
 #include "model.hpp"
@@ -36,7 +37,7 @@ class Reader {
   public:
     Reader(const Model& model, const std::string& text, Index longest)
         : model_(&model), caches_(model.make_caches()), unread_(text) {
-        for (auto& cache : caches_) cache.reserve(longest);
+        for (auto& any : caches_) std::visit([&](auto& cache) { cache.reserve(longest); }, any);
     }
 
     void add(char byte) { unread_ += byte; }
@@ -50,12 +51,12 @@ class Reader {
     void forget(Index count) {
         const Index unread = std::min(count, Index(unread_.size()));
         unread_.resize(unread_.size() - std::size_t(unread));
-        for (auto& cache : caches_) cache.rollback(count - unread);
+        for (auto& any : caches_) std::visit([&](auto& cache) { cache.rollback(count - unread); }, any);
     }
 
   private:
     const Model* model_;
-    std::vector<castle::LayerCache<float>> caches_;
+    std::vector<Attention::Cache> caches_;
     std::string unread_;
 };
 
@@ -114,7 +115,7 @@ Written write_on(const Model& model, const Model* draft, const std::string& prom
     const Matrix at_once = model.logits(prompt + written.bytes);
     for (Index i = 0; i < count; ++i) {
         const auto row = at_once.row(Index(prompt.size()) - 1 + i);
-        const float rounding = 1e-4F * row.cwiseAbs().maxCoeff();
+        const float rounding = model.config().rounding() * row.cwiseAbs().maxCoeff();
         if (row.maxCoeff() - row(best[std::size_t(i)]) <= rounding) ++written.same;
     }
     return written;

@@ -6,8 +6,6 @@
 #include <utility>
 #include <vector>
 
-#include <castle/layer.hpp>
-
 #include "../model/block.hpp"
 #include "../model/cross_entropy.hpp"
 #include "attention.hpp"
@@ -18,10 +16,12 @@
 // the logits of the next byte.
 namespace language_model {
 
+using BlockTape = model::BlockTapeOf<Attention::Workspace>;
+
 /// What a pass over one sequence leaves for its backward pass. Kept from sequence to sequence.
 class Tape {
   public:
-    std::vector<model::BlockTape> blocks;
+    std::vector<BlockTape> blocks;
     RmsNorm norm;
     Matrix head_input;
 };
@@ -32,7 +32,7 @@ class Model {
 
     /// With the weights that training begins with.
     Model(const Config& config, std::uint64_t seed) : weights(initial_weights(config, seed)), config_(config) {
-        for (Index i = 0; i < config.layers; ++i) attention_.push_back(attention_layer(config, seed));
+        for (Index i = 0; i < config.layers; ++i) attention_.emplace_back(config, seed);
         update();
     }
 
@@ -45,7 +45,7 @@ class Model {
 
     Tape make_tape() const {
         Tape tape;
-        for (const castle::Layer<float>& layer : attention_) tape.blocks.emplace_back(layer.make_workspace());
+        for (const Attention& layer : attention_) tape.blocks.emplace_back(layer.make_workspace());
         return tape;
     }
 
@@ -55,12 +55,12 @@ class Model {
     }
 
     /// The same for bytes that come after those in the caches, one a block.
-    Matrix logits(std::string_view text, std::vector<castle::LayerCache<float>>& caches) const {
+    Matrix logits(std::string_view text, std::vector<Attention::Cache>& caches) const {
         return run(text, [&](std::size_t i, const Matrix& x) { return attention_[i].extend(caches[i], x); });
     }
-    std::vector<castle::LayerCache<float>> make_caches() const {
-        std::vector<castle::LayerCache<float>> caches;
-        for (const castle::Layer<float>& layer : attention_) caches.push_back(layer.make_cache());
+    std::vector<Attention::Cache> make_caches() const {
+        std::vector<Attention::Cache> caches;
+        for (const Attention& layer : attention_) caches.push_back(layer.make_cache());
         return caches;
     }
 
@@ -75,7 +75,7 @@ class Model {
         const std::string_view read = text.substr(0, text.size() - 1);
         Matrix x = embed(read);
         for (std::size_t i = 0; i < attention_.size(); ++i) {
-            model::BlockTape& t = tape.blocks[i];
+            BlockTape& t = tape.blocks[i];
             t.forward(weights.blocks[i], x,
                       [&](Matrix& y) { attention_[i].forward(t.attention, t.attention_input, y); });
         }
@@ -88,7 +88,7 @@ class Model {
         const Matrix d_head_input = d_logits * weights.head.transpose();
         Matrix d_x = tape.norm.backward(d_head_input, weights.norm, gradient.norm);
         for (std::size_t i = attention_.size(); i-- > 0;) {
-            model::BlockTape& t = tape.blocks[i];
+            BlockTape& t = tape.blocks[i];
             BlockWeights& g = gradient.blocks[i];
             t.backward(weights.blocks[i], d_x, g, [&](const Matrix& d_y, Matrix& d_input) {
                 attention_[i].backward(t.attention, t.attention_input, d_y, d_input, g.attention);
@@ -127,7 +127,7 @@ class Model {
     }
 
     Config config_;
-    std::vector<castle::Layer<float>> attention_;
+    std::vector<Attention> attention_;
 };
 
 }  // namespace language_model

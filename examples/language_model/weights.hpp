@@ -46,7 +46,8 @@ inline Weights initial_weights(const Config& config, std::uint64_t seed) {
     const double residual = inverse_root(2 * config.layers);
     Weights w{.embedding = matrix(bytes, d, 0.5), .blocks = {}, .norm = Matrix::Ones(1, d), .head = {}};
     for (Index i = 0; i < config.layers; ++i) {
-        w.blocks.push_back(model::initial_block(attention_layer(config, random()).weights(), hidden, residual, random));
+        w.blocks.push_back(
+            model::initial_block(attention_layer<float>(config, random()).weights(), hidden, residual, random));
     }
     w.head = matrix(d, bytes, inverse_root(d) / 4);
     return w;

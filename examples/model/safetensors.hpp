@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <cstdint>
 #include <cstring>
@@ -9,6 +10,7 @@
 #include <fstream>
 #include <map>
 #include <string>
+#include <string_view>
 #include <system_error>
 #include <utility>
 #include <vector>
@@ -16,12 +18,14 @@
 #include <fmt/core.h>
 #include <nlohmann/json.hpp>
 
+#include <castle/types.hpp>
+
 #include "../support/bad_input.hpp"
 #include "../support/read_file.hpp"
 #include "matrices.hpp"
 
 // The safetensors format: eight bytes with the length of a JSON header, the header, and the elements. All of them
-// little endian, matrices row-major in single precision.
+// little endian, matrices row-major, of float or of the two scalars of 16 bits, which are rounded and widened.
 namespace safetensors {
 
 using model::Index;
@@ -32,16 +36,66 @@ using Metadata = std::map<std::string, std::string>;
 
 static_assert(std::endian::native == std::endian::little, "elements are written as they are");
 
+/// What an element is in a file.
+enum class Element { f32, bf16, f16 };
+
+struct ElementType {
+    Element element;
+    std::string_view name;
+    std::uint64_t bytes;
+};
+inline constexpr std::array<ElementType, 3> element_types = {
+    {{Element::f32, "F32", 4}, {Element::bf16, "BF16", 2}, {Element::f16, "F16", 2}}};
+
+/// The numbers as elements of a file.
+inline std::string stored(const model::Matrix& m, Element element) {
+    const auto bytes_of = [&](const auto& numbers) {
+        return std::string(reinterpret_cast<const char*>(numbers.data()), std::size_t(m.size()) * sizeof(numbers(0)));
+    };
+    switch (element) {
+        case Element::bf16:
+            return bytes_of(castle::Matrix<castle::bfloat16>(m.cast<castle::bfloat16>()));
+        case Element::f16:
+            return bytes_of(castle::Matrix<castle::half>(m.cast<castle::half>()));
+        case Element::f32:
+            break;
+    }
+    return bytes_of(m);
+}
+/// The other way round, from as many bytes as the matrix needs.
+inline void fill(const char* bytes, Element element, model::Matrix& m) {
+    // An empty matrix has no memory, and then there is nothing to copy from either.
+    if (m.size() == 0) return;
+    const auto copy = [&](auto& numbers) {
+        std::memcpy(static_cast<void*>(numbers.data()), bytes, std::size_t(m.size()) * sizeof(numbers(0)));
+    };
+    const auto widen = [&](auto numbers) {
+        numbers.resize(m.rows(), m.cols());
+        copy(numbers);
+        m = numbers.template cast<float>();
+    };
+    switch (element) {
+        case Element::bf16:
+            return widen(castle::Matrix<castle::bfloat16>());
+        case Element::f16:
+            return widen(castle::Matrix<castle::half>());
+        case Element::f32:
+            return copy(m);
+    }
+}
+
 /// Writes all matrices, beside the file first: a file that was there stays as it is until the new one is whole.
-inline void write(const std::filesystem::path& path, const NamedMatrices& matrices, const Metadata& metadata) {
+inline void write(const std::filesystem::path& path, const NamedMatrices& matrices, const Metadata& metadata,
+                  Element element = Element::f32) {
+    const ElementType& type = *std::ranges::find(element_types, element, &ElementType::element);
     nlohmann::ordered_json header;
     header["__metadata__"] = metadata;
     std::uint64_t end = 0;
     for (const NamedMatrix& m : matrices) {
         const std::uint64_t begin = end;
-        end += static_cast<std::uint64_t>(m.matrix->size()) * sizeof(float);
+        end += static_cast<std::uint64_t>(m.matrix->size()) * type.bytes;
         header[m.name] = {
-            {"dtype", "F32"}, {"shape", {m.matrix->rows(), m.matrix->cols()}}, {"data_offsets", {begin, end}}};
+            {"dtype", type.name}, {"shape", {m.matrix->rows(), m.matrix->cols()}}, {"data_offsets", {begin, end}}};
     }
     std::string text = header.dump();
     text.resize((text.size() + 7) / 8 * 8, ' ');
@@ -54,8 +108,8 @@ inline void write(const std::filesystem::path& path, const NamedMatrices& matric
         file.write(reinterpret_cast<const char*>(&length), sizeof(length));
         file << text;
         for (const NamedMatrix& m : matrices) {
-            file.write(reinterpret_cast<const char*>(m.matrix->data()),
-                       static_cast<std::streamsize>(m.matrix->size() * Index(sizeof(float))));
+            const std::string elements = stored(*m.matrix, element);
+            file.write(elements.data(), static_cast<std::streamsize>(elements.size()));
         }
         file.flush();
         if (!file) failure = std::make_error_code(std::errc::io_error);
@@ -100,7 +154,7 @@ class File {
     }
 
     /// How many elements there are in all matrices.
-    Index count() const { return Index((bytes_.size() - elements_) / sizeof(float)); }
+    Index count() const { return count_; }
 
     /// "" for what is not there.
     std::string metadata(const std::string& name) const {
@@ -120,10 +174,7 @@ class File {
                                    m.matrix->rows(), m.matrix->cols()));
             }
             const std::uint64_t begin = (*entry)["data_offsets"][0];
-            // An empty matrix has no memory, and then there is nothing to copy from either.
-            if (m.matrix->size() == 0) continue;
-            std::memcpy(m.matrix->data(), bytes_.data() + elements_ + begin,
-                        static_cast<std::size_t>(m.matrix->size()) * sizeof(float));
+            fill(bytes_.data() + elements_ + begin, type_of(*entry)->element, *m.matrix);
         }
     }
 
@@ -132,30 +183,40 @@ class File {
     }
 
   private:
-    // From where to where a matrix lies among the elements.
-    std::pair<std::uint64_t, std::uint64_t> checked_range(const std::string& name, const nlohmann::json& entry) const {
+    // Null where it is another one.
+    static const ElementType* type_of(const nlohmann::json& entry) {
+        const auto found =
+            std::ranges::find_if(element_types, [&](const ElementType& type) { return entry["dtype"] == type.name; });
+        return found != element_types.end() ? &*found : nullptr;
+    }
+
+    // From where to where a matrix lies among the elements; counts it.
+    std::pair<std::uint64_t, std::uint64_t> checked_range(const std::string& name, const nlohmann::json& entry) {
         const auto is_pair = [&](const char* key) {
             return entry.contains(key) && entry[key].is_array() && entry[key].size() == 2 &&
                    entry[key][0].is_number_unsigned() && entry[key][1].is_number_unsigned();
         };
-        if (!entry.is_object() || !entry.contains("dtype") || entry["dtype"] != "F32" || !is_pair("shape") ||
+        if (!entry.is_object() || !entry.contains("dtype") || type_of(entry) == nullptr || !is_pair("shape") ||
             !is_pair("data_offsets")) {
-            reject(fmt::format("has a \"{}\" that is no matrix of 32-bit floats", name));
+            reject(fmt::format("has a \"{}\" that is no matrix of F32, BF16 or F16", name));
         }
+        const std::uint64_t bytes = type_of(entry)->bytes;
         const std::uint64_t begin = entry["data_offsets"][0], end = entry["data_offsets"][1];
         const std::uint64_t rows = entry["shape"][0], cols = entry["shape"][1];
         if (end > bytes_.size() - elements_) reject("is truncated");
-        const std::uint64_t count = end < begin ? 0 : (end - begin) / sizeof(float);
-        if (end < begin || count * sizeof(float) != end - begin ||
+        const std::uint64_t count = end < begin ? 0 : (end - begin) / bytes;
+        if (end < begin || count * bytes != end - begin ||
             (cols == 0 ? count != 0 : rows != count / cols || count % cols != 0)) {
             reject(fmt::format("has a \"{}\" whose size does not fit its shape", name));
         }
+        count_ += Index(count);
         return {begin, end};
     }
 
     std::string path_;
     std::string bytes_;
     std::size_t elements_;  // where they begin
+    Index count_ = 0;       // of them
     nlohmann::json header_;
 };
 

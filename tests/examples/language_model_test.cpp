@@ -65,6 +65,16 @@ std::vector<Config> small_configs() {
     return {small, causal, windowed, no_silu, no_causal_keys, grouped, grouped_causal};
 }
 
+// And those whose attention is of numbers of 16 bits.
+std::vector<Config> all_configs() {
+    std::vector<Config> all = small_configs();
+    for (Config config : {all[0], all[1], all[2]}) {
+        config.precision = "bfloat16";
+        all.push_back(config);
+    }
+    return all;
+}
+
 std::string random_text(Index length, std::uint64_t seed) {
     std::mt19937_64 random(seed);
     std::string text;
@@ -74,7 +84,7 @@ std::string random_text(Index length, std::uint64_t seed) {
 
 std::string describe(const Config& c) {
     return c.attention + (c.silu ? "" : " without SiLU") + (c.causal_keys ? "" : " without causal keys") +
-           (c.kv_heads == 0 ? "" : fmt::format(" with {} key-value heads", c.kv_heads));
+           (c.kv_heads == 0 ? "" : fmt::format(" with {} key-value heads", c.kv_heads)) + " in " + c.precision;
 }
 
 // Along one direction in every matrix, since the loss of a model in single precision is too coarse for single elements:
@@ -111,6 +121,31 @@ TEST(LanguageModel, HasTheGradientOfCentralDifferences) {
             }
             *weights[i].matrix = before;
             model.update();
+        }
+    }
+}
+
+// That of a model in float, but for the rounding of what the attention reads, stores and writes, in each of two blocks.
+TEST(LanguageModel, InSixteenBitsHasNearlyTheGradientOfFloat) {
+    const std::string text = random_text(41, 1);
+    for (const Config& config : all_configs()) {
+        if (config.precision == "float") continue;
+        SCOPED_TRACE(describe(config));
+        Config in_float = config;
+        in_float.precision = "float";
+        const auto gradient_of = [&](const Config& c) {
+            const Model model(c, 3);
+            Tape tape = model.make_tape();
+            Weights gradient = model::zeros_like(model.weights);
+            model.learn(text, 0.5F, tape, gradient);
+            return gradient;
+        };
+        Weights rounded = gradient_of(config), exact = gradient_of(in_float);
+        const model::NamedMatrices ours = rounded.matrices(), theirs = exact.matrices();
+        for (std::size_t i = 0; i < ours.size(); ++i) {
+            const float off = (*ours[i].matrix - *theirs[i].matrix).norm() / theirs[i].matrix->norm();
+            EXPECT_LE(off, 16 * 0x1p-8) << ours[i].name;
+            EXPECT_GT(off, 0) << ours[i].name;
         }
     }
 }
@@ -233,7 +268,7 @@ TEST(LanguageModel, GroupedHeadsShareKeysAndValues) {
 
 TEST(LanguageModel, CachesGiveWhatAWholePassGives) {
     const std::string text = random_text(150, 4);
-    for (const Config& config : small_configs()) {
+    for (const Config& config : all_configs()) {
         SCOPED_TRACE(describe(config));
         const Model model(config, 5);
         auto caches = model.make_caches();
@@ -241,14 +276,14 @@ TEST(LanguageModel, CachesGiveWhatAWholePassGives) {
         by_cache.topRows(70) = model.logits(text.substr(0, 70), caches);
         for (Index t = 70; t < 150; ++t) by_cache.row(t) = model.logits(text.substr(std::size_t(t), 1), caches);
         const Matrix at_once = model.logits(text);
-        EXPECT_LE((by_cache - at_once).cwiseAbs().maxCoeff(), 1e-4F * at_once.cwiseAbs().maxCoeff());
+        EXPECT_LE((by_cache - at_once).cwiseAbs().maxCoeff(), config.rounding() * at_once.cwiseAbs().maxCoeff());
         EXPECT_EQ(write_on(model, nullptr, text, 60, 0.9, 1, [](char) {}).same, 60);
     }
 }
 
 TEST(LanguageModel, NoByteIsPredictedFromItself) {
     std::string text = random_text(60, 6);
-    for (const Config& config : small_configs()) {
+    for (const Config& config : all_configs()) {
         const Model model(config, 5);
         const Matrix before = model.logits(text);
         text[40] = static_cast<char>(text[40] + 1);
@@ -274,7 +309,7 @@ TEST(LanguageModel, WritesTheSameWithADraft) {
     const std::string prompt = random_text(70, 11);
     const auto ignore = [](char) {};
     constexpr Index count = 100;
-    for (const Config& config : small_configs()) {
+    for (const Config& config : all_configs()) {
         SCOPED_TRACE(describe(config));
         const Model model(config, 12);
         const Written alone = write_on(model, nullptr, prompt, count, 0.3, 1, ignore);
@@ -337,7 +372,7 @@ TEST(LanguageModel, TrainingLearns) {
     while (text.size() < 2000) text += "the same again, ";
     write_file(folder / "text", text);
     const Corpus corpus(folder / "text", 40);
-    for (const Config& config : small_configs()) {
+    for (const Config& config : all_configs()) {
         SCOPED_TRACE(describe(config));
         Training training = small_training(corpus, config);
         training.schedule.steps = 60;
@@ -360,7 +395,7 @@ TEST(LanguageModel, ResumesExactlyOnAnyNumberOfThreads) {
     const Folder folder;
     write_file(folder / "text", random_text(3000, 10));
     const Corpus corpus(folder / "text", 40);
-    for (const Config& config : small_configs()) {
+    for (const Config& config : all_configs()) {
         SCOPED_TRACE(describe(config));
         set_threads(3);
         Training whole = small_training(corpus, config);

@@ -65,6 +65,27 @@ TEST_F(Safetensors, ReadsWhatItWrote) {
     EXPECT_EQ(b_, b);
 }
 
+// Numbers of 16 bits are rounded when they are written, and nothing else happens to them.
+TEST_F(Safetensors, RoundsToSixteenBits) {
+    const Matrix a = a_;
+    const auto check = [&](safetensors::Element element, const Matrix& rounded) {
+        a_ = a;
+        safetensors::write(path_, matrices(), {}, element);
+        a_.setZero();
+        const safetensors::File file(path_);
+        EXPECT_EQ(file.count(), 17);
+        file.read(matrices());
+        EXPECT_EQ(a_, rounded);
+        EXPECT_NE(a_, a);
+        // Once more, to the bit.
+        const std::string once = contents();
+        safetensors::write(path_, matrices(), {}, element);
+        EXPECT_EQ(contents(), once);
+    };
+    check(safetensors::Element::bf16, a.cast<castle::bfloat16>().cast<float>());
+    check(safetensors::Element::f16, a.cast<castle::half>().cast<float>());
+}
+
 // Byte by byte, as the format's description has it.
 TEST_F(Safetensors, WritesTheFormat) {
     a_ = Matrix::Constant(1, 1, 1.0F);
@@ -72,6 +93,14 @@ TEST_F(Safetensors, WritesTheFormat) {
     EXPECT_EQ(contents(),
               file_of(R"({"__metadata__":{"k":"v"},"x":{"dtype":"F32","shape":[1,1],"data_offsets":[0,4]}}       )",
                       std::string("\0\0\x80\x3f", 4)));
+    safetensors::write(path_, {{"x", &a_}}, {{"k", "v"}}, safetensors::Element::bf16);
+    EXPECT_EQ(contents(),
+              file_of(R"({"__metadata__":{"k":"v"},"x":{"dtype":"BF16","shape":[1,1],"data_offsets":[0,2]}}      )",
+                      std::string("\x80\x3f", 2)));
+    safetensors::write(path_, {{"x", &a_}}, {{"k", "v"}}, safetensors::Element::f16);
+    EXPECT_EQ(contents(),
+              file_of(R"({"__metadata__":{"k":"v"},"x":{"dtype":"F16","shape":[1,1],"data_offsets":[0,2]}}       )",
+                      std::string("\0\x3c", 2)));
 }
 
 TEST_F(Safetensors, RejectsEveryTruncatedFileAndEveryLongerOne) {
@@ -112,6 +141,7 @@ TEST_F(Safetensors, RejectsHeadersThatDoNotFit) {
     rejected(R"({"a":1})");
     rejected(R"({"a":{"dtype":7,"shape":[2,2],"data_offsets":[0,16]}})");
     rejected(R"({"a":{"dtype":"F16","shape":[2,2],"data_offsets":[0,16]}})");
+    rejected(R"({"a":{"dtype":"F64","shape":[2,1],"data_offsets":[0,16]}})");
     rejected(entry(R"("shape":[2,2])"));
     rejected(entry(R"("shape":[4],"data_offsets":[0,16])"));
     rejected(entry(R"("shape":[2,-2],"data_offsets":[0,16])"));
