@@ -44,13 +44,15 @@ inline double causal_bytes(Index t, Index d) {
     return (number(t) + (block_size - 1) / 2.0) * 2 * number(d) * sizeof(float);
 }
 
-inline void fill(castle::UqKvCache<float>& cache, Index tokens) {
+template <castle::Scalar T>
+void fill(castle::UqKvCache<T>& cache, Index tokens) {
     auto& state = castle::detail::CacheAccess::state(cache);
     cache.reserve(tokens + block_size);
     std::minstd_rand generator(1);
     std::uniform_real_distribution<float> uniform(-1, 1);
-    const auto randomise = [&](float* panel, Index columns) {
-        std::generate_n(panel, columns * castle::base::panel_size, [&] { return uniform(generator); });
+    const auto randomise = [&]<class Number>(Number* panel, Index columns) {
+        std::generate_n(panel, columns * castle::base::panel_size,
+                        [&] { return static_cast<Number>(uniform(generator)); });
     };
     for (Index h = 0; h < cache.shape().kv_heads; ++h) {
         auto& head = state.head(h);
@@ -59,6 +61,7 @@ inline void fill(castle::UqKvCache<float>& cache, Index tokens) {
             randomise(head.values(p), head.dv());
             if (!head.has_lookahead()) continue;
             randomise(head.lookahead_keys(p), head.d());
+            if (head.has_final_keys(p, tokens)) randomise(head.stored_keys(p), head.d());
             randomise(head.lookahead_queries(p), head.d());
         }
     }

@@ -177,6 +177,9 @@ def bars(r):
         rows.append(at_most(f"a batch against a call for each, {words}, time", 1.0, together / one_by_one))
     for what, _, value, other, aim in ratios(r):
         rows.append(at_most(what, aim, value / other))
+    for what, value, bar in half_the_bytes(r["precision"]):
+        if bar is not None:
+            rows.append(at_most(f"bfloat16 / float, {what}", bar, value("bfloat16")))
     for mask, words in PEER_MASKS:
         name = f"masked_{mask}/peer:{{}}/L:4096"
         if name.format("torch") in r["peers"]:
@@ -250,6 +253,45 @@ PEER_MASKS = (
     ("half_of_panels", "half of all panels of 32 x 64, at random"),
     ("random_bits", "half of all keys, at random"),
 )
+
+
+def half_the_bytes(precision):
+    """What numbers of 16 bits come to, of float: (what, its ratio for a scalar, the aim for bfloat16 or None)."""
+
+    def ratio(name, figure="seconds"):
+        def of(scalar):
+            return precision[name.format(scalar)][figure] / precision[name.format("float")][figure]
+
+        return of
+
+    return (
+        ("decoding, t = 16384, 8 heads, d = 64, no window, time", ratio("decoding/{}/no_window/t:16384"), 0.70),
+        ("the same, window 128", ratio("decoding/{}/window_128/t:16384"), 0.58),
+        ("memory of the cache, no window", ratio("decoding/{}/no_window/t:16384", "owned"), 0.66),
+        ("the same, window 128", ratio("decoding/{}/window_128/t:16384", "owned"), 0.55),
+        ("decoding of a layer, t = 512, d_model = 2048, 16 heads of 64, window 128, time", ratio("layer_decoding/{}/t:512"), 0.60),
+        ("forward pass, L = 2048, d = 64, time", ratio("forward/{}/L:2048/d:64"), 0.70),
+        ("the same, d = 128", ratio("forward/{}/L:2048/d:128"), 0.66),
+        ("backward pass, L = 2048, d = 64, time", ratio("backward/{}/L:2048/d:64"), 0.75),
+        ("the same, d = 128", ratio("backward/{}/L:2048/d:128"), 0.70),
+    )  # fmt: skip
+
+
+def write_half_the_bytes(doc, r):
+    doc.text("## Half the bytes")
+    doc.text(
+        "Numbers of 16 bits, of what float takes. Widening is an instruction or two more for every eight or sixteen of",
+        "them, so decoding, which waits for memory, takes half the time, and a forward or backward pass, which computes,",
+        "as long as in float. The aims of the passes are for the dot products of bfloat16 that newer processors have,",
+        "which the library does not use.",
+    )
+    doc.table(
+        ("of float", "bfloat16", "half", "aim for bfloat16"),
+        [
+            (what, f"{value('bfloat16'):.2f}", f"{value('half'):.2f}", f"{bar:.2f}")
+            for what, value, bar in half_the_bytes(r["precision"])
+        ],
+    )
 
 
 def ratios(r):
@@ -426,6 +468,7 @@ def write_performance(r):
 
     write_ratios(doc, r)
 
+    write_half_the_bytes(doc, r)
     doc.text("## Over the length")
     lengths = [256 << i for i in range(8)]
     doc.text("![Time over the length, d = 64](performance-time.svg)", "![Fraction of peak over the length, d = 64](performance-peak.svg)")
