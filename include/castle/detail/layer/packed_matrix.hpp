@@ -59,8 +59,8 @@ class PackedMatrix {
         const T* panel = data_.data() + p * rows_ * panel_size;
         for (Index first = 0; first < x.rows(); first += chunk) {
             const Index n = (std::min)(chunk, x.rows() - first);
-            multiply<panel_size>(n, rows_, Operand<typename X::value_type>{x.row(first), x.outer_stride(), 1}, panel, panel_size, product,
-                                 panel_size);
+            multiply<panel_size>(n, rows_, Operand<typename X::value_type>{x.row(first), x.outer_stride(), 1}, panel,
+                                 panel_size, product, panel_size);
             for (Index i = 0; i < n; ++i) {
                 copy_numbers(product + i * panel_size, count, y.row(first + i) + first_col);
             }
