@@ -169,7 +169,8 @@ void series_step_windowed(benchmark::State& state) {
         wide.set_gammas(temporal.gammas);
         workspace.set_terms(wide.options().terms);
         castle::forward(workspace, wide.input(), {.out = series.out}, wide.mask());
-        castle::backward(workspace, wide.input(), {.out = series.d_out}, of_input.view(), {.factor = table});
+        castle::backward(workspace, wide.input(), castle::OutputGradient<float>{.out = series.d_out}, of_input.view(),
+                         castle::TermsGradientView<float>{.factor = table});
         wide.gradient(of_input, gradient.view());
         benchmark::DoNotOptimize(wide.gamma_gradient(table));
         benchmark::ClobberMemory();

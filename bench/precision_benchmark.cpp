@@ -119,7 +119,7 @@ bool add(const std::string& scalar) {
     for (const auto& [words, window] :
          {std::pair("no_window", castle::unlimited), std::pair("window_128", Index(128))}) {
         steps(RegisterBenchmark(("decoding/" + scalar + "/" + words).c_str(),
-                                [window](benchmark::State& state) { decoding<T>(state, window); }),
+                                [window = window](benchmark::State& state) { decoding<T>(state, window); }),
               16384);
     }
     steps(RegisterBenchmark(("layer_decoding/" + scalar).c_str(), layer_decoding<T>), 512);

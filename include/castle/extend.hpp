@@ -21,8 +21,8 @@ inline namespace CASTLE_ABI {
 
 namespace detail {
 
-template <Scalar T, Scalar I>
-Call call_of_extend(const UqKvCache<T>& cache, const Input<I>& input) {
+template <Scalar T, Scalar In>
+Call call_of_extend(const UqKvCache<T>& cache, const Input<In>& input) {
     return {.where = "extend",
             .rows = input.causal.q.rows(),
             .rows_of = "the rows of input.causal.q",
@@ -31,8 +31,8 @@ Call call_of_extend(const UqKvCache<T>& cache, const Input<I>& input) {
 }
 
 // Input and output may be of another scalar than the cache.
-template <Scalar T, Scalar I>
-void extend_cache(UqKvCache<T>& cache, const Input<I>& input, const Output<I>& output, const Masks& mask,
+template <Scalar T, Scalar In>
+void extend_cache(UqKvCache<T>& cache, const Input<In>& input, const Output<In>& output, const Masks& mask,
                   const Executor& executor) {
     SequenceState<T>& state = CacheAccess::state(cache);
     const Call call = call_of_extend(cache, input);
@@ -43,9 +43,9 @@ void extend_cache(UqKvCache<T>& cache, const Input<I>& input, const Output<I>& o
     append<T>(state, std::array{call.rows}, {.seen = mask, .mass_over = mass_over(output)}, input, output_rows(output),
               executor_for(executor, cache.options()));
 }
-template <Scalar T, Scalar I>
-void extend_caches(std::span<UqKvCache<T>* const> caches, std::span<const Index> counts, const Input<I>& input,
-                   const Output<I>& output, const Masks& masks, const Executor& executor) {
+template <Scalar T, Scalar In>
+void extend_caches(std::span<UqKvCache<T>* const> caches, std::span<const Index> counts, const Input<In>& input,
+                   const Output<In>& output, const Masks& masks, const Executor& executor) {
     check_batch("extend", caches, counts);
     const Index rows = input.causal.q.rows();
     check_counts("extend", counts, "input.causal.q", rows);

@@ -3,7 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
-#include <complex>
+#include <cstddef>
 #include <span>
 #include <string_view>
 #include <vector>
@@ -220,31 +220,34 @@ class TemporalInput {
     // Of the positions from `position` on. Few sines and cosines are computed as such, of every `stride`-th position
     // and of the positions before the first of these; the others are sums of two angles. So they depend on nothing but
     // the position.
-    using Wave = std::complex<double>;
+    struct Wave {
+        double cosine, sine;
+    };
     static constexpr Index stride = 64;
 
     void make_waves(Index position) {
         const Index half = kind_.shape.d / 2;
         const auto wave = [&](Index place, Index i) {
             const double angle = double(place) * std::pow(temporal_.base, -double(2 * i) / double(2 * half));
-            return Wave(std::cos(angle), std::sin(angle));
+            return Wave{std::cos(angle), std::sin(angle)};
         };
-        if (steps_.size() == 0) {
-            steps_.resize(stride, half);
+        if (steps_.empty()) {
             for (Index k = 0; k < stride; ++k) {
-                for (Index i = 0; i < half; ++i) steps_(k, i) = wave(k, i);
+                for (Index i = 0; i < half; ++i) steps_.push_back(wave(k, i));
             }
-            anchors_.resize(half);
+            anchors_.resize(std::size_t(half));
             waves_.resize(longest_, 2 * half);
         }
         for (Index t = 0; t < waves_.rows(); ++t) {
             const Index k = (position + t) % stride;
-            for (Index i = 0; (t == 0 || k == 0) && i < half; ++i) anchors_(i) = wave(position + t - k, i);
+            for (Index i = 0; (t == 0 || k == 0) && i < half; ++i) {
+                anchors_[std::size_t(i)] = wave(position + t - k, i);
+            }
             T* cosines = waves_.row(t).data();
             for (Index i = 0; i < half; ++i) {
-                const Wave a = anchors_(i), b = steps_(k, i);
-                cosines[i] = static_cast<T>(std::fma(a.real(), b.real(), -(a.imag() * b.imag())));
-                cosines[half + i] = static_cast<T>(std::fma(a.imag(), b.real(), a.real() * b.imag()));
+                const Wave a = anchors_[std::size_t(i)], b = steps_[std::size_t(k * half + i)];
+                cosines[i] = static_cast<T>(std::fma(a.cosine, b.cosine, -(a.sine * b.sine)));
+                cosines[half + i] = static_cast<T>(std::fma(a.sine, b.cosine, a.cosine * b.sine));
             }
         }
     }
@@ -273,9 +276,9 @@ class TemporalInput {
     Options options_;
     std::vector<Index> places_;  // of each row, its row of waves_
     Index longest_ = 0;
-    Eigen::Array<Wave, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor> steps_;
-    Eigen::Array<Wave, Eigen::Dynamic, 1> anchors_;
-    Matrix<T> waves_;  // [longest sequence, d]
+    std::vector<Wave> steps_;    // of the positions up to the first anchor, [stride, d / 2]
+    std::vector<Wave> anchors_;  // of the last one that was passed
+    Matrix<T> waves_;            // [longest sequence, d]
     Gradient<T> wide_;
 };
 

@@ -25,11 +25,11 @@ namespace detail {
 
 // What the backward pass of one key-value head and its group goes from and to. Row t of all is token t: the input, the
 // forward pass's output, logarithms of sums and masses, their gradients, and where the input's gradient goes.
-template <Scalar T, Scalar I = T>
+template <Scalar T, Scalar In = T>
 struct BackwardInput {
     using C = Compute<T>;
 
-    Input<I> input;
+    Input<In> input;
     ConstMatrixView<C> out;
     LogSumExp<C> log_sum_exp;
     const C* mass;  // null where none was asked for
@@ -45,7 +45,7 @@ struct BackwardInput {
 // The backward pass of one key-value head: the blocks of the sweep in reverse, a group of them at a time, as the sweep
 // does it: every block of the group is packed, all blocks meet all panels, one span of panels apart from the other, and
 // the spans' sums are added up in the order of the spans. `state` is as the forward pass left it, and is used up.
-template <Scalar T, Scalar I = T>
+template <Scalar T, Scalar In = T>
 class BackwardPass {
     using C = Compute<T>;
 
@@ -58,7 +58,7 @@ class BackwardPass {
     }
     static Index panels(Index keys) { return ceil_div(keys, panel_size); }
 
-    BackwardPass(HeadState<T>& state, const BackwardInput<T, I>& input, C* memory, LastBadBlocks* last_bad_blocks)
+    BackwardPass(HeadState<T>& state, const BackwardInput<T, In>& input, C* memory, LastBadBlocks* last_bad_blocks)
         : state_(state),
           gradients_(state.kind(), memory, last_bad_blocks),
           input_(input),
@@ -96,7 +96,7 @@ class BackwardPass {
         const BlockRows<C> rows = block(group, b);
         const BlockOperands<C>& operands = rows.operands;
         const Index d = state_.d(), dv = state_.dv(), n = rows.count();
-        const Input<I>& input = input_.input;
+        const Input<In>& input = input_.input;
         const auto pack = [&](const auto& from, Index first_col, Index cols, C scale, C* to) {
             transpose(from.row(rows.first) + first_col, from.outer_stride(), n, cols, scale, to, block_size);
         };
@@ -122,7 +122,7 @@ class BackwardPass {
             for (Index b = group.blocks() - 1; b >= 0; --b) {
                 const BlockRows<C> rows = block(group, b);
                 if (group.sight.rule == nullptr && p * panel_size >= rows.end) break;
-                PanelGradient<T, I>(state_, gradients_, rows, sums(span, b), input_.input.lookahead, p)
+                PanelGradient<T, In>(state_, gradients_, rows, sums(span, b), input_.input.lookahead, p)
                     .run([&](Index h) {
                         return BlockCotangents<C>{
                             .d_out = d_out(b, h),
@@ -345,7 +345,7 @@ class BackwardPass {
 
     HeadState<T>& state_;
     GradientState<C> gradients_;
-    const BackwardInput<T, I>& input_;
+    const BackwardInput<T, In>& input_;
     Index blocks_;
     C* memory_;
 };

@@ -47,7 +47,7 @@ namespace castle {
 inline namespace CASTLE_ABI {
 namespace detail {
 
-template <Scalar T, Scalar I = T>
+template <Scalar T, Scalar In = T>
 class PanelGradient {
     using C = Compute<T>;
     using S = Simd<C>;
@@ -56,7 +56,7 @@ class PanelGradient {
   public:
     // `sums` are the gradients of the block's operands so far, in the operands' places; `lookahead` is the input's.
     PanelGradient(HeadState<T>& state, GradientState<C>& gradients, const BlockRows<C>& rows,
-                  const BlockOperands<C>& sums, const Qkv<ConstMatrixView<I>>& lookahead, Index p)
+                  const BlockOperands<C>& sums, const Qkv<ConstMatrixView<In>>& lookahead, Index p)
         : state_(state),
           gradients_(gradients),
           rows_(rows),
@@ -244,8 +244,8 @@ class PanelGradient {
             return;
         }
         C* u = state_.lookahead_keys(p_) + pairs_.column();
-        RestoredKeys<T, I, Cols> restored(state_, lookahead_, rows_.sight, p_, pairs_.column(),
-                                          {.gates = d_scores_, .keys = transposed_});
+        RestoredKeys<T, In, Cols> restored(state_, lookahead_, rows_.sight, p_, pairs_.column(),
+                                           {.gates = d_scores_, .keys = transposed_});
         const Operand<C> values{rows_.operands.lookahead_values(), block_size, 1};
         if (pairs_.is_masked()) {
             const auto before = restored.sizes();
@@ -448,7 +448,7 @@ class PanelGradient {
     GradientState<C>& gradients_;
     const BlockRows<C>& rows_;
     BlockOperands<C> sums_;
-    const Qkv<ConstMatrixView<I>>& lookahead_;
+    const Qkv<ConstMatrixView<In>>& lookahead_;
     PanelScores<T> panel_scores_;
     CellPairs<C> pairs_;
     Index p_;

@@ -28,7 +28,7 @@ namespace detail {
 // would depend on it. U is then summed up anew, as in the forward pass. That costs what the gates and the folding of
 // the forward pass cost up to the block, and happens where U grew by a factor of 2^12 in float, 2^26 in double, or
 // became infinite or NaN in more of its elements.
-template <Scalar T, Scalar I, Index Cols>
+template <Scalar T, Scalar In, Index Cols>
 class RestoredKeys {
     using C = Compute<T>;
     using S = Simd<C>;
@@ -44,7 +44,7 @@ class RestoredKeys {
         C* keys;
     };
 
-    RestoredKeys(HeadState<T>& state, const Qkv<ConstMatrixView<I>>& lookahead, const Sight& sight, Index p,
+    RestoredKeys(HeadState<T>& state, const Qkv<ConstMatrixView<In>>& lookahead, const Sight& sight, Index p,
                  Index column, const Scratch& scratch)
         : state_(state),
           lookahead_(lookahead),
@@ -125,7 +125,7 @@ class RestoredKeys {
             const AbsorbedTokens tokens(state_.window(), token, token + block_size);
             const Absorbed absorbed = tokens.by_keys(first_key, Cols);
             if (absorbed == Absorbed::none) continue;
-            const Operand<I> values{lookahead_.v.row(token), 1, lookahead_.v.outer_stride()};
+            const Operand<In> values{lookahead_.v.row(token), 1, lookahead_.v.outer_stride()};
             if (sight_.rule == nullptr) {
                 compute_gates(token);
                 fold_tokens<Cols>(tokens, absorbed, p_, column_, state_.d(), values, scratch_.gates, block_size, u_);
@@ -141,7 +141,7 @@ class RestoredKeys {
     }
 
     // The same under a mask; whether it absorbs anything.
-    bool fold_seen(Index token, const Operand<I>& values, std::uint64_t columns) {
+    bool fold_seen(Index token, const Operand<In>& values, std::uint64_t columns) {
         BlockWords absorbed =
             absorbed_words(sight_.rule, state_.window(), token, token, token + block_size, p_, sight_.keys);
         if (cover_of(absorbed, 0, block_size) == Cover::none) return false;
@@ -172,7 +172,7 @@ class RestoredKeys {
         for (Index k = 0; k < d; k += chunk) {
             const Index n = (std::min)(chunk, d - k);
             for (Index j = 0; j < block_size; ++j) {
-                const I* key = lookahead_.k.row(token + j) + k;
+                const In* key = lookahead_.k.row(token + j) + k;
                 for (Index i = 0; i < n; ++i) scratch_.keys[j * chunk + i] = state_.scale() * widened(key[i]);
             }
             multiply_add<Cols, chunk, panel_size>(
@@ -182,7 +182,7 @@ class RestoredKeys {
     }
 
     HeadState<T>& state_;
-    const Qkv<ConstMatrixView<I>>& lookahead_;
+    const Qkv<ConstMatrixView<In>>& lookahead_;
     const Sight& sight_;
     Index p_;
     Index column_;

@@ -118,8 +118,8 @@ class TrainingRecord {
 
     // The backward pass, for which there is room; the record is used up. `out` is the forward pass's output. Gradients
     // may go to where the input is: every element of it is read before.
-    template <Scalar I>
-    void backward(const Input<I>& input, ConstMatrixView<C> out, const OutputGradient<C>& d_output,
+    template <Scalar In>
+    void backward(const Input<In>& input, ConstMatrixView<C> out, const OutputGradient<C>& d_output,
                   const GradientView<C>& gradient, const TermsGradientView<C>& d_terms, const Executor& executor) {
         const LogSumExp<C> log_sum_exp = output({}).log_sum_exp;
         for (const MatrixView<C>& g : {d_terms.factor, d_terms.bias, d_terms.sinks}) {
@@ -138,17 +138,17 @@ class TrainingRecord {
             const auto rows_of_head = [&](const ConstMatrixView<C>& m) {
                 return m.rows() > 0 ? view_of_group(m, h, heads, first, rows) : m;
             };
-            const BackwardInput<T, I> own{.input = views_of_group(kind_.shape, input, h, first, rows),
-                                          .out = view_of_group(out, h, cols, first, rows),
-                                          .log_sum_exp = log_sum_exp.from(h * heads * size_ + first),
-                                          .mass = has_mass() ? mass_.data() + h * heads * size_ + first : nullptr,
-                                          .stride = size_,
-                                          .d_output = {.out = view_of_group(d_output.out, h, cols, first, rows),
-                                                       .log_sum_exp = rows_of_head(d_output.log_sum_exp),
-                                                       .mass = rows_of_head(d_output.mass)},
-                                          .gradient = views_of_group(kind_.shape, gradient, h, first, rows),
-                                          .sight = sight(i)};
-            BackwardPass<T, I> pass(
+            const BackwardInput<T, In> own{.input = views_of_group(kind_.shape, input, h, first, rows),
+                                           .out = view_of_group(out, h, cols, first, rows),
+                                           .log_sum_exp = log_sum_exp.from(h * heads * size_ + first),
+                                           .mass = has_mass() ? mass_.data() + h * heads * size_ + first : nullptr,
+                                           .stride = size_,
+                                           .d_output = {.out = view_of_group(d_output.out, h, cols, first, rows),
+                                                        .log_sum_exp = rows_of_head(d_output.log_sum_exp),
+                                                        .mass = rows_of_head(d_output.mass)},
+                                           .gradient = views_of_group(kind_.shape, gradient, h, first, rows),
+                                           .sight = sight(i)};
+            BackwardPass<T, In> pass(
                 state(i).head(h), own, memory_.data() + work.first_element + place * head_elements(i),
                 last_bad_blocks_.data() + work.first_panel + place * BackwardPass<T>::panels(keys(i)));
             f(pass);

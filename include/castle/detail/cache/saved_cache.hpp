@@ -49,7 +49,7 @@ class SavedWriter {
     }
     void zeros(Index count) {
         static constexpr std::array<unsigned char, 256> some{};
-        for (; count > 0; count -= Index(some.size())) bytes(some.data(), std::min(std::size_t(count), some.size()));
+        for (; count > 0; count -= Index(some.size())) bytes(some.data(), (std::min)(std::size_t(count), some.size()));
     }
 
   private:

@@ -139,9 +139,8 @@ struct SavedArray {
         const Index p = arrays.first + i;
         const Index used = (std::min)(panel_size, arrays.end - p * panel_size);
         const Index of_block = (std::min)(block_size, arrays.end - arrays.block * block_size);
-        const auto array = [&](auto* from, Index stride, Index used_rows, Index used_cols) {
-            return SavedArray{reinterpret_cast<unsigned char*>(from), stride * Index(sizeof(*from)), used_rows,
-                              used_cols};
+        const auto array = [&](auto* from, Index elements, Index rows, Index cols) {
+            return SavedArray{reinterpret_cast<unsigned char*>(from), elements * Index(sizeof(*from)), rows, cols};
         };
         const auto keys = [&](auto* from) { return array(from, panel_size, arrays.rows, used); };
         const auto operands = [&](auto* from) { return array(from, block_size, arrays.rows, of_block); };

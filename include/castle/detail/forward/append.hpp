@@ -199,8 +199,8 @@ class AppendTransaction {
         }
 
         // The attention of the step's rows, of all heads.
-        template <Scalar I, Scalar O>
-        void attend(const Input<I>& input, const OutputRows<O>& output) const {
+        template <Scalar In, Scalar O>
+        void attend(const Input<In>& input, const OutputRows<O>& output) const {
             append_.attend(first_, end_, rows(), input, output);
         }
 
@@ -273,8 +273,8 @@ class AppendTransaction {
         return {one.head(h), w.group, memory, memory != nullptr ? nullptr : one.step_scratch(h)};
     }
 
-    template <Scalar I, Scalar O>
-    void attend(Index first, Index end, Index rows, const Input<I>& input, const OutputRows<O>& output) const {
+    template <Scalar In, Scalar O>
+    void attend(Index first, Index end, Index rows, const Input<In>& input, const OutputRows<O>& output) const {
         const Shape& shape = kind().shape;
         const auto head = [&](Index i, Index h) -> HeadState<T>& { return sequences_[i].head(h); };
         // Of a sequence that looks ahead all keys of the call, before its first group.
@@ -373,9 +373,9 @@ void check_sight(std::string_view where, const SequenceState<T>& state, const Ma
 
 // Appends the tokens of `input` to the sequences, with the outputs to `out`; shapes have been checked. Sequences may
 // keep their numbers in another scalar than that of the input and the output, which is one.
-template <Scalar T, Scalar I>
-void append(const Sequences<T>& sequences, std::span<const Index> counts, const CallMasks& masks, const Input<I>& input,
-            const OutputRows<I>& output, const Executor& executor) {
+template <Scalar T, Scalar In>
+void append(const Sequences<T>& sequences, std::span<const Index> counts, const CallMasks& masks,
+            const Input<In>& input, const OutputRows<In>& output, const Executor& executor) {
     if (input.causal.q.rows() == 0) return;
     AlignedBuffer<Compute<T>> memory;
     AppendTransaction<T> transaction(sequences, counts, masks, /*together=*/false, memory, executor);

@@ -22,11 +22,11 @@ namespace detail {
 // Copies the keys and values of tokens [first, first + count), which are of one block, to their panel; they are the
 // rows of the input from `row` on. Ahead of the block's turn its lookahead queries, which are in a ring buffer, are not
 // to take the place of those that earlier blocks need.
-template <Scalar T, Scalar I>
-void pack_keys(HeadState<T>& state, Index first, Index count, const Input<I>& input, Index row, bool is_ahead) {
+template <Scalar T, Scalar In>
+void pack_keys(HeadState<T>& state, Index first, Index count, const Input<In>& input, Index row, bool is_ahead) {
     using C = Compute<T>;
     const Index d = state.d(), p = first / panel_size, column = first % panel_size;
-    const auto pack = [&](const ConstMatrixView<I>& from, T* to) {
+    const auto pack = [&](const ConstMatrixView<In>& from, T* to) {
         transpose(from.row(row), from.outer_stride(), count, d, C(1), to + column, panel_size);
     };
     pack(input.causal.k, state.causal_keys(p));
@@ -56,14 +56,14 @@ void keep_words(HeadState<T>& state, const BlockRows<Compute<T>>& rows) {
 }
 
 // Copies the rows of the group's block b to where the kernels read them, and makes the block's triangles.
-template <Scalar T, Scalar I>
-void pack_block(HeadState<T>& state, const GroupScratch<T>& scratch, Index b, const Input<I>& input) {
+template <Scalar T, Scalar In>
+void pack_block(HeadState<T>& state, const GroupScratch<T>& scratch, Index b, const Input<In>& input) {
     using C = Compute<T>;
     const Index d = state.d();
     const BlockRows<C> rows = scratch.block(b);
     const Index row = scratch.group().row + rows.first - scratch.group().first;
     const Index skip = rows.first - rows.origin;
-    const auto pack = [&](const ConstMatrixView<I>& from, Index first_col, C scale, C* to, Index stride) {
+    const auto pack = [&](const ConstMatrixView<In>& from, Index first_col, C scale, C* to, Index stride) {
         transpose(from.row(row) + first_col, from.outer_stride(), rows.count(), d, scale, to, stride);
     };
 
@@ -201,8 +201,8 @@ inline bool sees_nothing(const Group& group, Index row) {
 }
 
 // out = softmax V^C for the rows of the group's block b, from the spans' parts, in the order of the spans.
-template <Scalar T, Scalar I>
-void merge_spans(const HeadState<T>& state, const GroupScratch<T>& scratch, Index b, const OutputRows<I>& output) {
+template <Scalar T, Scalar In>
+void merge_spans(const HeadState<T>& state, const GroupScratch<T>& scratch, Index b, const OutputRows<In>& output) {
     using C = Compute<T>;
     using S = Simd<C>;
     const Index dv = state.dv_padded();
