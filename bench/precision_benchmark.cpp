@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// What do numbers of 16 bits save? Decoding onto caches, a layer's decoding, and the two passes, in float, bfloat16 and
+// What do 16-bit scalars save? Decoding onto caches, a layer's decoding, and the two passes, in float, bfloat16 and
 // half, and what the caches take. One thread.
 #include <string>
 #include <utility>

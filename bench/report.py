@@ -256,7 +256,7 @@ PEER_MASKS = (
 
 
 def half_the_bytes(precision):
-    """What numbers of 16 bits come to, of float: (what, its ratio for a scalar, the aim for bfloat16 or None)."""
+    """What 16-bit scalars take, of float: (what, its ratio for a scalar, the aim for bfloat16 or None)."""
 
     def ratio(name, figure="seconds"):
         def of(scalar):
@@ -280,7 +280,7 @@ def half_the_bytes(precision):
 def write_half_the_bytes(doc, r):
     doc.text("## Half the bytes")
     doc.text(
-        "Numbers of 16 bits, of what float takes. Widening is an instruction or two more for every eight or sixteen of",
+        "What 16-bit scalars take, of float. Widening is an instruction or two more for every eight or sixteen of",
         "them, so decoding, which waits for memory, takes half the time, and a forward or backward pass, which computes,",
         "as long as in float. The aims of the passes are for the dot products of bfloat16 that newer processors have,",
         "which the library does not use.",

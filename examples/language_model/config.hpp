@@ -72,8 +72,8 @@ struct Config {
         return (2 * bytes + layers * (projections * d_head + feed_forward + 2) + 1) * d_model;
     }
 
-    /// How far apart logits may be that come of products of other numbers of rows, of their size: roundings of float,
-    /// or those of them that numbers of 16 bits make larger.
+    /// How far apart logits of products of other numbers of rows may be, relative to their size: some roundings of
+    /// float, which rounding to 16 bits makes larger.
     float rounding() const { return precision == "float" ? 1e-4F : 2e-2F; }
 
     /// What is wrong with it, if anything.

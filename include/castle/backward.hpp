@@ -46,6 +46,9 @@
 // finite, does not spoil the gradients of tokens before it. Rebuilding costs one pass over gates and U, once or
 // twice a sequence as a rule.
 //
+// Of inputs in 16 bits gradients are in float, and so is d_out; they are those of the numbers that float widens the
+// inputs to. A lookahead key that the forward pass has read rounded passes its gradient on as if it were not.
+//
 // What is masked is left out, as in the forward pass: an infinity or a NaN in an input or in d_out reaches the
 // gradients that depend on it and no other.
 namespace castle {

@@ -47,6 +47,10 @@ struct CacheBytes {
 ///
 /// `U` is kept with every finished block of 32 tokens folded in, beside the gates, `K^U` and `V^U` of the open block.
 ///
+/// With a 16-bit scalar `K^C`, `V^C` and `Q^U` are stored in it, and `U` of keys that a lookahead window has left
+/// behind, rounded once; what is left, `U` that may still change among it, is in float. With a window that is half of a
+/// cache of float, and without one two thirds.
+///
 /// A cache moves but does not copy; one that was moved from may only be assigned to or destroyed. A move to itself
 /// changes nothing. It may be used from any thread, by one at a time; const calls, `fork` and `save` among them, by
 /// several at once.
@@ -155,8 +159,8 @@ class UqKvCache {
     }
 
     /// `U^t` of eqs. 3 and 13 of one key-value head, every token so far folded in: row `s` is the lookahead key of
-    /// token `s`, `[size, d]`; zeros in a cache of standard attention, and for keys that no row to come sees. Throws
-    /// std::invalid_argument if there is no such head.
+    /// token `s` as the next row reads it, `[size, d]`; zeros in a cache of standard attention, and for keys that no
+    /// row to come sees. Throws std::invalid_argument if there is no such head.
     Matrix<Compute<T>> lookahead_keys(Index kv_head = 0) const {
         return detail::lookahead_keys("UqKvCache::lookahead_keys", state_, kv_head);
     }

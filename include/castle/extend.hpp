@@ -113,7 +113,7 @@ void extend(UqKvCache<T>& cache, const std::type_identity_t<Input<T>>& input, st
     extend(cache, input, Output<T>{.out = out}, mask, executor);
 }
 
-/// Input and output of float onto a cache of 16-bit numbers: keys, queries and values are rounded where they are
+/// Input and output of float onto a cache of 16-bit scalars: keys, queries and values are rounded where they are
 /// stored, and nothing else is.
 template <Scalar T>
 requires(!ComputeScalar<T>) void extend(UqKvCache<T>& cache, const std::type_identity_t<Input<Compute<T>>>& input,
@@ -164,7 +164,7 @@ void extend(std::type_identity_t<std::span<UqKvCache<T>* const>> caches, std::sp
     detail::extend_caches<T>(caches, counts, input, output, masks, executor);
 }
 
-/// Input and output of float onto caches of 16-bit numbers.
+/// The same for input and output of float onto caches of 16-bit scalars.
 template <Scalar T>
 requires(!ComputeScalar<T>) void extend(std::type_identity_t<std::span<UqKvCache<T>* const>> caches,
                                         std::span<const Index> counts,

@@ -44,6 +44,9 @@ inline namespace CASTLE_ABI {
 /// serve several threads at once, with a cache or a workspace each. An executor given with a call is used in place of
 /// that of the options; calls that return a matrix of their own take none.
 ///
+/// With a 16-bit scalar the weights, `x`, `y` and what a cache stores are of it; projections, everything between them
+/// and the gradients are in float.
+///
 /// A layer moves but does not copy; one that was moved from may only be assigned to or destroyed. A move to itself
 /// changes nothing.
 template <Scalar T>
@@ -95,7 +98,8 @@ class Layer {
         projections_.check_weights(where, "weights.", w, order);
         projections_.set(w, order);
     }
-    /// The same of weights of float, rounded, for a layer of 16-bit numbers: float masters are what is trained.
+    /// The same of weights of float, rounded, for a layer of 16-bit scalars, whose masters in float are what is
+    /// trained.
     void set_weights(const LayerWeightsView<C>& w,
                      WeightOrder order = WeightOrder::in_out) requires(!ComputeScalar<T>) {
         projections_.check_weights(where, "weights.", w, order);

@@ -8,8 +8,8 @@
 namespace castle {
 inline namespace CASTLE_ABI {
 
-/// The numbers of an Input in the scalar that they are computed in, for what takes no numbers of 16 bits: the dense
-/// forms, or code of yours. Owns them.
+/// An Input of 16-bit scalars widened to `float`, for what does not take them: the dense forms, or code of yours. Owns
+/// the widened elements: `O(L d)` time and memory a head.
 template <Scalar T>
 class WideInput {
   public:

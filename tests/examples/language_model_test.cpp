@@ -65,7 +65,7 @@ std::vector<Config> small_configs() {
     return {small, causal, windowed, no_silu, no_causal_keys, grouped, grouped_causal};
 }
 
-// And those whose attention is of numbers of 16 bits.
+// And those whose attention is of 16-bit scalars.
 std::vector<Config> all_configs() {
     std::vector<Config> all = small_configs();
     for (Config config : {all[0], all[1], all[2]}) {

@@ -65,7 +65,7 @@ TEST_F(Safetensors, ReadsWhatItWrote) {
     EXPECT_EQ(b_, b);
 }
 
-// Numbers of 16 bits are rounded when they are written, and nothing else happens to them.
+// 16-bit elements are rounded when they are written, and nothing else happens to them.
 TEST_F(Safetensors, RoundsToSixteenBits) {
     const Matrix a = a_;
     const auto check = [&](safetensors::Element element, const Matrix& rounded) {

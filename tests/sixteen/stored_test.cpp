@@ -22,7 +22,7 @@
 #include "support/scalars.hpp"
 #include "support/tolerances.hpp"
 
-// Numbers of 16 bits: how they are read and written, and what caches, workspaces and layers of them come to. The
+// 16-bit scalars: how they are read and written, and what caches, workspaces and layers of them come to. The
 // promises about bits are those of other tests, which are compiled once more for them.
 namespace {
 

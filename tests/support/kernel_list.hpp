@@ -4,7 +4,7 @@
 #include <castle/castle.hpp>
 
 // What the library computes for a scalar T, to be compiled once rather than in every program again: here all of it is
-// declared, and the files kernels_*.cpp are what that refers to. Numbers of 16 bits are computed in another scalar, C.
+// declared, and the files kernels_*.cpp are what that refers to. 16-bit scalars are computed in another one, C.
 #define CASTLE_TEST_KERNELS(EXTERN, T, C)                                                                           \
     namespace castle {                                                                                              \
     EXTERN template class UqKvCache<T>;                                                                             \
@@ -56,7 +56,7 @@
     EXTERN template class TrainingRecord<T>;                                                                        \
     }
 
-// The dense forms, which take no numbers of 16 bits.
+// The dense forms, which take no 16-bit scalars.
 #define CASTLE_TEST_DENSE_FORMS(EXTERN, T)                                                         \
     namespace castle::dense {                                                                      \
     EXTERN template Matrix<T> gates(const Input<T>&, const Options&, const Mask&);                 \

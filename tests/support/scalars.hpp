@@ -11,8 +11,8 @@
 namespace support {
 
 /// The scalars that typed tests run for. Code for sanitizers takes long to compile, and what they look for is written
-/// once for both scalars; there it is the one with the longer packets. Some tests are there once more for numbers of 16
-/// bits.
+/// once for both scalars; there it is the one with the longer packets. Some tests are there once more for 16-bit
+/// scalars.
 #if defined(CASTLE_TEST_SIXTEEN_BITS) && defined(CASTLE_TEST_FLOAT_ONLY)
 using Scalars = ::testing::Types<castle::bfloat16>;
 #elif defined(CASTLE_TEST_SIXTEEN_BITS)

@@ -68,7 +68,7 @@ inline constexpr double smallest_normal = std::numeric_limits<T>::min();
 template <class T>
 inline constexpr double activation_underflow = 256 * smallest_normal<T>;
 
-/// Whether row t reads what is stored of key s, as numbers of 16 bits are: the window has left the key's panel of 64
+/// Whether row t reads what is stored of key s, as 16-bit elements are: the window has left the key's panel of 64
 /// behind before the row's block of 32.
 inline bool reads_stored_key(Index t, Index s, Index window) {
     const Index origin = t / 32 * 32;
@@ -76,7 +76,7 @@ inline bool reads_stored_key(Index t, Index s, Index window) {
 }
 
 /// The most that a computation in T may differ from the exact result `r`, for every quantity and every number of it. It
-/// holds for every order of the sums, hence for the textbook forms as for the blocked ones. Numbers of 16 bits are
+/// holds for every order of the sums, hence for the textbook forms as for the blocked ones. 16-bit scalars are
 /// computed in float; an output is rounded once more, and a lookahead key once the window has left it behind.
 template <class Stored>
 oracle::Result<double> error_bounds(const oracle::Head<double>& head, const oracle::Settings& settings,

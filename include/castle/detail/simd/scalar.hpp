@@ -13,7 +13,7 @@ inline namespace CASTLE_ABI {
 /// Sizes and positions. Signed, as in Eigen, so that differences of positions are safe.
 using Index = base::Index;
 
-/// Numbers of 16 bits, for inputs, outputs, caches and weights: half the bytes. They are only stored; everything is
+/// 16-bit scalars for inputs, outputs, caches and weights: half the bytes. They are storage types; everything is
 /// computed in `float`.
 using bfloat16 = Eigen::bfloat16;
 using half = Eigen::half;
@@ -26,7 +26,7 @@ concept ComputeScalar = std::same_as<T, float> || std::same_as<T, double>;
 template <class T>
 concept Scalar = ComputeScalar<T> || std::same_as<T, bfloat16> || std::same_as<T, half>;
 
-/// What numbers of a scalar are computed in: `float` for those of 16 bits, otherwise the scalar itself.
+/// The scalar that elements of T are computed in: `float` for 16-bit scalars, otherwise T.
 template <Scalar T>
 using Compute = std::conditional_t<std::same_as<T, double>, double, float>;
 

@@ -57,7 +57,7 @@ struct Simd {
 
     static EIGEN_ALWAYS_INLINE Packet load(const T* p) { return Eigen::internal::ploadu<Packet>(p); }
     static EIGEN_ALWAYS_INLINE void store(T* p, Packet a) { Eigen::internal::pstoreu(p, a); }
-    // The same of numbers that are stored in 16 bits.
+    // The same of 16-bit elements.
     template <StorageScalar H>
     static EIGEN_ALWAYS_INLINE Packet load(const H* p) requires std::same_as<T, float> {
         return StoredPacket<Packet, width>::load(p);
