@@ -1,7 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // What do 16-bit scalars save? Decoding onto caches, a layer's decoding, and the two passes, in float, bfloat16 and
-// half, and what the caches take. One thread.
+// half, and what the caches take. One thread. And what do they lose? Errors against double, of standard normal input.
+#include <array>
+#include <cstddef>
+#include <map>
+#include <random>
 #include <string>
 #include <utility>
 
@@ -105,6 +109,52 @@ void backward(benchmark::State& state) {
         [&] { castle::backward(workspace, random.input(), d_out, gradient.view()); }, [] {});
 }
 
+// Root mean square, of that of what is exact.
+template <class M>
+double error(const M& ours, const castle::Matrix<double>& exact) {
+    return (ours.template cast<double>() - exact).norm() / exact.norm();
+}
+
+struct Errors {
+    double output, lookahead_keys;
+};
+
+// Of L tokens, rounded to T, against double of the same elements.
+template <class T>
+Errors errors_of(Index length, Index window) {
+    const castle::Shape shape = castle_bench::heads_of(64);
+    const castle::Options options{.lookahead_window = window};
+    std::mt19937 generator(1);
+    std::normal_distribution<float> normal;
+    const auto random = [&] {
+        castle::Matrix<T> m(length, shape.d);
+        for (Index i = 0; i < m.size(); ++i) m.data()[i] = static_cast<T>(normal(generator));
+        return m;
+    };
+    const std::array<castle::Matrix<T>, 6> x = {random(), random(), random(), random(), random(), random()};
+    std::array<castle::Matrix<double>, 6> wide;
+    for (std::size_t i = 0; i < x.size(); ++i) wide[i] = x[i].template cast<double>();
+    const auto run = [&](const auto& m, auto cache) {
+        cache.reserve(length);
+        const auto out = castle::extend(
+            cache, {.causal = {.q = m[0], .k = m[1], .v = m[2]}, .lookahead = {.q = m[3], .k = m[4], .v = m[5]}});
+        return std::pair(out, cache.lookahead_keys());
+    };
+    const auto [out, keys] = run(x, castle::UqKvCache<T>(shape, options, 0));
+    const auto [exact_out, exact_keys] = run(wide, castle::UqKvCache<double>(shape, options, 0));
+    return {error(out, exact_out), error(keys, exact_keys)};
+}
+
+template <class T>
+void errors(benchmark::State& state, Index window) {
+    static std::map<std::pair<Index, Index>, Errors> known;  // of one repetition those of all
+    const std::pair<Index, Index> key(state.range(0), window);
+    if (!known.contains(key)) known[key] = errors_of<T>(state.range(0), window);
+    for (auto _ : state) benchmark::DoNotOptimize(known[key]);
+    state.counters["output error"] = known[key].output;
+    state.counters["U error"] = known[key].lookahead_keys;
+}
+
 // All of one scalar; a static object's initialiser.
 template <class T>
 bool add(const std::string& scalar) {
@@ -118,6 +168,14 @@ bool add(const std::string& scalar) {
     };
     for (const auto& [words, window] :
          {std::pair("no_window", castle::unlimited), std::pair("window_128", Index(128))}) {
+        castle_bench::report_extremes(
+            RegisterBenchmark(("errors/" + scalar + "/" + words).c_str(),
+                              [window = window](benchmark::State& state) { errors<T>(state, window); })
+                ->ArgName("L")
+                ->RangeMultiplier(4)
+                ->Range(512, 32768)
+                ->Iterations(1)
+                ->Repetitions(2));
         steps(RegisterBenchmark(("decoding/" + scalar + "/" + words).c_str(),
                                 [window = window](benchmark::State& state) { decoding<T>(state, window); }),
               16384);
