@@ -54,6 +54,30 @@
     EXTERN template class PanelGradient<T>;                                                                         \
     EXTERN template class BackwardPass<T>;                                                                          \
     EXTERN template class TrainingRecord<T>;                                                                        \
+    EXTERN template void AppendTransaction<T>::attend(Index, Index, Index, const Input<T>&,                         \
+                                                      const OutputRows<T>&) const;                                  \
+    EXTERN template void TrainingRecord<T>::backward(const Input<T>&, ConstMatrixView<C>, const OutputGradient<C>&, \
+                                                     const GradientView<C>&, const TermsGradientView<C>&,           \
+                                                     const Executor&);                                              \
+    EXTERN template void PackedMatrix<T>::multiply_panel(const ConstMatrixView<T>&, Index,                          \
+                                                         const MatrixView<C>&) const;                               \
+    EXTERN template void PackedMatrix<T>::multiply_panel(const MatrixView<C>&, Index, const MatrixView<T>&) const;  \
+    }
+
+// What a 16-bit scalar has with elements of the other one: what layers and workspaces call.
+#define CASTLE_TEST_MIXED_KERNELS(EXTERN, T, C)                                                                     \
+    namespace castle::detail {                                                                                      \
+    EXTERN template void pack_block(HeadState<T>&, const GroupScratch<T>&, Index, const Input<C>&);                 \
+    EXTERN template void merge_spans(const HeadState<T>&, const GroupScratch<T>&, Index, const OutputRows<C>&);     \
+    EXTERN template class PanelGradient<T, C>;                                                                      \
+    EXTERN template class BackwardPass<T, C>;                                                                       \
+    EXTERN template void AppendTransaction<T>::attend(Index, Index, Index, const Input<T>&,                         \
+                                                      const OutputRows<C>&) const;                                  \
+    EXTERN template void AppendTransaction<T>::attend(Index, Index, Index, const Input<C>&,                         \
+                                                      const OutputRows<C>&) const;                                  \
+    EXTERN template void TrainingRecord<T>::backward(const Input<C>&, ConstMatrixView<C>, const OutputGradient<C>&, \
+                                                     const GradientView<C>&, const TermsGradientView<C>&,           \
+                                                     const Executor&);                                              \
     }
 
 // The dense forms, which take no 16-bit scalars.
@@ -71,8 +95,10 @@
 CASTLE_TEST_KERNELS(extern, float, float)
 CASTLE_TEST_DENSE_FORMS(extern, float)
 CASTLE_TEST_KERNELS(extern, bfloat16, float)
+CASTLE_TEST_MIXED_KERNELS(extern, bfloat16, float)
 #ifndef CASTLE_TEST_FLOAT_ONLY
 CASTLE_TEST_KERNELS(extern, double, double)
 CASTLE_TEST_DENSE_FORMS(extern, double)
 CASTLE_TEST_KERNELS(extern, half, float)
+CASTLE_TEST_MIXED_KERNELS(extern, half, float)
 #endif

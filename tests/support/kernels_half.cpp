@@ -3,4 +3,5 @@
 
 #ifndef CASTLE_TEST_FLOAT_ONLY
 CASTLE_TEST_KERNELS(, half, float)
+CASTLE_TEST_MIXED_KERNELS(, half, float)
 #endif
