@@ -51,7 +51,7 @@ class Attention {
     }
 
     void set_weights(const castle::LayerWeights<float>& masters) {
-        std::visit([&](auto& layer) { layer.set_weights(castle::LayerWeightsView<float>(masters)); }, layer_);
+        std::visit([&](auto& layer) { layer.set_weights(masters); }, layer_);
     }
 
     Cache make_cache() const {

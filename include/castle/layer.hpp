@@ -100,10 +100,16 @@ class Layer {
     }
     /// The same of weights of float, rounded, for a layer of 16-bit scalars, whose masters in float are what is
     /// trained.
-    void set_weights(const LayerWeightsView<C>& w,
-                     WeightOrder order = WeightOrder::in_out) requires(!ComputeScalar<T>) {
+    template <ComputeScalar Master>
+    requires(!ComputeScalar<T>) void set_weights(const LayerWeightsView<Master>& w,
+                                                 WeightOrder order = WeightOrder::in_out) {
         projections_.check_weights(where, "weights.", w, order);
         projections_.set(w, order);
+    }
+    template <ComputeScalar Master>
+    requires(!ComputeScalar<T>) void set_weights(const LayerWeights<Master>& w,
+                                                 WeightOrder order = WeightOrder::in_out) {
+        set_weights(LayerWeightsView<Master>(w), order);
     }
 
     /// Other score terms, for tables and sinks that are trained. Caches and workspaces that were made before are for

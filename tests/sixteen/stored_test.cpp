@@ -365,7 +365,7 @@ TYPED_TEST(Stored, LayersMatchThoseOfFloat) {
         castle::Layer<T> layer(config, options);
         // Masters of float, rounded.
         const castle::Layer<float> masters(config, options);
-        layer.set_weights(castle::LayerWeightsView<float>(masters.weights()));
+        layer.set_weights(masters.weights());
         const castle::LayerWeights<T> weights = layer.weights();
         castle::LayerWeights<float> rounded = masters.weights();
         const auto from = castle::detail::projections_of(weights);
