@@ -125,7 +125,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
         std::istringstream in(bytes);
         castle::detail::SavedReader reader(in);
         const auto saved = castle::detail::read_identity<float>(reader);
-        wanted = std::size_t(castle::detail::saved_elements<float>(saved) * saved.kind.shape.kv_heads) * sizeof(float);
+        wanted = std::size_t(castle::detail::saved_bytes<float>(saved) * saved.kind.shape.kv_heads);
     } catch (const std::runtime_error&) {
     }
     const bool fits = input.below(4) != 0 && wanted < 1 << 20;
