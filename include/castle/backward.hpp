@@ -120,9 +120,7 @@ void forward(Workspace<T>& workspace, std::span<const Index> counts, const std::
     rows = record.output(rows);
     record.forward(
         /*together=*/false, threads, [](bool) {}, [&](const auto& step, bool) { step.attend(input, rows); });
-    for (Index row = 0; row < kept.rows(); ++row) {
-        detail::copy_numbers(static_cast<const Compute<T>*>(kept.row(row)), kept.cols(), output.out.row(row));
-    }
+    detail::copy_elements<Compute<T>, T>(kept, output.out);
 }
 
 /// The same of one sequence; under a mask of documents each of them is a sequence.

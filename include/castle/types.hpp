@@ -8,6 +8,7 @@
 
 #include <castle/detail/check/message.hpp>
 #include <castle/detail/simd/scalar.hpp>
+#include <castle/detail/simd/storage.hpp>
 
 namespace castle {
 inline namespace CASTLE_ABI {
@@ -184,6 +185,16 @@ class MatrixView {
     Index cols_ = 0;
     Index outer_stride_ = 0;
 };
+
+namespace detail {
+
+// Every element from one scalar to another, of views of one shape.
+template <Scalar From, Scalar To>
+void copy_elements(const ConstMatrixView<From>& from, const MatrixView<To>& to) {
+    for (Index i = 0; i < from.rows(); ++i) copy_numbers(from.row(i), from.cols(), to.row(i));
+}
+
+}  // namespace detail
 
 }  // namespace CASTLE_ABI
 }  // namespace castle

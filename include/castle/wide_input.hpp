@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <castle/detail/simd/storage.hpp>
 #include <castle/input.hpp>
 #include <castle/types.hpp>
 
@@ -25,9 +24,7 @@ class WideInput {
   private:
     static Matrix<Compute<T>> wide(const ConstMatrixView<T>& from) {
         Matrix<Compute<T>> to(from.rows(), from.cols());
-        for (Index row = 0; row < from.rows(); ++row) {
-            detail::copy_numbers(from.row(row), from.cols(), to.row(row).data());
-        }
+        detail::copy_elements<T, Compute<T>>(from, to);
         return to;
     }
 

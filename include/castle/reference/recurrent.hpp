@@ -66,9 +66,7 @@ void recurrent(const Shape& shape, const Input<T>& input, std::type_identity_t<M
         const WideInput<T> wide(input);
         Matrix<Compute<T>> wide_out(out.rows(), out.cols());
         recurrent(shape, wide.input(), wide_out, options, mask);
-        for (Index row = 0; row < out.rows(); ++row) {
-            detail::copy_numbers(wide_out.row(row).data(), out.cols(), out.row(row));
-        }
+        detail::copy_elements<Compute<T>, T>(wide_out, out);
     } else {
         for (Index h = 0; h < shape.heads; ++h) {
             detail::recurrent_head(input.head(shape, h), out.middle_cols(h * shape.dv, shape.dv),
