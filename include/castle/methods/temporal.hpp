@@ -228,10 +228,13 @@ class TemporalInput {
     void make_waves(Index position) {
         const Index half = kind_.shape.d / 2;
         const auto wave = [&](Index place, Index i) {
-            const double angle = double(place) * std::pow(temporal_.base, -double(2 * i) / double(2 * half));
+            const double angle = double(place) * frequencies_[std::size_t(i)];
             return Wave{std::cos(angle), std::sin(angle)};
         };
         if (steps_.empty()) {
+            for (Index i = 0; i < half; ++i) {
+                frequencies_.push_back(std::pow(temporal_.base, -double(2 * i) / double(2 * half)));
+            }
             for (Index k = 0; k < stride; ++k) {
                 for (Index i = 0; i < half; ++i) steps_.push_back(wave(k, i));
             }
@@ -276,9 +279,10 @@ class TemporalInput {
     Options options_;
     std::vector<Index> places_;  // of each row, its row of waves_
     Index longest_ = 0;
-    std::vector<Wave> steps_;    // of the positions up to the first anchor, [stride, d / 2]
-    std::vector<Wave> anchors_;  // of the last one that was passed
-    Matrix<T> waves_;            // [longest sequence, d]
+    std::vector<double> frequencies_;  // of the pairs
+    std::vector<Wave> steps_;          // of the positions up to the first anchor, [stride, d / 2]
+    std::vector<Wave> anchors_;        // of the last one that was passed
+    Matrix<T> waves_;                  // [longest sequence, d]
     Gradient<T> wide_;
 };
 
