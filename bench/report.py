@@ -179,8 +179,7 @@ def bars(r):
     for what, _, value, other, aim in ratios(r):
         rows.append(at_most(what, aim, value / other))
     for what, value, bar in half_the_bytes(r["precision"]):
-        if bar is not None:
-            rows.append(at_most(f"bfloat16 / float, {what}", bar, value("bfloat16")))
+        rows.append(at_most(f"bfloat16 / float, {what}", bar, value("bfloat16")))
     for mask, words in PEER_MASKS:
         name = f"masked_{mask}/peer:{{}}/L:4096"
         if name.format("torch") in r["peers"]:
@@ -257,7 +256,7 @@ PEER_MASKS = (
 
 
 def half_the_bytes(precision):
-    """What 16-bit scalars take, of float: (what, its ratio for a scalar, the aim for bfloat16 or None)."""
+    """What 16-bit scalars take, of float: (what, its ratio for a scalar, the aim for bfloat16)."""
 
     def ratio(name, figure="seconds"):
         def of(scalar):

@@ -46,9 +46,7 @@ class Attention {
     using Cache = OfAny<CacheOf>;
     using Workspace = OfAny<KeptOf>;
 
-    Attention(const Config& config, std::uint64_t seed) : layer_(attention_layer<float>(config, seed)) {
-        if (config.precision == "bfloat16") layer_ = attention_layer<castle::bfloat16>(config, seed);
-    }
+    Attention(const Config& config, std::uint64_t seed) : layer_(layer_of(config, seed)) {}
 
     void set_weights(const castle::LayerWeights<float>& masters) {
         std::visit([&](auto& layer) { layer.set_weights(masters); }, layer_);
@@ -113,6 +111,11 @@ class Attention {
     }
 
   private:
+    static OfAny<LayerOf> layer_of(const Config& config, std::uint64_t seed) {
+        if (config.precision == "bfloat16") return attention_layer<castle::bfloat16>(config, seed);
+        return attention_layer<float>(config, seed);
+    }
+
     template <class T, class F>
     static Matrix with_rounded(const Matrix& x, const F& f) {
         if constexpr (std::is_same_v<T, float>) {
