@@ -47,9 +47,9 @@ struct CacheBytes {
 ///
 /// `U` is kept with every finished block of 32 tokens folded in, beside the gates, `K^U` and `V^U` of the open block.
 ///
-/// With a 16-bit scalar `K^C`, `V^C` and `Q^U` are stored in it, and `U` of keys that a lookahead window has left
-/// behind, rounded once; what is left, `U` that may still change among it, is in float. With a window that is half of a
-/// cache of float, and without one two thirds.
+/// With a 16-bit scalar `K^C`, `V^C`, `Q^U` and gates are stored in it, and `U` of keys that a lookahead window has
+/// left behind, rounded once; what is left, `U` that may still change among it, is in float. With a window that is half
+/// of a cache of float, and without one 0.61.
 ///
 /// A cache moves but does not copy; one that was moved from may only be assigned to or destroyed. A move to itself
 /// changes nothing. It may be used from any thread, by one at a time; const calls, `fork` and `save` among them, by

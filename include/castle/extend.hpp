@@ -114,7 +114,7 @@ void extend(UqKvCache<T>& cache, const std::type_identity_t<Input<T>>& input, st
 }
 
 /// Input and output of float onto a cache of 16-bit scalars: keys, queries and values are rounded where they are
-/// stored, and nothing else is.
+/// stored, as factors of products where the processor has dot products of the scalar, and outputs are not.
 template <Scalar T>
 requires(!ComputeScalar<T>) void extend(UqKvCache<T>& cache, const std::type_identity_t<Input<Compute<T>>>& input,
                                         const std::type_identity_t<Output<Compute<T>>>& output, const Masks& mask = {},

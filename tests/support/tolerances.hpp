@@ -77,12 +77,22 @@ inline bool reads_stored_key(Index t, Index s, Index window) {
 
 /// The most that a computation in T may differ from the exact result `r`, for every quantity and every number of it. It
 /// holds for every order of the sums, hence for the textbook forms as for the blocked ones. 16-bit scalars are
-/// computed in float; an output is rounded once more, and a lookahead key once the window has left it behind.
+/// computed in float; a gate and an output are rounded once more, and a lookahead key once the window has left it
+/// behind.
+///
+/// Where the processor has dot products of T, both factors of every product are rounded to it: besides what is stored,
+/// scaled queries and lookahead keys, lookahead keys U wherever they are read, the triangle, and weights. Its sums may
+/// take two roundings for each product, each as large as an ulp, and what is below the normal numbers is 0.
 template <class Stored>
 oracle::Result<double> error_bounds(const oracle::Head<double>& head, const oracle::Settings& settings,
                                     const oracle::Result<double>& r) {
     using T = castle::Compute<Stored>;
     constexpr bool is_narrow = !std::is_same_v<T, Stored>;
+    constexpr bool has_rounded_factors = castle::detail::multiplies_pairs<Stored>;
+    // Of n products a sum's roundings, and what underflow costs it; by how much a rounded factor is off.
+    const auto sum = [](double n) { return gamma<T>(has_rounded_factors ? 4 * n : n); };
+    constexpr double underflow_of_one = has_rounded_factors ? 2 * smallest_normal<T> : denormal<T>;
+    constexpr double of_factor = has_rounded_factors ? unit_roundoff<Stored> : 0;
     const Index length = head.length();
     const Index d = head.d();
     const double u = unit_roundoff<T>;
@@ -97,7 +107,8 @@ oracle::Result<double> error_bounds(const oracle::Head<double>& head, const orac
             products += std::abs(a(i, k) * b(j, k));
             magnitudes += std::abs(a(i, k)) + std::abs(b(j, k));
         }
-        return gamma<T>(n_d + 2) * scale * products + denormal<T> * (n_d + 2) * (1 + scale) * (1 + magnitudes);
+        return (of_factor + sum(n_d + 2) * (1 + of_factor)) * scale * products +
+               underflow_of_one * (n_d + 2) * (1 + scale) * (1 + magnitudes);
     };
 
     oracle::Result<double> e{.gates = Rows<double>(length, length),
@@ -113,6 +124,7 @@ oracle::Result<double> error_bounds(const oracle::Head<double>& head, const orac
         for (Index j = s + 1; j < length && settings.absorbs(s, j); ++j) {
             e.gates(s, j) = std::min(1.0, sigmoid_slope * logit_bound(head.qu, s, head.ku, j) +
                                               gamma<T>(sigmoid_roundings) * r.gates(s, j) + smallest_normal<T>);
+            if (is_narrow) e.gates(s, j) += unit_roundoff<Stored> * (r.gates(s, j) + e.gates(s, j)) + denormal<Stored>;
         }
     }
 
@@ -153,11 +165,13 @@ oracle::Result<double> error_bounds(const oracle::Head<double>& head, const orac
                 own += scale * q * absolute(s, k);
                 q_size += q;
             }
-            e.lookahead_scores(t, s) = inherited + gamma<T>(n_d + absorbed + 3) * own +
-                                       denormal<T> * (n_d + 2) * (absorbed + 2) * (1 + scale) * (1 + q_size);
-            if (is_narrow && reads_stored_key(t, s, settings.window)) {
+            e.lookahead_scores(t, s) = inherited + sum(n_d + absorbed + 3) * own +
+                                       underflow_of_one * (n_d + 2) * (absorbed + 2) * (1 + scale) * (1 + q_size);
+            // A lookahead key, and where factors are rounded a query; a triangle's element is rounded but once.
+            if (has_rounded_factors || (is_narrow && reads_stored_key(t, s, settings.window))) {
+                const double roundings = has_rounded_factors ? 2 : 1;
                 e.lookahead_scores(t, s) +=
-                    unit_roundoff<Stored> * (own + inherited) + denormal<Stored> * scale * q_size;
+                    gamma<Stored>(roundings) * (own + e.lookahead_scores(t, s)) + denormal<Stored> * scale * q_size;
             }
 
             const double silu = oracle::silu(r.lookahead_scores(t, s));
@@ -184,8 +198,10 @@ oracle::Result<double> error_bounds(const oracle::Head<double>& head, const orac
             // The product with the values and the additions, t + 1 of them, and the rescaling.
             for (Index c = 0; c < head.dv(); ++c) {
                 e.output(t, c) +=
-                    (p * std::expm1(factor + gamma<T>(keys + steps + 1)) + underflow) * std::abs(head.vc(s, c)) +
-                    steps * denormal<T>;
+                    (p * std::expm1(factor + sum(keys + steps + 1) + gamma<Stored>(of_factor > 0 ? 1 : 0)) +
+                     underflow) *
+                        std::abs(head.vc(s, c)) +
+                    steps * underflow_of_one;
             }
         }
     }
@@ -194,7 +210,7 @@ oracle::Result<double> error_bounds(const oracle::Head<double>& head, const orac
         const double absorbed = static_cast<double>(std::min(length - 1 - s, settings.window));
         for (Index k = 0; k < d; ++k) {
             e.lookahead_keys(s, k) =
-                from_gates(s, k) + gamma<T>(absorbed + 1) * absolute(s, k) + absorbed * denormal<T>;
+                from_gates(s, k) + sum(absorbed + 1) * absolute(s, k) + absorbed * underflow_of_one;
             if (is_narrow && reads_stored_key(length, s, settings.window)) {
                 e.lookahead_keys(s, k) +=
                     unit_roundoff<Stored> * (absolute(s, k) + from_gates(s, k)) + denormal<Stored>;

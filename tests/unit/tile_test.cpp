@@ -232,8 +232,8 @@ void check_masks(Random& random) {
         expect_only_what_counts<T, R, V>(
             random, R, [&](Index i, Index k, Index j) { return k < i && within(ranges, first_col, k, j); },
             [&](Tile& tile, detail::Operand<T> a, const T* b, Index stride) {
-                tile.multiply_add_triangle_within(a, b, stride, first_col,
-                                                  [&](Index k) { return ranges[std::size_t(k)]; });
+                tile.multiply_add_steps_within(a, b, stride, 0, first_col,
+                                               [&](Index k) { return ranges[std::size_t(k)]; });
             });
     }
     for (Index n = 0; n <= R; ++n) {

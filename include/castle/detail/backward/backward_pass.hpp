@@ -93,7 +93,7 @@ class BackwardPass {
 
     // The operands of the group's block b, and its rows' cotangents.
     void pack_block(const Group& group, Index b) {
-        const BlockRows<C> rows = block(group, b);
+        const BlockRows<T> rows = block(group, b);
         const BlockOperands<C>& operands = rows.operands;
         const Index d = state_.d(), dv = state_.dv(), n = rows.count();
         const Input<In>& input = input_.input;
@@ -103,15 +103,21 @@ class BackwardPass {
         for (Index h = 0; h < state_.group(); ++h) {
             pack(input.causal.q, h * d, d, state_.scale(), operands.causal_queries(h));
             pack(input_.d_output.out, h * dv, dv, C(1), d_out(b, h));
+            RowFactor<T>::make(d_out(b, h), dv, 0, n, d_out_pairs(b, h));
             for (Index i = 0; i < n; ++i) pack_row(rows.first + i, h, delta(b, h)[i], d_mass(b, h)[i]);
         }
-        if (!state_.has_lookahead()) return;
+        if (!state_.has_lookahead()) {
+            rows.factors.make(0, n);
+            return;
+        }
         pack(input.lookahead.k, 0, d, state_.scale(), operands.lookahead_keys());
         pack(input.lookahead.v, 0, d, C(1), operands.lookahead_values());
         for (Index h = 0; h < state_.group(); ++h) {
             multiply<block_size>(n, d, Operand<C>{operands.causal_queries(h), 1, block_size},
                                  operands.lookahead_values(), block_size, operands.triangle(h), block_size);
         }
+        rows.factors.make(0, n);
+        RowFactor<T>::make(operands.lookahead_values(), d, 0, n, value_pairs(b));
     }
 
     // All blocks of the group, the last one first, against one span of keys.
@@ -120,12 +126,14 @@ class BackwardPass {
         const Index end = (std::min)((span + 1) * span_panels, ceil_div(group.keys.end, panel_size));
         for (Index p = (std::max)(span * span_panels, group.keys.begin / panel_size); p < end; ++p) {
             for (Index b = group.blocks() - 1; b >= 0; --b) {
-                const BlockRows<C> rows = block(group, b);
+                const BlockRows<T> rows = block(group, b);
                 if (group.sight.rule == nullptr && p * panel_size >= rows.end) break;
-                PanelGradient<T, In>(state_, gradients_, rows, sums(span, b), input_.input.lookahead, p)
+                PanelGradient<T, In>(state_, gradients_, rows, sums(span, b), input_.input.lookahead, values_factor(b),
+                                     p)
                     .run([&](Index h) {
-                        return BlockCotangents<C>{
+                        return BlockCotangents<T>{
                             .d_out = d_out(b, h),
+                            .d_out_factor = d_out_factor(b, h),
                             .delta = delta(b, h),
                             .d_mass = has_mass_gradient() ? d_mass(b, h) : nullptr,
                             .log_sum_exp = input_.log_sum_exp.from(h * input_.stride + rows.first),
@@ -162,7 +170,7 @@ class BackwardPass {
 
     // The gradients of the rows of the group's block b: dQ^C, dK^U, dV^U; without lookahead dQ^U as well.
     void finish_block(const Group& group, Index b) {
-        const BlockRows<C> rows = block(group, b);
+        const BlockRows<T> rows = block(group, b);
         const BlockOperands<C> total = sums(group.first_span(), b);
         const Index d = state_.d();
         const Index spans = group.sight.rule != nullptr ? group.spans() : (rows.end - 1) / span_size + 1;
@@ -191,11 +199,13 @@ class BackwardPass {
 
     // The gradients of the keys of panel p: dK^C, dV^C, dQ^U.
     void finish_panel(Index p) {
-        const BlockRows<C> rows{.origin = p * panel_size,
+        const BlockOperands<C> none(nullptr, state_.operand_sizes());
+        const BlockRows<T> rows{.origin = p * panel_size,
                                 .first = p * panel_size,
                                 .end = (std::min)((p + 1) * panel_size, input_.keys()),
                                 .sight = {},
-                                .operands = {nullptr, state_.operand_sizes()}};
+                                .operands = none,
+                                .factors = {none, state_.operand_sizes(), nullptr}};
         const GradientView<C>& gradient = input_.gradient;
         write(gradients_.d_causal_keys(p), panel_size, rows, C(1), gradient.causal.k, 0, state_.d());
         write(gradients_.d_values(p), panel_size, rows, C(1), gradient.causal.v, 0, state_.dv());
@@ -208,8 +218,12 @@ class BackwardPass {
     // Blocks that a group of so many tokens has at most.
     static Index blocks_of_groups(Index tokens) { return (std::min)(ceil_div(tokens, block_size), group_blocks); }
 
-    // Operands and, of each query head, dO^T, delta and the gradients of masses.
+    // Operands; of each query head dO^T, delta and the gradients of masses; and as factors the operands, V^U and dO.
     static Index packed_elements(const HeadState<T>& state) {
+        return factors_at(state) + BlockFactors<T>::elements(state.operand_sizes()) +
+               RowFactor<T>::elements(state.d()) + state.group() * RowFactor<T>::elements(state.dv());
+    }
+    static Index factors_at(const HeadState<T>& state) {
         return sums_elements(state) + state.group() * cotangent_elements(state);
     }
     static Index cotangent_elements(const HeadState<T>& state) { return (state.dv() + 2) * block_size; }
@@ -232,18 +246,35 @@ class BackwardPass {
     void pack_row(Index t, Index h, C& delta, C& d_mass) const {
         const Index dv = state_.dv();
         const OutputGradient<C>& d = input_.d_output;
-        delta = dot(d.out.row(t) + h * dv, input_.out.row(t) + h * dv, dv);
+        delta = output_delta(d.out.row(t) + h * dv, input_.out.row(t) + h * dv);
         if (d.log_sum_exp.rows() > 0) delta -= d.log_sum_exp.row(t)[h];
         if (!has_mass_gradient()) return;
         d_mass = d.mass.row(t)[h];
         delta = std::fma(d_mass, input_.mass[h * input_.stride + t], delta);
     }
 
+    // dO . O with dO as the products with values have it: what is to cancel there would not otherwise.
+    C output_delta(const C* d_out, const C* out) const {
+        const Index dv = state_.dv();
+        if constexpr (multiplies_pairs<T>) {
+            C sum = 0;
+            for (Index c = 0; c < dv; c += panel_size) {
+                const Index n = (std::min)(panel_size, dv - c);
+                alignas(64) C rounded[panel_size];
+                std::transform(d_out + c, d_out + c + n, rounded, [](C x) { return widened(narrowed<T>(x)); });
+                sum += dot(rounded, out + c, n);
+            }
+            return sum;
+        } else {
+            return dot(d_out, out, dv);
+        }
+    }
+
     void add_sink(const Group& group, Index h) {
         const C sink = state_.terms()->sink(state_.first_head() + h);
         C& sum = terms(h)[2 * distances()];
         for (Index b = 0; b < group.blocks(); ++b) {
-            const BlockRows<C> rows = block(group, b);
+            const BlockRows<T> rows = block(group, b);
             for (Index i = 0; i < rows.count(); ++i) {
                 const LogSumExp<C> own = input_.log_sum_exp.from(h * input_.stride + rows.first + i);
                 sum = std::fma(-exp_of_one((sink - *own.largest) - *own.log_sum), delta(b, h)[i], sum);
@@ -264,16 +295,29 @@ class BackwardPass {
         }
     }
 
-    BlockRows<C> block(const Group& group, Index b) const {
+    BlockRows<T> block(const Group& group, Index b) const {
         const Index origin = group.first + b * block_size;
+        const OperandSizes sizes = state_.operand_sizes();
+        const BlockOperands<C> operands(packed(b), sizes);
         return {.origin = origin,
                 .first = origin,
                 .end = (std::min)(origin + block_size, group.end),
                 .sight = group.sight,
-                .operands = {packed(b), state_.operand_sizes()}};
+                .operands = operands,
+                .factors = {operands, sizes, packed(b) + factors_at(state_)}};
     }
     C* packed(Index b) const { return memory_ + b * packed_elements(state_); }
     C* d_out(Index b, Index h) const { return packed(b) + sums_elements(state_) + h * cotangent_elements(state_); }
+    T* value_pairs(Index b) const {
+        return reinterpret_cast<T*>(packed(b) + factors_at(state_) + BlockFactors<T>::elements(state_.operand_sizes()));
+    }
+    T* d_out_pairs(Index b, Index h) const {
+        return value_pairs(b) + RowFactor<T>::size(state_.d()) + h * RowFactor<T>::size(state_.dv());
+    }
+    LeftFactor<T> values_factor(Index b) const {
+        return RowFactor<T>::of(BlockOperands<C>(packed(b), state_.operand_sizes()).lookahead_values(), value_pairs(b));
+    }
+    LeftFactor<T> d_out_factor(Index b, Index h) const { return RowFactor<T>::of(d_out(b, h), d_out_pairs(b, h)); }
     C* delta(Index b, Index h) const { return d_out(b, h) + state_.dv() * block_size; }
     C* d_mass(Index b, Index h) const { return delta(b, h) + block_size; }
     BlockOperands<C> sums(Index span, Index b) const {
@@ -289,7 +333,7 @@ class BackwardPass {
     }
 
     // Of query head h: dQ^C += dT V^U and dV^U += dT^T scale Q^C, of dT the lower triangle. No key absorbs token 0.
-    void add_triangle(const BlockRows<C>& rows, const BlockOperands<C>& total, Index h) const {
+    void add_triangle(const BlockRows<T>& rows, const BlockOperands<C>& total, Index h) const {
         alignas(64) C transposed[block_size * block_size];
         transpose(total.triangle(h), block_size, block_size, block_size, C(1), transposed, block_size);
         const auto add = [&](const C* x, const C* triangle, C* to, const ColumnRange* ranges) {
@@ -312,7 +356,7 @@ class BackwardPass {
     }
 
     // The same of the pairs of tokens that a key relates: the one sees it, and it absorbs the other.
-    void add_related_triangle(const BlockRows<C>& rows, const BlockOperands<C>& total, Index h,
+    void add_related_triangle(const BlockRows<T>& rows, const BlockOperands<C>& total, Index h,
                               const C* transposed) const {
         const Sight& sight = rows.sight;
         BlockWords of_rows{}, of_columns{};
@@ -338,7 +382,7 @@ class BackwardPass {
     }
 
     // to[token, first_col + k] = scale from[k, token], k < cols
-    static void write(const C* from, Index stride, const BlockRows<C>& rows, C scale, const MatrixView<C>& to,
+    static void write(const C* from, Index stride, const BlockRows<T>& rows, C scale, const MatrixView<C>& to,
                       Index first_col, Index cols) {
         transpose(from, stride, cols, rows.count(), scale, to.row(rows.first) + first_col, to.outer_stride());
     }

@@ -26,7 +26,7 @@ struct KeptPairs {
 // Which tokens of a block and which keys of a cell, some columns of a panel, have to do with each other: who sees whom,
 // and who absorbs whom. Without a mask positions say so, as ranges; under a mask words do, from the cell's first column
 // on.
-template <ComputeScalar T>
+template <Scalar T>
 class CellPairs {
   public:
     CellPairs(const BlockRows<T>& rows, const AbsorbedTokens& tokens, Index window, Index p)
@@ -99,17 +99,17 @@ class CellPairs {
 
     // 0 in place of what a row of token i has of keys that it does not see, or that do not absorb it.
     template <Index Cols>
-    void clear_unseen(Index i, T* row) const {
+    void clear_unseen(Index i, Compute<T>* row) const {
         if (is_masked_) {
-            if (!sees_all_) keep_columns<Cols>(seen_words_[std::size_t(i)], T(0), row);
+            if (!sees_all_) keep_columns<Cols>(seen_words_[std::size_t(i)], Compute<T>(0), row);
         } else if (is_diagonal()) {
             clear_outside(row, visible_keys(i, Cols), Cols);
         }
     }
     template <Index Cols>
-    void clear_unabsorbed(Index j, T* row) const {
+    void clear_unabsorbed(Index j, Compute<T>* row) const {
         if (is_masked_) {
-            keep_columns<Cols>(absorbed_words_[std::size_t(j)], T(0), row);
+            keep_columns<Cols>(absorbed_words_[std::size_t(j)], Compute<T>(0), row);
         } else if (is_partly_absorbed()) {
             clear_outside(row, absorbing_keys(j, Cols), Cols);
         }
@@ -147,9 +147,9 @@ class CellPairs {
         return {begin, std::clamp<Index>(end, begin, block_size)};
     }
 
-    static void clear_outside(T* row, ColumnRange range, Index count) {
-        std::fill(row, row + range.begin, T(0));
-        std::fill(row + range.end, row + count, T(0));
+    static void clear_outside(Compute<T>* row, ColumnRange range, Index count) {
+        std::fill(row, row + range.begin, Compute<T>(0));
+        std::fill(row + range.end, row + count, Compute<T>(0));
     }
 
     const BlockRows<T>& rows_;

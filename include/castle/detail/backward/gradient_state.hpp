@@ -8,6 +8,7 @@
 #include <castle/detail/check/attention_kind.hpp>
 #include <castle/detail/score/softmax_rows.hpp>
 #include <castle/detail/simd/transpose.hpp>
+#include <castle/detail/state/block_factors.hpp>
 #include <castle/types.hpp>
 
 namespace castle {
@@ -86,13 +87,16 @@ struct TableSums {
 // Of the rows of one block and one query head: dO^T, [dv][block_size]; delta_i = dO_i . O_i; the gradients of masses,
 // null where there are none; and the logarithms of the sums of exp(score). The gradients of the tables add up in
 // `tables`, see TableSums, null where there are no tables.
-template <ComputeScalar T>
+template <Scalar T>
 struct BlockCotangents {
-    const T* d_out;
-    const T* delta;
-    const T* d_mass;
-    LogSumExp<T> log_sum_exp;
-    T* tables;
+    using C = Compute<T>;
+
+    const C* d_out;
+    LeftFactor<T> d_out_factor;  // dO, [block_size][dv]
+    const C* delta;
+    const C* d_mass;
+    LogSumExp<C> log_sum_exp;
+    C* tables;
 };
 
 }  // namespace detail

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <array>
+#include <concepts>
 #include <cstdint>
 #include <type_traits>
 
@@ -52,16 +53,21 @@ class PanelGradient {
     using C = Compute<T>;
     using S = Simd<C>;
     using Packet = typename S::Packet;
+    // Of products' right factors that are made here.
+    using Factor = std::conditional_t<multiplies_pairs<T>, T, C>;
 
   public:
-    // `sums` are the gradients of the block's operands so far, in the operands' places; `lookahead` is the input's.
-    PanelGradient(HeadState<T>& state, GradientState<C>& gradients, const BlockRows<C>& rows,
-                  const BlockOperands<C>& sums, const Qkv<ConstMatrixView<In>>& lookahead, Index p)
+    // `sums` are the gradients of the block's operands so far, in the operands' places; `lookahead` is the input's, and
+    // `values` are V^U of the block, [block][d].
+    PanelGradient(HeadState<T>& state, GradientState<C>& gradients, const BlockRows<T>& rows,
+                  const BlockOperands<C>& sums, const Qkv<ConstMatrixView<In>>& lookahead, const LeftFactor<T>& values,
+                  Index p)
         : state_(state),
           gradients_(gradients),
           rows_(rows),
           sums_(sums),
           lookahead_(lookahead),
+          values_(values),
           panel_scores_(state, rows, p),
           pairs_(rows, panel_scores_.tokens(), state.window(), p),
           p_(p) {}
@@ -70,7 +76,7 @@ class PanelGradient {
     template <class Cotangents>
     void run(const Cotangents& cotangents) {
         // A partial block leaves columns of transposed_ unwritten.
-        if (rows_.count() < block_size) std::fill_n(transposed_, panel_size * block_size, C(0));
+        if (rows_.count() < block_size) std::fill_n(transposed_, panel_size * block_size, Factor(0));
         const Index first = p_ * panel_size;
         if (rows_.sight.mass_over != nullptr) {
             see(rows_.sight.mass_over->rule(), rows_.origin, rows_.origin, rows_.end, p_, rows_.sight.keys,
@@ -131,8 +137,7 @@ class PanelGradient {
             if (pairs_.is_masked()) close_gates<Cols>(pairs_.absorbed_words(), 0, rows_.count(), gates_);
             if (rows_.finishes()) unfold<Cols>();
             // Query heads add to dU below, so what needs it as it is comes first.
-            multiply_with<Cols>(Operand<C>{block.lookahead_values(), 1, block_size}, d, gradients_.d_lookahead_keys(p_),
-                                d_gates_);
+            multiply_with<Cols>(values_, d, gradients_.d_lookahead_keys(p_), d_gates_);
             transpose_cell<Cols>(gates_);
             add_to_tokens<Cols>(d, gradients_.d_lookahead_keys(p_), sums_.lookahead_values(), pairs_.taken());
         }
@@ -148,13 +153,13 @@ class PanelGradient {
 
     // What depends on the cell's weights of query head h. The transposed gates are there for head 0.
     template <Index Cols>
-    void run_head(Index h, const BlockCotangents<C>& cotangents) {
-        const QueryRows<C> rows = QueryRows<C>::of_head(rows_, h);
+    void run_head(Index h, const BlockCotangents<T>& cotangents) {
+        const QueryRows<T> rows = QueryRows<T>::of_head(rows_, h);
         const C* queries = rows_.operands.causal_queries(h);
         const Index d = state_.d();
         if (state_.has_lookahead()) compute_lookahead_scores<Cols>(rows);
         panel_scores_.template compute_causal_scores<Cols>(rows, pairs_.column(), scores_);
-        multiply_with<Cols>(Operand<C>{cotangents.d_out, 1, block_size}, state_.dv(), gradients_.values(p_), d_scores_);
+        multiply_with<Cols>(cotangents.d_out_factor, state_.dv(), gradients_.values(p_), d_scores_);
         if (cotangents.d_mass != nullptr) add_mass_gradient<Cols>(cotangents.d_mass);
         panel_scores_.with_lookahead_term(
             [&](const auto& term) { this->template differentiate_scores<Cols>(h, cotangents, term); });
@@ -182,7 +187,7 @@ class PanelGradient {
 
     // Into d_lookahead_scores_.
     template <Index Cols>
-    void compute_lookahead_scores(const QueryRows<C>& rows) {
+    void compute_lookahead_scores(const QueryRows<T>& rows) {
         if (pairs_.is_masked()) {
             panel_scores_.template compute_lookahead_scores<Cols>(rows, pairs_.column(), pairs_.absorbing(),
                                                                   pairs_.absorbed_words(), gates_, d_lookahead_scores_);
@@ -197,25 +202,25 @@ class PanelGradient {
 
     // out[tokens, Cols] = a panel
     template <Index Cols>
-    void multiply_with(Operand<C> a, Index n, const C* panel, C* out) const {
+    void multiply_with(const LeftFactor<T>& a, Index n, const C* panel, C* out) const {
         multiply<Cols>(rows_.count(), n, a, panel + pairs_.column(), panel_size, out, panel_size);
     }
 
     // panel[dims, Cols] += x y, x being [dims][block] and y [tokens][panel].
     template <Index Cols>
-    void add_to_keys(Index dims, const C* x, const C* y, C* panel, const KeptPairs& kept) const {
+    void add_to_keys(Index dims, const C* x, const C* y, C* panel, const KeptPairs& kept) {
         add_product<Cols, block_size, panel_size>(dims, rows_.count(), x, y, panel + pairs_.column(), kept);
     }
 
     // sum[dims, tokens] += panel y^T for the y that was transposed last.
     template <Index Cols, Scalar A>
-    void add_to_tokens(Index dims, const A* panel, C* sum, const KeptPairs& kept) const {
+    void add_to_tokens(Index dims, const A* panel, C* sum, const KeptPairs& kept) {
         add_product<block_size, panel_size, block_size>(dims, Cols, panel + pairs_.column(), transposed_, sum, kept);
     }
 
     // Only blocks of keys have ranges.
-    template <Index Cols, Index AStride, Index Stride, Scalar A>
-    void add_product(Index rows, Index n, const A* a, const C* b, C* c, const KeptPairs& kept) const {
+    template <Index Cols, Index AStride, Index Stride, Scalar A, Scalar B>
+    void add_product(Index rows, Index n, const A* a, const B* b, C* c, const KeptPairs& kept) {
         if (Cols == block_size && kept.ranges != nullptr) {
             multiply_add_within<block_size, AStride, Stride>(rows, n, a, b, c, kept.ranges);
         } else if (kept.words != nullptr && !is_finite(a, rows, n, AStride)) {
@@ -225,14 +230,19 @@ class PanelGradient {
             } else {
                 multiply_add_where<Cols>(rows, n, left, b, Stride, c, Stride, kept.words);
             }
-        } else {
+        } else if constexpr (!multiplies_pairs<T>) {
             multiply_add<Cols, AStride, Stride>(rows, n, a, b, c);
+        } else if constexpr (std::same_as<B, T>) {
+            multiply_add_pairs<T, Cols, AStride, Stride>(rows, n, a, b, c);
+        } else {
+            for (Index k = 0; k < n; ++k) round_row(b + k * Stride, Cols, rounded_ + k * Stride);
+            multiply_add_pairs<T, Cols, AStride, Stride>(rows, n, a, rounded_, c);
         }
     }
 
     // transposed_[Cols][block] = y^T
-    template <Index Cols>
-    void transpose_cell(const C* y) {
+    template <Index Cols, Scalar Y>
+    void transpose_cell(const Y* y) {
         transpose(y, panel_size, rows_.count(), Cols, C(1), transposed_, block_size);
     }
 
@@ -245,8 +255,8 @@ class PanelGradient {
         }
         C* u = state_.lookahead_keys(p_) + pairs_.column();
         RestoredKeys<T, In, Cols> restored(state_, lookahead_, rows_.sight, p_, pairs_.column(),
-                                           {.gates = d_scores_, .keys = transposed_});
-        const Operand<C> values{rows_.operands.lookahead_values(), block_size, 1};
+                                           {.gates = d_scores_, .keys = scores_});
+        const auto values = rows_.factors.lookahead_values();
         if (pairs_.is_masked()) {
             const auto before = restored.sizes();
             fold_words<Cols, Fold::subtract>(pairs_.absorbed_words(), 0, state_.d(), values, gates_, block_size, u);
@@ -284,7 +294,7 @@ class PanelGradient {
     // Scores may differ from those of the forward pass, since U is recovered by subtraction. A large one may then
     // exceed the largest of its row; its weight must not exceed 1 for that.
     template <Index Cols, class Term>
-    void differentiate_scores(Index h, const BlockCotangents<C>& cotangents, const Term& lookahead_term) {
+    void differentiate_scores(Index h, const BlockCotangents<T>& cotangents, const Term& lookahead_term) {
         const TermTables<C>* terms = state_.terms();
         const bool has_terms = terms != nullptr && terms->changes_scores();
         for (Index i = 0; i < rows_.count(); ++i) {
@@ -398,7 +408,7 @@ class PanelGradient {
     template <Index Cols>
     void differentiate_gates() {
         for (Index j = 0; j < rows_.count(); ++j) {
-            const C* gate = gates_ + j * panel_size;
+            const T* gate = gates_ + j * panel_size;
             C* d_gate = d_gates_ + j * panel_size;
             for_packets<C, Cols>([&](Index c) CASTLE_INLINE_LAMBDA {
                 const Packet g = S::load(gate + c);
@@ -446,19 +456,21 @@ class PanelGradient {
 
     HeadState<T>& state_;
     GradientState<C>& gradients_;
-    const BlockRows<C>& rows_;
+    const BlockRows<T>& rows_;
     BlockOperands<C> sums_;
     const Qkv<ConstMatrixView<In>>& lookahead_;
+    LeftFactor<T> values_;
     PanelScores<T> panel_scores_;
-    CellPairs<C> pairs_;
+    CellPairs<T> pairs_;
     Index p_;
     BlockWords mass_words_;  // keys of the panel that the second mask shows
-    alignas(64) C gates_[block_size * panel_size];
+    alignas(64) T gates_[block_size * panel_size];
     alignas(64) C d_gates_[block_size * panel_size];
     alignas(64) C scores_[block_size * panel_size];
     alignas(64) C d_scores_[block_size * panel_size];
     alignas(64) C d_lookahead_scores_[block_size * panel_size];
-    alignas(64) C transposed_[panel_size * block_size];
+    alignas(64) Factor transposed_[panel_size * block_size];
+    alignas(64) T rounded_[multiplies_pairs<T> ? block_size * panel_size : 1];  // a right factor
 };
 
 }  // namespace detail

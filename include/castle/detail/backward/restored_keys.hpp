@@ -178,7 +178,12 @@ class RestoredKeys {
             multiply_add<Cols, chunk, panel_size>(
                 block_size, n, scratch_.keys, state_.lookahead_queries(p_) + k * panel_size + column_, scratch_.gates);
         }
-        open_gates<Cols>(block_size, scratch_.gates);
+        open_gates<Cols>(block_size, scratch_.gates, scratch_.gates);
+        if constexpr (StorageScalar<T>) {
+            for (Index i = 0; i < block_size * panel_size; ++i) {
+                scratch_.gates[i] = widened(narrowed<T>(scratch_.gates[i]));
+            }
+        }
     }
 
     HeadState<T>& state_;

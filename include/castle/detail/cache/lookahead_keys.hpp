@@ -18,15 +18,14 @@ namespace detail {
 
 // What panel p has absorbed of the open block, under the masks of the calls, added to u, [d][panel_size].
 template <Scalar T>
-void fold_open_block(const HeadState<T>& state, Index p, Compute<T>* u) {
+void fold_open_block(const HeadState<T>& state, const BlockFactors<T>& block, Index p, Compute<T>* u) {
     const Index tokens = state.size() % block_size;
     const BlockWords words = state.words_of(state.size() / block_size, p);
     if (tokens == 0 || cover_of(words, 0, tokens) == Cover::none) return;
-    alignas(64) Compute<T> gates[block_size * panel_size];
+    alignas(64) T gates[block_size * panel_size];
     std::copy_n(state.gates(p), tokens * panel_size, gates);
     close_gates<panel_size>(words, 0, tokens, gates);
-    fold_words<panel_size>(words, 0, state.d(),
-                           Operand<Compute<T>>{state.open_block().lookahead_values(), block_size, 1}, gates, tokens, u);
+    fold_words<panel_size>(words, 0, state.d(), block.lookahead_values(), gates, tokens, u);
 }
 
 // U with the open block folded in as well, [size, d]; zeros for keys that no row to come sees.
@@ -40,14 +39,16 @@ Matrix<Compute<T>> lookahead_keys(const HeadState<T>& state) {
 
     const Index origin = round_down(size, block_size);
     const AbsorbedTokens open(state.window(), origin, size);
-    AlignedBuffer<C> panel(d * panel_size);
+    AlignedBuffer<C> panel(d * panel_size), factors(BlockFactors<T>::elements(state.operand_sizes()));
+    const BlockFactors<T> block(state.open_block(), state.operand_sizes(), factors.data());
+    block.make_values(size - origin);
     const Index first_seen = state.sliding_window() <= size ? size - state.sliding_window() + 1 : 0;
     for (Index p = first_seen / panel_size; p * panel_size < size; ++p) {
         state.with_lookahead_keys(p, origin, [&](const auto* keys) { copy_numbers(keys, panel.size(), panel.data()); });
         if (state.is_masked()) {
-            fold_open_block(state, p, panel.data());
+            fold_open_block(state, block, p, panel.data());
         } else {
-            fold_block(state, open, size - origin, state.open_block(), state.gates(p), p, panel.data());
+            fold_block(state, open, size - origin, block, state.gates(p), p, panel.data());
         }
         const Index first = (std::max)(p * panel_size, first_seen), end = (std::min)((p + 1) * panel_size, size);
         u.middleRows(first, end - first) = Eigen::Map<const Matrix<C>>(panel.data(), d, panel_size)

@@ -23,7 +23,7 @@ class GroupScratch {
   public:
     // For groups of up to `rows` rows of a sequence of up to `tokens` tokens.
     static Index elements(const HeadState<T>& state, Index rows, Index tokens) {
-        return (group_blocks - 1) * state.operand_sizes().elements() +
+        return (group_blocks - 1) * block_elements(state) +
                state.most_spans(tokens) * SoftmaxRows<C>::elements(rows * state.group(), state.dv_padded());
     }
 
@@ -32,19 +32,25 @@ class GroupScratch {
         : state_(state),
           group_(group),
           operands_(memory),
-          softmax_(memory != nullptr ? memory + (group_blocks - 1) * state.operand_sizes().elements() : step) {}
+          softmax_(memory != nullptr ? memory + (group_blocks - 1) * block_elements(state) : step) {}
 
     const Group& group() const { return group_; }
 
-    BlockRows<C> block(Index i) const {
+    BlockRows<T> block(Index i) const {
         const Index origin = group_.origin() + i * block_size;
+        const auto rows = [&](const BlockOperands<C>& operands, const BlockFactors<T>& factors) {
+            return BlockRows<T>{.origin = origin,
+                                .first = (std::max)(origin, group_.first),
+                                .end = (std::min)(origin + block_size, group_.end),
+                                .sight = group_.sight,
+                                .operands = operands,
+                                .factors = factors};
+        };
+        if (i == 0) return rows(state_.open_block(), state_.open_factors());
+        C* memory = operands_ + (i - 1) * block_elements(state_);
         const OperandSizes sizes = state_.operand_sizes();
-        return {
-            .origin = origin,
-            .first = (std::max)(origin, group_.first),
-            .end = (std::min)(origin + block_size, group_.end),
-            .sight = group_.sight,
-            .operands = i == 0 ? state_.open_block() : BlockOperands<C>(operands_ + (i - 1) * sizes.elements(), sizes)};
+        const BlockOperands<C> operands(memory, sizes);
+        return rows(operands, {operands, sizes, memory + sizes.elements()});
     }
 
     SoftmaxRows<C> softmax(Index span) const {
@@ -53,6 +59,11 @@ class GroupScratch {
     }
 
   private:
+    static Index block_elements(const HeadState<T>& state) {
+        const OperandSizes sizes = state.operand_sizes();
+        return sizes.elements() + BlockFactors<T>::elements(sizes);
+    }
+
     HeadState<T>& state_;
     Group group_;
     C* operands_;

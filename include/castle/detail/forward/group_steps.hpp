@@ -44,7 +44,7 @@ void pack_keys(HeadState<T>& state, Index first, Index count, const Input<In>& i
 
 // What the panels absorb of the rows' block, for later calls that find it open or undo it.
 template <Scalar T>
-void keep_words(HeadState<T>& state, const BlockRows<Compute<T>>& rows) {
+void keep_words(HeadState<T>& state, const BlockRows<T>& rows) {
     const Index block = rows.origin / block_size;
     if (!state.is_masked() || !(rows.is_split() || state.history().keeps(block))) return;
     for (Index p = oldest_panel(state.window(), rows.origin); p * panel_size < rows.end; ++p) {
@@ -60,7 +60,7 @@ template <Scalar T, Scalar In>
 void pack_block(HeadState<T>& state, const GroupScratch<T>& scratch, Index b, const Input<In>& input) {
     using C = Compute<T>;
     const Index d = state.d();
-    const BlockRows<C> rows = scratch.block(b);
+    const BlockRows<T> rows = scratch.block(b);
     const Index row = scratch.group().row + rows.first - scratch.group().first;
     const Index skip = rows.first - rows.origin;
     const auto pack = [&](const ConstMatrixView<In>& from, Index first_col, C scale, C* to, Index stride) {
@@ -72,7 +72,10 @@ void pack_block(HeadState<T>& state, const GroupScratch<T>& scratch, Index b, co
     for (Index h = 0; h < state.group(); ++h) {
         pack(input.causal.q, h * d, state.scale(), block.causal_queries(h) + skip, block_size);
     }
-    if (!state.has_lookahead()) return;
+    if (!state.has_lookahead()) {
+        rows.factors.make(skip, skip + rows.count());
+        return;
+    }
 
     keep_words(state, rows);
     pack(input.lookahead.k, 0, state.scale(), block.lookahead_keys() + skip, block_size);
@@ -89,6 +92,7 @@ void pack_block(HeadState<T>& state, const GroupScratch<T>& scratch, Index b, co
                              block_size);
         }
     }
+    rows.factors.make(skip, skip + rows.count());
     const Index index = rows.origin / block_size;
     if (rows.finishes() && state.history().keeps(index)) state.history().keep_operands(index, block);
 }
@@ -101,7 +105,7 @@ void for_panels(const GroupScratch<T>& scratch, Index span, const F& f) {
     const Index end = (std::min)((span + 1) * span_panels, ceil_div(group.keys.end, panel_size));
     for (Index p = (std::max)(span * span_panels, group.keys.begin / panel_size); p < end; ++p) {
         for (Index b = 0; b < group.blocks(); ++b) {
-            const BlockRows<Compute<T>> rows = scratch.block(b);
+            const BlockRows<T> rows = scratch.block(b);
             if (group.sight.rule != nullptr || p * panel_size < rows.end) f(p, rows);
         }
     }
@@ -111,8 +115,7 @@ void for_panels(const GroupScratch<T>& scratch, Index span, const F& f) {
 // reading memory is the limit, which goes fastest in one long stream after the other: Q^U first, then all the rest.
 template <Scalar T>
 void sweep_gates(HeadState<T>& state, const GroupScratch<T>& scratch, Index span) {
-    for_panels(scratch, span,
-               [&](Index p, const BlockRows<Compute<T>>& rows) { PanelSweep<T>(state, rows, p).make_gates(); });
+    for_panels(scratch, span, [&](Index p, const BlockRows<T>& rows) { PanelSweep<T>(state, rows, p).make_gates(); });
 }
 
 // All blocks of the group against one span of keys. Spans share nothing, so they may run at the same time.
@@ -122,7 +125,7 @@ void sweep_span(HeadState<T>& state, const GroupScratch<T>& scratch, Index span)
     const SoftmaxRows<Compute<T>> softmax = scratch.softmax(span);
     softmax.clear(group.rows() * state.group());
     const bool has_gates = group.is_part_of_block();
-    for_panels(scratch, span, [&](Index p, const BlockRows<Compute<T>>& rows) {
+    for_panels(scratch, span, [&](Index p, const BlockRows<T>& rows) {
         PanelSweep<T>(state, rows, p).run(has_gates, softmax, rows.first - group.first, group.rows());
     });
 }
@@ -207,7 +210,7 @@ void merge_spans(const HeadState<T>& state, const GroupScratch<T>& scratch, Inde
     using S = Simd<C>;
     const Index dv = state.dv_padded();
     const Group& group = scratch.group();
-    const BlockRows<C> rows = scratch.block(b);
+    const BlockRows<T> rows = scratch.block(b);
     const TermTables<C>* terms = state.terms();
     const bool has_sinks = terms != nullptr && terms->has_sinks();
     const Index first_span = group.first_span();
@@ -269,7 +272,7 @@ void merge_spans(const HeadState<T>& state, const GroupScratch<T>& scratch, Inde
 template <Scalar T>
 void keep_open_block(HeadState<T>& state, const GroupScratch<T>& scratch) {
     const Group& group = scratch.group();
-    const BlockRows<Compute<T>> last = scratch.block(group.blocks() - 1);
+    const BlockRows<T> last = scratch.block(group.blocks() - 1);
     if (state.has_lookahead() && group.blocks() > 1 && !last.finishes()) {
         std::copy_n(last.operands.lookahead_keys(), 2 * state.d() * block_size, state.open_block().lookahead_keys());
     }

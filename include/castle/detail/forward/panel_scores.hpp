@@ -9,6 +9,7 @@
 #include <castle/detail/score/mask_words.hpp>
 #include <castle/detail/simd/packet_math.hpp>
 #include <castle/detail/simd/tile.hpp>
+#include <castle/detail/state/block_factors.hpp>
 #include <castle/detail/state/block_operands.hpp>
 #include <castle/detail/state/group.hpp>
 #include <castle/detail/state/head_state.hpp>
@@ -20,13 +21,14 @@ inline namespace CASTLE_ABI {
 namespace detail {
 
 // The rows of a block that a call brings: tokens [first, end) of the block that starts at token `origin`.
-template <ComputeScalar T>
+template <Scalar T>
 struct BlockRows {
     Index origin;
     Index first;
     Index end;
     Sight sight;
-    BlockOperands<T> operands;
+    BlockOperands<Compute<T>> operands;
+    BlockFactors<T> factors;
 
     Index count() const { return end - first; }
     bool finishes() const { return end == origin + block_size; }
@@ -36,10 +38,10 @@ struct BlockRows {
 
 // Rows of scores: the new tokens of one query head or, where there is but one new token, that token of several query
 // heads, so that a panel is read once for all of them.
-template <ComputeScalar T>
+template <Scalar T>
 struct QueryRows {
-    Operand<T> queries;   // scale Q^C, [count][d]
-    Operand<T> triangle;  // scale Q^C V^U^T, [count][block]
+    LeftFactor<T> queries;   // scale Q^C, [count][d]
+    LeftFactor<T> triangle;  // scale Q^C V^U^T, [count][block]
     Index count;
     Index first;  // token of the block that row 0 is
     Index step;   // tokens from one row to the next: 1 or 0
@@ -56,8 +58,8 @@ struct QueryRows {
 
     static QueryRows of_head(const BlockRows<T>& rows, Index h) {
         const Index skip = rows.first - rows.origin;
-        return {.queries = Operand<T>{rows.operands.causal_queries(h), 1, block_size}.rows_from(skip),
-                .triangle = Operand<T>{rows.operands.triangle(h), block_size, 1}.rows_from(skip),
+        return {.queries = rows.factors.queries(h).rows_from(skip),
+                .triangle = rows.factors.triangle(h).rows_from(skip),
                 .count = rows.count(),
                 .first = skip,
                 .step = 1,
@@ -66,9 +68,8 @@ struct QueryRows {
     // Of heads [h, h + count), of which the block has one row each.
     static QueryRows of_heads(const BlockRows<T>& rows, Index h, Index count) {
         const Index skip = rows.first - rows.origin;
-        const BlockOperands<T>& operands = rows.operands;
-        return {.queries = {operands.causal_queries(h) + skip, operands.query_stride(), block_size},
-                .triangle = {operands.triangle(h) + skip * block_size, operands.triangle_stride(), 1},
+        return {.queries = rows.factors.queries_of_token(skip, h),
+                .triangle = rows.factors.triangle_of_token(skip, h),
                 .count = count,
                 .first = skip,
                 .step = 0,
@@ -83,7 +84,7 @@ class PanelScores {
     using C = Compute<T>;
 
   public:
-    PanelScores(HeadState<T>& state, const BlockRows<C>& rows, Index p)
+    PanelScores(HeadState<T>& state, const BlockRows<T>& rows, Index p)
         : state_(state), rows_(rows), tokens_(state.window(), rows.origin, rows.end), p_(p) {}
 
     const AbsorbedTokens& tokens() const { return tokens_; }
@@ -91,17 +92,26 @@ class PanelScores {
     // gates[t, s] = sigmoid(scale k^U_t . q^U_s): rows are the absorbed tokens, columns the keys, which is the
     // transpose of dense::gates. Those of keys that do not absorb a token are unspecified.
     template <Index Cols>
-    void compute_gates(Index column, C* gates) const {
-        const auto keys = Operand<C>{rows_.operands.lookahead_keys(), 1, block_size}.rows_from(skip());
+    void compute_gates(Index column, T* gates) const {
+        const auto keys = rows_.factors.lookahead_keys().rows_from(skip());
+        const auto logits_to = [&](C* logits) {
+            multiply<Cols>(rows_.count(), state_.d(), keys, state_.lookahead_queries(p_) + column, panel_size, logits,
+                           panel_size);
+        };
         gates += skip() * panel_size;
-        multiply<Cols>(rows_.count(), state_.d(), keys, state_.lookahead_queries(p_) + column, panel_size, gates,
-                       panel_size);
-        open_gates<Cols>(rows_.count(), gates);
+        if constexpr (ComputeScalar<T>) {
+            logits_to(gates);
+            open_gates<Cols>(rows_.count(), gates, gates);
+        } else {
+            alignas(64) C logits[block_size * panel_size];
+            logits_to(logits);
+            open_gates<Cols>(rows_.count(), logits, gates);
+        }
     }
 
     // s^U[t, s] = scale q^C_t . U_s + sum_{j <= t} triangle[t, j] gates[j, s], over the tokens j that s absorbs.
     template <Index Cols>
-    void compute_lookahead_scores(const QueryRows<C>& rows, Index column, Absorbed absorbed, const C* gates,
+    void compute_lookahead_scores(const QueryRows<T>& rows, Index column, Absorbed absorbed, const T* gates,
                                   C* scores) const {
         state_.with_lookahead_keys(p_, rows_.origin, [&]<class Key>(const Key* keys) {
             const auto tiles = [&](auto height, Index i) {
@@ -124,8 +134,8 @@ class PanelScores {
     // The same under a mask: words[j] says which of the keys, from the first of them on, absorb token j of the block,
     // and `absorbing` what they come to; gates of others are 0, which adds nothing while the triangle is finite.
     template <Index Cols>
-    void compute_lookahead_scores(const QueryRows<C>& rows, Index column, Cover absorbing, const BlockWords& words,
-                                  const C* gates, C* scores) const {
+    void compute_lookahead_scores(const QueryRows<T>& rows, Index column, Cover absorbing, const BlockWords& words,
+                                  const T* gates, C* scores) const {
         const bool leave_out =
             absorbing == Cover::some && !is_finite(rows.triangle, rows.count, rows.tokens(rows.count - 1));
         const Absorbed absorbed = absorbing == Cover::none || leave_out ? Absorbed::none : Absorbed::all;
@@ -138,7 +148,7 @@ class PanelScores {
 
     // s^C, or 0 where scores have no causal part.
     template <Index Cols>
-    void compute_causal_scores(const QueryRows<C>& rows, Index column, C* scores) const {
+    void compute_causal_scores(const QueryRows<T>& rows, Index column, C* scores) const {
         if (state_.has_causal_scores()) {
             multiply<Cols>(rows.count, state_.d(), rows.queries, state_.causal_keys(p_) + column, panel_size, scores,
                            panel_size, rows.highest_tile());
@@ -149,7 +159,7 @@ class PanelScores {
 
     // s^C - SiLU(s^U) in place of s^C, for rows of lookahead scores beside them.
     template <Index Cols>
-    void subtract_lookahead(const QueryRows<C>& rows, const C* lookahead_scores, C* scores) const {
+    void subtract_lookahead(const QueryRows<T>& rows, const C* lookahead_scores, C* scores) const {
         if (!state_.has_lookahead()) return;
         with_lookahead_term([&](const auto& term) {
             for (Index i = 0; i < rows.count; ++i) {
@@ -182,29 +192,28 @@ class PanelScores {
     // The part of s^U that the block's own tokens have, for the tile of rows from i, with the gates from its columns
     // on, every one of which takes the block's tokens up to that of row i.
     template <int R, int V>
-    EIGEN_ALWAYS_INLINE void add_open_block(Tile<C, R, V>& tile, const QueryRows<C>& rows, Index i,
-                                            const C* gates) const {
+    EIGEN_ALWAYS_INLINE void add_open_block(Tile<C, R, V>& tile, const QueryRows<T>& rows, Index i,
+                                            const T* gates) const {
         const Index common = rows.tokens(i);
-        const Operand<C> triangle = rows.triangle.rows_from(i);
-        tile.multiply_add(triangle, gates, panel_size, common);
-        if (rows.step == 0) return;
-        tile.multiply_add_triangle(triangle.cols_from(common), gates + common * panel_size, panel_size, block_size);
+        tile.multiply_add_steps(rows.triangle.rows_from(i), gates, panel_size, common,
+                                rows.step * (block_size - common));
     }
     // The same for columns from c of the panel, where only some keys absorb only some tokens.
     template <int R, int V>
-    EIGEN_ALWAYS_INLINE void add_open_block_within(Tile<C, R, V>& tile, const QueryRows<C>& rows, Index i, Index c,
-                                                   const C* gates) const {
+    EIGEN_ALWAYS_INLINE void add_open_block_within(Tile<C, R, V>& tile, const QueryRows<T>& rows, Index i, Index c,
+                                                   const T* gates) const {
         const Index common = rows.tokens(i);
-        const Operand<C> triangle = rows.triangle.rows_from(i);
+        const auto triangle = rows.triangle.rows_from(i);
         const auto columns = [&](Index j) { return tokens_.columns(j, p_); };
-        tile.multiply_add_within(triangle, gates, panel_size, common, c, columns);
-        if (rows.step == 0) return;
-        tile.multiply_add_triangle_within(triangle.cols_from(common), gates + common * panel_size, panel_size, c,
-                                          [&](Index j) { return columns(common + j); });
+        if (rows.step == 0) {
+            tile.multiply_add_within(triangle, gates, panel_size, common, c, columns);
+        } else {
+            tile.multiply_add_steps_within(triangle, gates, panel_size, common, c, columns);
+        }
     }
 
     HeadState<T>& state_;
-    const BlockRows<C>& rows_;
+    const BlockRows<T>& rows_;
     AbsorbedTokens tokens_;
     Index p_;
 };

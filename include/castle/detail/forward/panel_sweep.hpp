@@ -23,11 +23,10 @@ namespace detail {
 
 // u[d][panel_size] += sum_j gates[j, :] v^U_j over the `tokens` of the block, `count` of them, in their order.
 template <Scalar T>
-void fold_block(const HeadState<T>& state, const AbsorbedTokens& tokens, Index count, BlockOperands<Compute<T>> block,
-                const Compute<T>* gates, Index p, Compute<T>* u) {
+void fold_block(const HeadState<T>& state, const AbsorbedTokens& tokens, Index count, const BlockFactors<T>& block,
+                const T* gates, Index p, Compute<T>* u) {
     tokens.for_column_ranges(p, panel_size, [&](auto columns, Index first, Absorbed absorbed) {
-        fold_tokens<constant<decltype(columns)>>(tokens, absorbed, p, first, state.d(),
-                                                 Operand<Compute<T>>{block.lookahead_values(), block_size, 1},
+        fold_tokens<constant<decltype(columns)>>(tokens, absorbed, p, first, state.d(), block.lookahead_values(),
                                                  gates + first, count, u + first);
     });
 }
@@ -39,7 +38,7 @@ class PanelSweep {
     using Packet = typename S::Packet;
 
   public:
-    PanelSweep(HeadState<T>& state, const BlockRows<C>& rows, Index p)
+    PanelSweep(HeadState<T>& state, const BlockRows<T>& rows, Index p)
         : state_(state),
           rows_(rows),
           panel_scores_(state, rows, p),
@@ -73,11 +72,11 @@ class PanelSweep {
             // Earlier rows of the block may have seen the panel, which takes them in below.
         } else if (rows_.count() > 1 || heads == 1) {
             for (Index h = 0; h < heads; ++h) {
-                attend(QueryRows<C>::of_head(rows_, h), {softmax, softmax_row + h * head_stride, 1});
+                attend(QueryRows<T>::of_head(rows_, h), {softmax, softmax_row + h * head_stride, 1});
             }
         } else {
             for (Index h = 0; h < heads; h += block_size) {
-                attend(QueryRows<C>::of_heads(rows_, h, (std::min)(block_size, heads - h)),
+                attend(QueryRows<T>::of_heads(rows_, h, (std::min)(block_size, heads - h)),
                        {softmax, softmax_row + h * head_stride, head_stride});
             }
         }
@@ -86,11 +85,10 @@ class PanelSweep {
             C* u = state_.lookahead_keys(p_);
             if (state_.history().keeps(block)) state_.history().keep_panel(block, p_, u);
             if (is_masked_) {
-                fold_words<panel_size>(absorbed_words_, 0, state_.d(),
-                                       Operand<C>{rows_.operands.lookahead_values(), block_size, 1}, gates_, block_size,
-                                       u);
+                fold_words<panel_size>(absorbed_words_, 0, state_.d(), rows_.factors.lookahead_values(), gates_,
+                                       block_size, u);
             } else {
-                fold_block(state_, tokens(), block_size, rows_.operands, gates_, p_, u);
+                fold_block(state_, tokens(), block_size, rows_.factors, gates_, p_, u);
             }
         }
         if (rows_.finishes() && state_.has_lookahead()) state_.finish_block_of_panel(p_, rows_.origin);
@@ -136,7 +134,7 @@ class PanelSweep {
         Index row(Index i) const { return first + i * step; }
     };
 
-    void attend(const QueryRows<C>& rows, const Softmax& softmax) {
+    void attend(const QueryRows<T>& rows, const Softmax& softmax) {
         if (state_.has_lookahead()) compute_lookahead_scores(rows);
         if (columns_ - first_column_ == panel_size) {
             compute_weights<panel_size>(rows, softmax);
@@ -146,7 +144,7 @@ class PanelSweep {
         accumulate_values(rows, softmax);
     }
 
-    void compute_lookahead_scores(const QueryRows<C>& rows) {
+    void compute_lookahead_scores(const QueryRows<T>& rows) {
         if (HeadState<T>::has_narrow_keys && first_key_ >= rows_.end) {
             // Keys after the block, whose place in the ring is still that of others, have absorbed nothing.
             std::fill_n(lookahead_scores_, rows.count * panel_size, C(0));
@@ -164,26 +162,27 @@ class PanelSweep {
     }
 
     // Keys of the panel that row i sees, from the first on, without a mask.
-    Index visible(const QueryRows<C>& rows, Index i) const {
+    Index visible(const QueryRows<T>& rows, Index i) const {
         return (std::min)(rows_.origin + rows.tokens(i) - first_key_, panel_size);
     }
     // Keys whose values `count` rows from i multiply with together: those that all of them see or, under a mask, from
     // the first to the last that any of them does.
-    ColumnRange common_keys(const QueryRows<C>& rows, Index i, Index count) const {
+    ColumnRange common_keys(const QueryRows<T>& rows, Index i, Index count) const {
         if (!is_masked_) return {0, visible(rows, i)};
         std::uint64_t seen = 0;
         for (Index j = i; j < i + count; ++j) seen |= seen_word(rows, j);
-        return range_of(seen);
+        const ColumnRange range = range_of(seen);
+        return {multiplies_pairs<T> ? round_down(range.begin, 2) : range.begin, range.end};
     }
 
     // The word of row i.
-    std::uint64_t seen_word(const QueryRows<C>& rows, Index i) const {
+    std::uint64_t seen_word(const QueryRows<T>& rows, Index i) const {
         return seen_words_[std::size_t(rows.tokens(i) - 1)];
     }
 
     // Of the panel only Cols keys are seen, from first_column_ on.
     template <Index Cols>
-    void compute_scores(const QueryRows<C>& rows) {
+    void compute_scores(const QueryRows<T>& rows) {
         C* scores = scores_ + first_column_;
         panel_scores_.template compute_causal_scores<Cols>(rows, first_column_, scores);
         panel_scores_.template subtract_lookahead<Cols>(rows, lookahead_scores_ + first_column_, scores);
@@ -198,7 +197,7 @@ class PanelSweep {
     // What a row does not see is excluded; then weights = exp(score - largest) in place of the scores, and what the
     // rows have so far is to be multiplied with rescale_.
     template <Index Cols>
-    void compute_weights(const QueryRows<C>& rows, const Softmax& softmax) {
+    void compute_weights(const QueryRows<T>& rows, const Softmax& softmax) {
         constexpr C minus_infinity = -std::numeric_limits<C>::infinity();
         compute_scores<Cols>(rows);
         C base[block_size];
@@ -239,11 +238,30 @@ class PanelSweep {
             S::store(row_sum, sum);
         }
         if (rows_.sight.mass_over != nullptr) add_mass<Cols>(rows, softmax);
+        if constexpr (multiplies_pairs<T>) round_weights<Cols>(rows);
+    }
+
+    // The weights as a left factor of pairs.
+    template <Index Cols>
+    void round_weights(const QueryRows<T>& rows) {
+        for (Index i = 0; i < rows.count; ++i) {
+            const Index row = i * panel_size + first_column_;
+            for_packets<C, Cols>([&](Index c) CASTLE_INLINE_LAMBDA {
+                PairProducts<T>::round(S::load(scores_ + row + c), rounded_weights_ + row + c);
+            });
+        }
+    }
+    LeftFactor<T> weights() const {
+        if constexpr (multiplies_pairs<T>) {
+            return {rounded_weights_, panel_size, 1};
+        } else {
+            return {scores_, panel_size, 1};
+        }
     }
 
     // The weights of keys that the second mask shows; those of others that are not seen are 0.
     template <Index Cols>
-    void add_mass(const QueryRows<C>& rows, const Softmax& softmax) {
+    void add_mass(const QueryRows<T>& rows, const Softmax& softmax) {
         for (Index i = 0; i < rows.count; ++i) {
             const C* weight = scores_ + i * panel_size + first_column_;
             C* row_mass = softmax.rows.mass(softmax.row(i));
@@ -262,7 +280,7 @@ class PanelSweep {
     }
 
     // out = rescale out + weights V^C
-    void accumulate_values(const QueryRows<C>& rows, const Softmax& softmax) {
+    void accumulate_values(const QueryRows<T>& rows, const Softmax& softmax) {
         const Index dv = state_.dv_padded();
         const T* values = state_.values(p_);
         const Index stride = softmax.step * dv;
@@ -272,16 +290,15 @@ class PanelSweep {
             return;
         }
         const auto tiles = [&](auto height, Index i) {
-            const auto weights = Operand<C>{scores_, panel_size, 1}.rows_from(i);
+            const auto own_weights = weights().rows_from(i);
             const ColumnRange common = common_keys(rows, i, constant<decltype(height)>);
             const Index more = is_masked_ ? 0 : rows.step * (columns_ - common.end);
             C* out = softmax.rows.out(softmax.row(i));
             for_column_tiles<C, widest_tile<C, constant<decltype(height)>, T>>(dv, [&](auto packets, Index c) {
                 TileOf<C, decltype(height), decltype(packets)> tile;
                 tile.load_scaled(out + c, stride, rescale_ + i);
-                tile.multiply_add(weights.cols_from(common.begin), values + common.begin * dv + c, dv,
-                                  common.end - common.begin);
-                tile.multiply_add_triangle(weights.cols_from(common.end), values + common.end * dv + c, dv, more);
+                tile.multiply_add_steps(own_weights.cols_from(common.begin), values + common.begin * dv + c, dv,
+                                        common.end - common.begin, more);
                 tile.store(out + c, stride);
             });
         };
@@ -289,26 +306,39 @@ class PanelSweep {
     }
 
     // The same where values of keys that are not seen may be infinite or NaN, and are left out.
-    void accumulate_seen_values(const QueryRows<C>& rows, const Softmax& softmax) {
+    void accumulate_seen_values(const QueryRows<T>& rows, const Softmax& softmax) {
         const Index dv = state_.dv_padded();
         const T* values = state_.values(p_);
         for (Index i = 0; i < rows.count; ++i) {
-            const Operand<C> weights = Operand<C>{scores_, panel_size, 1}.rows_from(i);
+            const auto own_weights = weights().rows_from(i);
+            const std::uint64_t word = seen_word(rows, i);
             C* out = softmax.rows.out(softmax.row(i));
             for_column_tiles<C, 1>(dv, [&](auto packets, Index c) {
                 Tile<C, 1, constant<decltype(packets)>> tile;
                 tile.load_scaled(out + c, dv, rescale_ + i);
-                for_runs(seen_word(rows, i), [&](const ColumnRange& run) {
-                    tile.multiply_add(weights.cols_from(run.begin), values + run.begin * dv + c, dv,
-                                      run.end - run.begin);
-                });
+                if constexpr (multiplies_pairs<T>) {
+                    for (Index k = first_column_; k < columns_; k += 2) {
+                        const auto lanes = [&](Index key) {
+                            return S::less(S::zero(), S::set(static_cast<C>(word >> key & 1)));
+                        };
+                        if ((word >> k & 3) == 0) continue;
+                        tile.multiply_add_pair_where(
+                            own_weights.cols_from(k), values + k * dv + c, dv, (word >> k & 2) != 0,
+                            [&](auto) { return lanes(k); }, [&](auto) { return lanes(k + 1); });
+                    }
+                } else {
+                    for_runs(word, [&](const ColumnRange& run) {
+                        tile.multiply_add(own_weights.cols_from(run.begin), values + run.begin * dv + c, dv,
+                                          run.end - run.begin);
+                    });
+                }
                 tile.store(out + c, dv);
             });
         }
     }
 
     HeadState<T>& state_;
-    const BlockRows<C>& rows_;
+    const BlockRows<T>& rows_;
     PanelScores<T> panel_scores_;
     Index p_;
     Index first_key_;
@@ -317,15 +347,16 @@ class PanelSweep {
     Index columns_;
     bool absorbed_;  // whether keys absorb tokens of the block
     bool is_masked_;
-    C* gates_;
+    T* gates_;
     Cover seen_ = Cover::all;  // where it is masked
     Cover absorbing_ = Cover::none;
     BlockWords seen_words_;
     BlockWords absorbed_words_;
     BlockWords mass_words_;
-    alignas(64) C own_gates_[block_size * panel_size];
+    alignas(64) T own_gates_[block_size * panel_size];
     alignas(64) C lookahead_scores_[block_size * panel_size];
     alignas(64) C scores_[block_size * panel_size];
+    alignas(64) T rounded_weights_[multiplies_pairs<T> ? block_size * panel_size : 1];
     alignas(64) C rescale_[block_size] = {};
 };
 

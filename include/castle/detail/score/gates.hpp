@@ -13,13 +13,14 @@ namespace castle {
 inline namespace CASTLE_ABI {
 namespace detail {
 
-// sigmoid in place of the first Cols elements of each of `rows` rows of logits.
-template <Index Cols, ComputeScalar T>
-void open_gates(Index rows, T* logits) {
+// gates = sigmoid(logits) for the first Cols elements of each of `rows` rows; they may be in the same place.
+template <Index Cols, ComputeScalar T, Scalar Gate>
+void open_gates(Index rows, const T* logits, Gate* gates) {
     using S = Simd<T>;
     for (Index i = 0; i < rows; ++i) {
-        T* row = logits + i * panel_size;
-        for_packets<T, Cols>([&](Index c) CASTLE_INLINE_LAMBDA { S::store(row + c, sigmoid<T>(S::load(row + c))); });
+        const Index row = i * panel_size;
+        for_packets<T, Cols>(
+            [&](Index c) CASTLE_INLINE_LAMBDA { S::store(gates + row + c, sigmoid<T>(S::load(logits + row + c))); });
     }
 }
 
@@ -27,9 +28,9 @@ enum class Fold { add, subtract };
 
 // u[d][Cols] +- sum_j values(:, j) gates[j, :] over the first `count` of the tokens, in their order. The keys are the
 // Cols columns of panel p from `column` on, to which u and gates point; what they do not absorb is left out.
-template <Index Cols, Fold fold = Fold::add, Scalar A, ComputeScalar T>
-void fold_tokens(const AbsorbedTokens& tokens, Absorbed absorbed, Index p, Index column, Index d, Operand<A> values,
-                 const T* gates, Index count, T* u) {
+template <Index Cols, Fold fold = Fold::add, class Left, Scalar Gate, ComputeScalar T>
+void fold_tokens(const AbsorbedTokens& tokens, Absorbed absorbed, Index p, Index column, Index d, Left values,
+                 const Gate* gates, Index count, T* u) {
     if (absorbed == Absorbed::none) return;
     for_row_tiles(d, [&](auto height, Index k) {
         for_column_tiles<T, Cols>([&](auto packets, Index c) {
@@ -49,14 +50,16 @@ void fold_tokens(const AbsorbedTokens& tokens, Absorbed absorbed, Index p, Index
 }
 
 // 0 in place of the gates of the first `count` tokens that keys, Cols of them from `column` on, do not absorb.
-template <Index Cols, ComputeScalar T>
+template <Index Cols, Scalar T>
 void close_gates(const BlockWords& words, Index column, Index count, T* gates) {
-    for (Index j = 0; j < count; ++j) keep_columns<Cols>(words[std::size_t(j)] >> column, T(0), gates + j * panel_size);
+    for (Index j = 0; j < count; ++j) {
+        keep_columns<Cols>(words[std::size_t(j)] >> column, Compute<T>(0), gates + j * panel_size);
+    }
 }
 
 // fold_tokens under a mask: `words` say which of the panel's columns absorb which tokens, and gates of others are 0.
-template <Index Cols, Fold fold = Fold::add, Scalar A, ComputeScalar T>
-void fold_words(const BlockWords& words, Index column, Index d, Operand<A> values, const T* gates, Index count, T* u) {
+template <Index Cols, Fold fold = Fold::add, class Left, Scalar Gate, ComputeScalar T>
+void fold_words(const BlockWords& words, Index column, Index d, Left values, const Gate* gates, Index count, T* u) {
     if (is_finite(values, d, count)) {
         fold_tokens<Cols, fold>(AbsorbedTokens(every_key, 0, 0), Absorbed::all, 0, column, d, values, gates, count, u);
         return;

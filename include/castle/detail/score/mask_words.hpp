@@ -134,11 +134,11 @@ class Lanes {
 };
 
 // x = other in the columns that the word leaves out of Cols.
-template <Index Cols, ComputeScalar T>
-void keep_columns(std::uint64_t word, T other, T* x) {
-    using S = Simd<T>;
-    const Lanes<T> lanes(word);
-    for_packets<T, Cols>(
+template <Index Cols, Scalar T>
+void keep_columns(std::uint64_t word, Compute<T> other, T* x) {
+    using S = Simd<Compute<T>>;
+    const Lanes<Compute<T>> lanes(word);
+    for_packets<Compute<T>, Cols>(
         [&](Index c) CASTLE_INLINE_LAMBDA { S::store(x + c, S::select(lanes[c], S::load(x + c), S::set(other))); });
 }
 
@@ -169,6 +169,11 @@ template <Scalar T>
 bool is_finite(const Operand<T>& a, Index rows, Index cols) {
     return a.col == 1 ? is_finite(a.data, rows, cols, a.row) : is_finite(a.data, cols, rows, a.col);
 }
+// Of pairs that lie side by side along k.
+template <Scalar T>
+bool is_finite(const PairOperand<T>& a, Index rows, Index cols) {
+    return is_finite(a.data, rows, cols, a.row);
+}
 
 // Calls f(range) for the runs of set bits of a word, in order.
 template <class F>
@@ -185,8 +190,8 @@ void for_runs(std::uint64_t word, const F& f) {
 }
 
 // c[rows, Cols] += a b, where row k of b, of n, counts only in the columns of words[k], whatever stands elsewhere.
-template <Index Cols, Scalar A, ComputeScalar T>
-void multiply_add_where(Index rows, Index n, Operand<A> a, const T* b, Index b_stride, T* c, Index c_stride,
+template <Index Cols, Scalar A, Scalar B, ComputeScalar T>
+void multiply_add_where(Index rows, Index n, Operand<A> a, const B* b, Index b_stride, T* c, Index c_stride,
                         const std::uint64_t* words) {
     for (Index k = 0; k < n; ++k) {
         for_runs(words[k], [&](const ColumnRange& run) {
@@ -200,6 +205,25 @@ void multiply_add_where(Index rows, Index n, Operand<A> a, const T* b, Index b_s
                 });
             }
         });
+    }
+}
+template <Index Cols, Scalar H, Scalar B, ComputeScalar T>
+void multiply_add_where(Index rows, Index n, PairOperand<H> a, const B* b, Index b_stride, T* c, Index c_stride,
+                        const std::uint64_t* words) {
+    for (Index k = 0; k < n; k += 2) {
+        const bool has_second = k + 1 < n;
+        const std::uint64_t first = words[k], second = has_second ? words[k + 1] : 0;
+        if ((first | second) == 0) continue;
+        for (Index i = 0; i < rows; ++i) {
+            for_column_tiles<T, Cols, 1>([&](auto packets, Index j) {
+                Tile<T, 1, constant<decltype(packets)>> tile;
+                tile.load(c + i * c_stride + j, c_stride);
+                tile.multiply_add_pair_where(
+                    a.rows_from(i).cols_from(k), b + k * b_stride + j, b_stride, has_second,
+                    [&](auto) { return Lanes<T>(first)[j]; }, [&](auto) { return Lanes<T>(second)[j]; });
+                tile.store(c + i * c_stride + j, c_stride);
+            });
+        }
     }
 }
 

@@ -13,7 +13,11 @@ static_assert(sizeof(Eigen::Index) == 8,
 // compiled for. Units with different ones thus instantiate different functions and different types, and the linker can
 // neither merge their code nor pass a cache from one to the other. Units that share a tag but not every other extension
 // still share code: such a program needs a machine that has them all.
-#if defined(EIGEN_VECTORIZE_AVX512) && defined(__AVX512DQ__) && defined(__AVX512BW__) && defined(__AVX512VL__)
+#if defined(EIGEN_VECTORIZE_AVX512) && defined(__AVX512DQ__) && defined(__AVX512BW__) && defined(__AVX512VL__) && \
+    defined(__AVX512BF16__)
+#define CASTLE_ABI avx512_bf16
+#define CASTLE_ABI_HAS_BF16
+#elif defined(EIGEN_VECTORIZE_AVX512) && defined(__AVX512DQ__) && defined(__AVX512BW__) && defined(__AVX512VL__)
 #define CASTLE_ABI avx512
 #elif defined(EIGEN_VECTORIZE_AVX512)
 #define CASTLE_ABI avx512f
@@ -34,6 +38,9 @@ static_assert(sizeof(Eigen::Index) == 8,
 #define CASTLE_ABI_WITH_BITS(name, bits) name##bits
 #define CASTLE_ABI_EXPANDED(name, bits) CASTLE_ABI_WITH_BITS(name, bits)
 #define CASTLE_ABI CASTLE_ABI_EXPANDED(sve, EIGEN_ARM64_SVE_VL)
+#elif defined(EIGEN_VECTORIZE_NEON) && defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+#define CASTLE_ABI neon_bf16
+#define CASTLE_ABI_HAS_BF16
 #elif defined(EIGEN_VECTORIZE_NEON)
 #define CASTLE_ABI neon
 #elif defined(EIGEN_VECTORIZE_VSX)

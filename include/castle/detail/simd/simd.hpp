@@ -121,6 +121,7 @@ struct Simd {
     // Lane masks and the choice by one.
     static EIGEN_ALWAYS_INLINE Packet less(Packet a, Packet b) { return Eigen::internal::pcmp_lt(a, b); }
     static EIGEN_ALWAYS_INLINE Packet both(Packet a, Packet b) { return Eigen::internal::pand(a, b); }
+    static EIGEN_ALWAYS_INLINE Packet either(Packet a, Packet b) { return Eigen::internal::por(a, b); }
     static EIGEN_ALWAYS_INLINE Packet select(Packet mask, Packet yes, Packet no) {
         return Eigen::internal::pselect(mask, yes, no);
     }

@@ -15,6 +15,7 @@
 #include <castle/detail/score/score_terms.hpp>
 #include <castle/detail/simd/aligned_buffer.hpp>
 #include <castle/detail/simd/simd.hpp>
+#include <castle/detail/state/block_factors.hpp>
 #include <castle/detail/state/block_operands.hpp>
 #include <castle/detail/state/fold_history.hpp>
 #include <castle/detail/state/panel_store.hpp>
@@ -173,7 +174,7 @@ class HeadState {
         auto fresh_words = word_panels_.missing(word_panels);
         auto fresh_history = history_.missing(panels);
         if (has_stored_keys()) own_keys_.resize(std::size_t(panels));
-        AlignedBuffer<C> block(open_block_.size() > 0 ? 0 : operand_sizes().elements());
+        AlignedBuffer<C> block(open_block_.size() > 0 ? 0 : open_block_elements());
         // Nothing throws from here on.
         panels_.add(std::move(fresh_panels));
         changing_keys_.add(std::move(fresh_keys));
@@ -189,11 +190,11 @@ class HeadState {
         const Index panels = panels_for(tokens);
         if (panels == 0) return 0;
         const Index query_panels = (std::min)(panels, most_query_panels());
-        Index stored = panels_.elements_for(panels), computed = operand_sizes().elements();
+        Index stored = panels_.elements_for(panels), computed = open_block_elements();
         if (has_lookahead()) {
-            stored += query_panels_.elements_for(query_panels);
-            computed += changing_keys_.elements_for(has_narrow_keys ? query_panels : 0) +
-                        gate_tiles_.elements_for((std::min)(panels, most_gate_tiles())) + history_.elements_for(panels);
+            stored += query_panels_.elements_for(query_panels) +
+                      gate_tiles_.elements_for((std::min)(panels, most_gate_tiles()));
+            computed += changing_keys_.elements_for(has_narrow_keys ? query_panels : 0) + history_.elements_for(panels);
         }
         const Index words = is_masked_ ? word_panels_.elements_for(query_panels) : 0;
         return bytes_of(stored, computed, words);
@@ -245,17 +246,15 @@ class HeadState {
 
     // Of all memory, and of that which forks hold too; their coming and going on other threads changes only the latter.
     Index bytes() const {
-        Index stored = panels_.elements() + query_panels_.elements();
+        Index stored = panels_.elements() + query_panels_.elements() + gate_tiles_.elements();
         for (const Panel<T>& keys : own_keys_) stored += keys ? key_elements() : 0;
-        return bytes_of(stored,
-                        changing_keys_.elements() + gate_tiles_.elements() + open_block_.size() + history_.elements(),
+        return bytes_of(stored, changing_keys_.elements() + open_block_.size() + history_.elements(),
                         word_panels_.elements());
     }
     Index shared_bytes() const {
-        Index stored = panels_.shared_elements() + query_panels_.shared_elements();
+        Index stored = panels_.shared_elements() + query_panels_.shared_elements() + gate_tiles_.shared_elements();
         for (const Panel<T>& keys : own_keys_) stored += keys.is_shared() ? key_elements() : 0;
-        return bytes_of(stored,
-                        changing_keys_.shared_elements() + gate_tiles_.shared_elements() + history_.shared_elements(),
+        return bytes_of(stored, changing_keys_.shared_elements() + history_.shared_elements(),
                         word_panels_.shared_elements());
     }
 
@@ -303,8 +302,8 @@ class HeadState {
 
     // The gates of the open block's rows against panel p, [block_size][panel_size]. Tiles are a ring buffer: a window
     // keeps gates from reaching back further than the tiles do.
-    C* gates(Index p) { return gate_tiles_[p]; }
-    const C* gates(Index p) const { return const_cast<HeadState*>(this)->gates(p); }
+    T* gates(Index p) { return gate_tiles_[p]; }
+    const T* gates(Index p) const { return const_cast<HeadState*>(this)->gates(p); }
 
     // Whether a call had a mask, and so words say which keys of a panel absorb which tokens of a block: of the open one
     // and of those that can be undone. Panels that the window has left behind absorb none.
@@ -320,6 +319,9 @@ class HeadState {
 
     BlockOperands<C> open_block() { return {open_block_.data(), operand_sizes()}; }
     BlockOperands<C> open_block() const { return const_cast<HeadState*>(this)->open_block(); }
+    BlockFactors<T> open_factors() {
+        return {open_block(), operand_sizes(), open_block_.data() + operand_sizes().elements()};
+    }
 
     FoldHistory<C>& history() { return history_; }
     const FoldHistory<C>& history() const { return history_; }
@@ -363,6 +365,9 @@ class HeadState {
     // Without a window, or with one that no sequence reaches, U is never final.
     bool has_stored_keys() const { return has_lookahead() && !(has_narrow_keys && window() >= most_tokens); }
     Index key_elements() const { return d() * panel_size; }
+    Index open_block_elements() const {
+        return operand_sizes().elements() + BlockFactors<T>::elements(operand_sizes());
+    }
     static Index bytes_of(Index stored, Index computed, Index words) {
         return stored * Index(sizeof(T)) + computed * Index(sizeof(C)) + words * Index(sizeof(std::uint64_t));
     }
@@ -423,7 +428,7 @@ class HeadState {
     std::vector<Panel<T>> own_keys_;  // where there is one, U in place of that in panels_, whose K^C and V^C are shared
     PanelStore<C> changing_keys_;     // U that is not final, where that is not stored as T
     PanelStore<T> query_panels_;      // Q^U
-    PanelStore<C> gate_tiles_;
+    PanelStore<T> gate_tiles_;
     PanelStore<std::uint64_t> word_panels_;
     AlignedBuffer<C> open_block_;
     FoldHistory<C> history_;
