@@ -172,8 +172,7 @@ bool add(const std::string& scalar) {
             RegisterBenchmark(("errors/" + scalar + "/" + words).c_str(),
                               [window = window](benchmark::State& state) { errors<T>(state, window); })
                 ->ArgName("L")
-                ->RangeMultiplier(4)
-                ->Range(512, 32768)
+                ->ArgsProduct({{512, 2048, 8192, 32768}})
                 ->Iterations(1)
                 ->Repetitions(2));
         steps(RegisterBenchmark(("decoding/" + scalar + "/" + words).c_str(),

@@ -280,10 +280,10 @@ def half_the_bytes(precision):
 def write_half_the_bytes(doc, r):
     doc.text("## Half the bytes")
     doc.text(
-        "What 16-bit scalars take, of float. Widening is an instruction or two more for every eight or sixteen of",
-        "them, so decoding, which waits for memory, takes half the time, and a forward or backward pass, which computes,",
-        "as long as in float. The aims of the passes are for the dot products of bfloat16 that newer processors have,",
-        "which the library does not use.",
+        "What 16-bit scalars take, of float. Decoding waits for memory and takes about half the time. A forward or backward",
+        "pass computes: where the processor has dot products of bfloat16, twice as many products at a time, so that the",
+        "rest, exponentials above all, counts for more; otherwise, and in half, elements are widened where they are read,",
+        "and it takes as long as in float. The aims of the passes are for those dot products.",
     )
     doc.table(
         ("of float", "bfloat16", "half", "aim for bfloat16"),
@@ -295,7 +295,8 @@ def write_half_the_bytes(doc, r):
     doc.text(
         "What they lose: errors against double of the same input, standard normal and rounded to the scalar, one head of",
         "64. Root mean square, of that of the exact outputs and of the exact lookahead keys. Outputs are rounded once,",
-        "which costs 0.0017 in bfloat16 and 0.0002 in half; lookahead keys once a window has left them behind. Without",
+        "which costs 0.0017 in bfloat16 and 0.0002 in half; so are gates, and lookahead keys once a window has left them",
+        "behind; and with dot products of bfloat16 queries, lookahead keys, and weights where they are multiplied. Without",
         "a window scores grow with the length, and float's own error with them.",
     )
     cases = [(words, text, scalar) for words, text in (("no_window", "no window"), ("window_128", "window 128"))
