@@ -13,7 +13,7 @@
 
 #include <castle/detail/score/mask_words.hpp>
 #include <castle/detail/simd/pair_products.hpp>
-#include <castle/detail/simd/tile.hpp>
+#include <castle/detail/simd/product.hpp>
 #include <castle/detail/state/block_factors.hpp>
 
 #include "support/generators.hpp"

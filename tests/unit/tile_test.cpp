@@ -8,7 +8,7 @@
 #include <gtest/gtest.h>
 
 #include <castle/detail/base/layout.hpp>
-#include <castle/detail/simd/tile.hpp>
+#include <castle/detail/simd/product.hpp>
 
 #include "support/generators.hpp"
 #include "support/scalars.hpp"

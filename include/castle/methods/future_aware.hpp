@@ -17,7 +17,7 @@
 #include <castle/detail/methods/wide_heads.hpp>
 #include <castle/detail/simd/aligned_buffer.hpp>
 #include <castle/detail/simd/simd.hpp>
-#include <castle/detail/simd/tile.hpp>
+#include <castle/detail/simd/product.hpp>
 #include <castle/detail/simd/transpose.hpp>
 #include <castle/executor.hpp>
 #include <castle/input.hpp>

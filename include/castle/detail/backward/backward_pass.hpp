@@ -11,7 +11,7 @@
 #include <castle/detail/forward/group_steps.hpp>
 #include <castle/detail/score/mask_words.hpp>
 #include <castle/detail/simd/dot.hpp>
-#include <castle/detail/simd/tile.hpp>
+#include <castle/detail/simd/product.hpp>
 #include <castle/detail/simd/transpose.hpp>
 #include <castle/detail/state/block_operands.hpp>
 #include <castle/detail/state/group.hpp>

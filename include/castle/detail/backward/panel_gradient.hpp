@@ -3,11 +3,11 @@
 
 #include <algorithm>
 #include <array>
-#include <concepts>
 #include <cstdint>
 #include <type_traits>
 
 #include <castle/detail/backward/cell_pairs.hpp>
+#include <castle/detail/backward/cell_products.hpp>
 #include <castle/detail/backward/gradient_state.hpp>
 #include <castle/detail/backward/restored_keys.hpp>
 #include <castle/detail/base/layout.hpp>
@@ -17,8 +17,7 @@
 #include <castle/detail/score/mask_words.hpp>
 #include <castle/detail/score/score_terms.hpp>
 #include <castle/detail/simd/packet_math.hpp>
-#include <castle/detail/simd/tile.hpp>
-#include <castle/detail/simd/transpose.hpp>
+#include <castle/detail/simd/product.hpp>
 #include <castle/detail/state/block_operands.hpp>
 #include <castle/detail/state/head_state.hpp>
 
@@ -53,8 +52,6 @@ class PanelGradient {
     using C = Compute<T>;
     using S = Simd<C>;
     using Packet = typename S::Packet;
-    // Of products' right factors that are made here.
-    using Factor = std::conditional_t<multiplies_pairs<T>, T, C>;
 
   public:
     // `sums` are the gradients of the block's operands so far, in the operands' places; `lookahead` is the input's, and
@@ -70,13 +67,13 @@ class PanelGradient {
           values_(values),
           panel_scores_(state, rows, p),
           pairs_(rows, panel_scores_.tokens(), state.window(), p),
+          products_(rows, pairs_),
           p_(p) {}
 
     // cotangents(h) gives those of query head h.
     template <class Cotangents>
     void run(const Cotangents& cotangents) {
-        // A partial block leaves columns of transposed_ unwritten.
-        if (rows_.count() < block_size) std::fill_n(transposed_, panel_size * block_size, Factor(0));
+        if (rows_.count() < block_size) products_.clear();
         const Index first = p_ * panel_size;
         if (rows_.sight.mass_over != nullptr) {
             see(rows_.sight.mass_over->rule(), rows_.origin, rows_.origin, rows_.end, p_, rows_.sight.keys,
@@ -137,17 +134,19 @@ class PanelGradient {
             if (pairs_.is_masked()) close_gates<Cols>(pairs_.absorbed_words(), 0, rows_.count(), gates_);
             if (rows_.finishes()) unfold<Cols>();
             // Query heads add to dU below, so what needs it as it is comes first.
-            multiply_with<Cols>(values_, d, gradients_.d_lookahead_keys(p_), d_gates_);
-            transpose_cell<Cols>(gates_);
-            add_to_tokens<Cols>(d, gradients_.d_lookahead_keys(p_), sums_.lookahead_values(), pairs_.taken());
+            products_.template multiply_with<Cols>(values_, d, gradients_.d_lookahead_keys(p_), d_gates_);
+            products_.template transpose<Cols>(gates_);
+            products_.template add_to_tokens<Cols>(d, gradients_.d_lookahead_keys(p_), sums_.lookahead_values(),
+                                                   pairs_.taken());
         }
         for (Index h = 0; h < state_.group(); ++h) run_head<Cols>(h, cotangents(h));
         if (absorbs()) {
             differentiate_gates<Cols>();
-            add_to_keys<Cols>(d, block.lookahead_keys(), d_gates_, gradients_.d_lookahead_queries(p_),
-                              pairs_.absorbing_pairs());
-            transpose_cell<Cols>(d_gates_);
-            add_to_tokens<Cols>(d, state_.lookahead_queries(p_), sums_.lookahead_keys(), pairs_.taken());
+            products_.template add_to_keys<Cols>(d, block.lookahead_keys(), d_gates_,
+                                                 gradients_.d_lookahead_queries(p_), pairs_.absorbing_pairs());
+            products_.template transpose<Cols>(d_gates_);
+            products_.template add_to_tokens<Cols>(d, state_.lookahead_queries(p_), sums_.lookahead_keys(),
+                                                   pairs_.taken());
         }
     }
 
@@ -159,30 +158,30 @@ class PanelGradient {
         const Index d = state_.d();
         if (state_.has_lookahead()) compute_lookahead_scores<Cols>(rows);
         panel_scores_.template compute_causal_scores<Cols>(rows, pairs_.column(), scores_);
-        multiply_with<Cols>(cotangents.d_out_factor, state_.dv(), gradients_.values(p_), d_scores_);
+        products_.template multiply_with<Cols>(cotangents.d_out_factor, state_.dv(), gradients_.values(p_), d_scores_);
         if (cotangents.d_mass != nullptr) add_mass_gradient<Cols>(cotangents.d_mass);
         panel_scores_.with_lookahead_term(
             [&](const auto& term) { this->template differentiate_scores<Cols>(h, cotangents, term); });
 
         if (absorbs()) {
-            if (h > 0) transpose_cell<Cols>(gates_);
+            if (h > 0) products_.template transpose<Cols>(gates_);
             add_to_triangle<Cols>(h);
             add_to_gates<Cols>(h);
         }
         const KeptPairs visible = pairs_.visible(), seeing = pairs_.seeing();
-        add_to_keys<Cols>(state_.dv(), cotangents.d_out, scores_, gradients_.d_values(p_), visible);
+        products_.template add_to_keys<Cols>(state_.dv(), cotangents.d_out, scores_, gradients_.d_values(p_), visible);
         if (state_.has_causal_scores()) {
-            add_to_keys<Cols>(d, queries, d_scores_, gradients_.d_causal_keys(p_), visible);
-            transpose_cell<Cols>(d_scores_);
-            add_to_tokens<Cols>(d, state_.causal_keys(p_), sums_.causal_queries(h), seeing);
+            products_.template add_to_keys<Cols>(d, queries, d_scores_, gradients_.d_causal_keys(p_), visible);
+            products_.template transpose<Cols>(d_scores_);
+            products_.template add_to_tokens<Cols>(d, state_.causal_keys(p_), sums_.causal_queries(h), seeing);
         }
         // Keys that came with the block have U = 0 before it, and its gradient is not needed.
         if (!state_.has_lookahead() || pairs_.is_diagonal()) return;
-        transpose_cell<Cols>(d_lookahead_scores_);
+        products_.template transpose<Cols>(d_lookahead_scores_);
         state_.with_lookahead_keys(p_, rows_.origin, [&](const auto* keys) {
-            this->template add_to_tokens<Cols>(d, keys, sums_.causal_queries(h), seeing);
+            products_.template add_to_tokens<Cols>(d, keys, sums_.causal_queries(h), seeing);
         });
-        add_to_keys<Cols>(d, queries, d_lookahead_scores_, gradients_.d_lookahead_keys(p_), visible);
+        products_.template add_to_keys<Cols>(d, queries, d_lookahead_scores_, gradients_.d_lookahead_keys(p_), visible);
     }
 
     // Into d_lookahead_scores_.
@@ -199,52 +198,6 @@ class PanelGradient {
 
     const AbsorbedTokens& tokens() const { return panel_scores_.tokens(); }
     bool absorbs() const { return pairs_.absorbing() != Cover::none; }
-
-    // out[tokens, Cols] = a panel
-    template <Index Cols>
-    void multiply_with(const LeftFactor<T>& a, Index n, const C* panel, C* out) const {
-        multiply<Cols>(rows_.count(), n, a, panel + pairs_.column(), panel_size, out, panel_size);
-    }
-
-    // panel[dims, Cols] += x y, x being [dims][block] and y [tokens][panel].
-    template <Index Cols>
-    void add_to_keys(Index dims, const C* x, const C* y, C* panel, const KeptPairs& kept) {
-        add_product<Cols, block_size, panel_size>(dims, rows_.count(), x, y, panel + pairs_.column(), kept);
-    }
-
-    // sum[dims, tokens] += panel y^T for the y that was transposed last.
-    template <Index Cols, Scalar A>
-    void add_to_tokens(Index dims, const A* panel, C* sum, const KeptPairs& kept) {
-        add_product<block_size, panel_size, block_size>(dims, Cols, panel + pairs_.column(), transposed_, sum, kept);
-    }
-
-    // Only blocks of keys have ranges.
-    template <Index Cols, Index AStride, Index Stride, Scalar A, Scalar B>
-    void add_product(Index rows, Index n, const A* a, const B* b, C* c, const KeptPairs& kept) {
-        if (Cols == block_size && kept.ranges != nullptr) {
-            multiply_add_within<block_size, AStride, Stride>(rows, n, a, b, c, kept.ranges);
-        } else if (kept.words != nullptr && !is_finite(a, rows, n, AStride)) {
-            const Operand<A> left{a, AStride, 1};
-            if (kept.transposed) {
-                multiply_add_where<Cols>(rows, n, left, b, Stride, c, Stride, pairs_.by_key(kept, n).data());
-            } else {
-                multiply_add_where<Cols>(rows, n, left, b, Stride, c, Stride, kept.words);
-            }
-        } else if constexpr (!multiplies_pairs<T>) {
-            multiply_add<Cols, AStride, Stride>(rows, n, a, b, c);
-        } else if constexpr (std::same_as<B, T>) {
-            multiply_add_pairs<T, Cols, AStride, Stride>(rows, n, a, b, c);
-        } else {
-            for (Index k = 0; k < n; ++k) round_row(b + k * Stride, Cols, rounded_ + k * Stride);
-            multiply_add_pairs<T, Cols, AStride, Stride>(rows, n, a, rounded_, c);
-        }
-    }
-
-    // transposed_[Cols][block] = y^T
-    template <Index Cols, Scalar Y>
-    void transpose_cell(const Y* y) {
-        transpose(y, panel_size, rows_.count(), Cols, C(1), transposed_, block_size);
-    }
 
     // U of the cell as it was before the block.
     template <Index Cols>
@@ -431,8 +384,8 @@ class PanelGradient {
                     if ((pairs_.seen_words()[i] >> s & 1) != 0) own[std::size_t(s)] = by_key[std::size_t(s)];
                 }
                 multiply_add_where<block_size>(1, Cols, Operand<C>{d_lookahead_scores_ + i * panel_size, panel_size, 1},
-                                               transposed_, block_size, sums_.triangle(h) + i * block_size, block_size,
-                                               own.data());
+                                               products_.transposed(), block_size, sums_.triangle(h) + i * block_size,
+                                               block_size, own.data());
             }
             return;
         }
@@ -444,10 +397,10 @@ class PanelGradient {
                 tile.load(to, block_size);
                 const auto d_scores = Operand<C>{d_lookahead_scores_, panel_size, 1}.rows_from(i);
                 if (Cols == block_size && taken.ranges != nullptr) {
-                    tile.multiply_add_within(d_scores, transposed_ + j, block_size, Cols, j,
+                    tile.multiply_add_within(d_scores, products_.transposed() + j, block_size, Cols, j,
                                              [&](Index s) { return taken.ranges[s]; });
                 } else {
-                    tile.multiply_add(d_scores, transposed_ + j, block_size, Cols);
+                    tile.multiply_add(d_scores, products_.transposed() + j, block_size, Cols);
                 }
                 tile.store(to, block_size);
             });
@@ -462,6 +415,7 @@ class PanelGradient {
     LeftFactor<T> values_;
     PanelScores<T> panel_scores_;
     CellPairs<T> pairs_;
+    CellProducts<T> products_;
     Index p_;
     BlockWords mass_words_;  // keys of the panel that the second mask shows
     alignas(64) T gates_[block_size * panel_size];
@@ -469,8 +423,6 @@ class PanelGradient {
     alignas(64) C scores_[block_size * panel_size];
     alignas(64) C d_scores_[block_size * panel_size];
     alignas(64) C d_lookahead_scores_[block_size * panel_size];
-    alignas(64) Factor transposed_[panel_size * block_size];
-    alignas(64) T rounded_[multiplies_pairs<T> ? block_size * panel_size : 1];  // a right factor
 };
 
 }  // namespace detail

@@ -12,7 +12,7 @@
 #include <castle/detail/score/absorption.hpp>
 #include <castle/detail/score/gates.hpp>
 #include <castle/detail/score/mask_words.hpp>
-#include <castle/detail/simd/tile.hpp>
+#include <castle/detail/simd/product.hpp>
 #include <castle/detail/state/group.hpp>
 #include <castle/detail/state/head_state.hpp>
 #include <castle/input.hpp>

@@ -9,7 +9,7 @@
 #include <castle/detail/forward/group_views.hpp>
 #include <castle/detail/forward/panel_sweep.hpp>
 #include <castle/detail/simd/packet_math.hpp>
-#include <castle/detail/simd/tile.hpp>
+#include <castle/detail/simd/product.hpp>
 #include <castle/detail/simd/transpose.hpp>
 #include <castle/input.hpp>
 #include <castle/output.hpp>

@@ -8,7 +8,7 @@
 #include <castle/detail/score/gates.hpp>
 #include <castle/detail/score/mask_words.hpp>
 #include <castle/detail/simd/packet_math.hpp>
-#include <castle/detail/simd/tile.hpp>
+#include <castle/detail/simd/product.hpp>
 #include <castle/detail/state/block_factors.hpp>
 #include <castle/detail/state/block_operands.hpp>
 #include <castle/detail/state/group.hpp>

@@ -13,7 +13,7 @@
 #include <castle/detail/score/score_terms.hpp>
 #include <castle/detail/score/softmax_rows.hpp>
 #include <castle/detail/simd/packet_math.hpp>
-#include <castle/detail/simd/tile.hpp>
+#include <castle/detail/simd/product.hpp>
 #include <castle/detail/state/head_state.hpp>
 
 // The heart of the library: the new rows of one block, of all query heads of a group, against one panel of keys.

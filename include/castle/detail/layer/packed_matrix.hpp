@@ -7,7 +7,7 @@
 #include <castle/detail/base/layout.hpp>
 #include <castle/detail/simd/aligned_buffer.hpp>
 #include <castle/detail/simd/prefetch.hpp>
-#include <castle/detail/simd/tile.hpp>
+#include <castle/detail/simd/product.hpp>
 #include <castle/detail/simd/transpose.hpp>
 #include <castle/types.hpp>
 

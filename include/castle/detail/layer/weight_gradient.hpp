@@ -5,8 +5,8 @@
 
 #include <castle/detail/base/layout.hpp>
 #include <castle/detail/simd/prefetch.hpp>
+#include <castle/detail/simd/product.hpp>
 #include <castle/detail/simd/simd.hpp>
-#include <castle/detail/simd/tile.hpp>
 #include <castle/types.hpp>
 
 namespace castle {

@@ -5,8 +5,8 @@
 #include <castle/detail/score/absorption.hpp>
 #include <castle/detail/score/mask_words.hpp>
 #include <castle/detail/simd/packet_math.hpp>
+#include <castle/detail/simd/product.hpp>
 #include <castle/detail/simd/simd.hpp>
-#include <castle/detail/simd/tile.hpp>
 
 // Gates of a block's tokens against keys of one panel, [block_size][panel_size], and what they add to U.
 namespace castle {

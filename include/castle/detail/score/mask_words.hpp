@@ -11,8 +11,8 @@
 
 #include <castle/detail/base/layout.hpp>
 #include <castle/detail/score/absorption.hpp>
+#include <castle/detail/simd/product.hpp>
 #include <castle/detail/simd/simd.hpp>
-#include <castle/detail/simd/tile.hpp>
 #include <castle/mask.hpp>
 
 // Masks as the kernels use them: for each row of a block a word over the keys of one panel, in which bit j stands for

@@ -6,8 +6,8 @@
 #include <castle/detail/base/layout.hpp>
 #include <castle/detail/simd/aligned_buffer.hpp>
 #include <castle/detail/simd/packet_math.hpp>
+#include <castle/detail/simd/product.hpp>
 #include <castle/detail/simd/simd.hpp>
-#include <castle/detail/simd/tile.hpp>
 #include <castle/terms.hpp>
 
 // What makes scores of s^C - SiLU(s^U): the one place where a term is computed, and differentiated, for both passes.
