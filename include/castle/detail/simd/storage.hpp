@@ -126,11 +126,9 @@ struct StoredPacket {
 #if defined(EIGEN_VECTORIZE_AVX512)
         if constexpr (Width == 16) return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 #endif
-#elif defined(__aarch64__) && (defined(__GNUC__) || defined(__clang__))
-        if constexpr (has_vectors) {
-            Vector<_Float16> halves;
-            std::memcpy(&halves, p, sizeof(halves));
-            return same_bits<Packet>(__builtin_convertvector(halves, Vector<float>));
+#elif defined(EIGEN_VECTORIZE_NEON) && EIGEN_ARCH_ARM64
+        if constexpr (Width == 4) {
+            return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(reinterpret_cast<const std::uint16_t*>(p))));
         }
 #endif
         return load_one_by_one(p);
@@ -148,10 +146,9 @@ struct StoredPacket {
             return;
         }
 #endif
-#elif defined(__aarch64__) && (defined(__GNUC__) || defined(__clang__))
-        if constexpr (has_vectors) {
-            const auto halves = __builtin_convertvector(same_bits<Vector<float>>(a), Vector<_Float16>);
-            std::memcpy(static_cast<void*>(p), &halves, sizeof(halves));
+#elif defined(EIGEN_VECTORIZE_NEON) && EIGEN_ARCH_ARM64
+        if constexpr (Width == 4) {
+            vst1_u16(reinterpret_cast<std::uint16_t*>(p), vreinterpret_u16_f16(vcvt_f16_f32(a)));
             return;
         }
 #endif
