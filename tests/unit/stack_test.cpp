@@ -34,7 +34,7 @@ using castle::Matrix;
 using namespace support;
 
 template <class T>
-constexpr std::size_t promised = (sizeof(T) == 4 ? 64 : 128) * 1024;
+constexpr std::size_t promised = (sizeof(castle::Compute<T>) == 4 ? 64 : 128) * 1024;
 
 // A stack on which it can be seen how far down a thread has written.
 class PaintedStack {
@@ -108,14 +108,15 @@ TYPED_TEST(Stack, OfAThreadIsEnoughForAHead) {
     Random random(4200);
     for (const Index d : {64, 128}) {
         const Head<T> head = random_head<T>(random, {.length = 200, .d = d, .dv = d});
-        Matrix<T> d_out(200, d), out(200, d);
+        Matrix<castle::Compute<T>> d_out(200, d);
+        Matrix<T> out(200, d);
         fill_normal(random, d_out);
         for (const Index window : {Index(0), Index(100), castle::unlimited}) {
             const std::string what = describe("d ", d, ", window ", window);
             const castle::Options options{.lookahead_window = window};
             castle::UqKvCache<T> cache(shape_of(head), options);
             castle::Workspace<T> workspace(shape_of(head), options);
-            castle::Gradient<T> gradient;
+            castle::Gradient<castle::Compute<T>> gradient;
             this->expect_enough("forward, " + what, [&] {
                 castle::extend(cache, head.first_tokens(150), castle::MatrixView<T>(out).middle_rows(0, 150));
                 for (Index t = 150; t < 200; ++t) {
@@ -137,7 +138,8 @@ TYPED_TEST(Stack, OfAThreadIsEnoughForHeadsSideBySide) {
     for (const Index d : {64, 128}) {
         const castle::Shape shape{.d = d, .dv = d, .heads = 4, .kv_heads = 2};
         const Head<T> heads = random_heads<T>(random, 200, shape);
-        Matrix<T> d_out(200, 4 * d), out(200, 4 * d);
+        Matrix<castle::Compute<T>> d_out(200, 4 * d);
+        Matrix<T> out(200, 4 * d);
         fill_normal(random, d_out);
         const std::vector<Index> counts = {140, 0, 60};
         for (const Index window : {Index(0), Index(100), castle::unlimited}) {
@@ -148,7 +150,7 @@ TYPED_TEST(Stack, OfAThreadIsEnoughForHeadsSideBySide) {
             for (int i = 0; i < 3; ++i) caches.emplace_back(shape, options);
             for (auto& cache : caches) batch.push_back(&cache);
             castle::Workspace<T> workspace(shape, options);
-            castle::Gradient<T> gradient;
+            castle::Gradient<castle::Compute<T>> gradient;
             this->expect_enough("forward, " + what, [&] {
                 castle::extend(batch, counts, heads.input(), out);
                 castle::extend(caches[1], heads.first_tokens(1), castle::MatrixView<T>(out).middle_rows(0, 1));
@@ -169,14 +171,16 @@ TYPED_TEST(Stack, OfAThreadIsEnoughForALayer) {
         const castle::Layer<T> layer(
             {.d_model = 200, .heads = 4, .kv_heads = 2, .d_head = d_head, .rotary = castle::Rotary{}});
         Matrix<T> x(150, 200), y(150, 200);
+        Matrix<castle::Compute<T>> d_y(150, 200);
         fill_normal(random, x);
+        fill_normal(random, d_y);
         std::vector<castle::LayerCache<T>> caches;
         std::vector<castle::LayerCache<T>*> batch;
         for (int i = 0; i < 3; ++i) caches.push_back(layer.make_cache());
         for (auto& cache : caches) batch.push_back(&cache);
         const std::vector<Index> one_each = {1, 1, 1}, ragged = {0, 140, 10};
         castle::LayerWorkspace<T> workspace = layer.make_workspace();
-        castle::LayerGradient<T> gradient;
+        castle::LayerGradient<castle::Compute<T>> gradient;
         this->expect_enough("forward, " + what, [&] {
             layer.extend(caches[0], x, y);
             layer.extend(batch, one_each, x.topRows(3), y.topRows(3));
@@ -184,9 +188,9 @@ TYPED_TEST(Stack, OfAThreadIsEnoughForALayer) {
         });
         this->expect_enough("backward, " + what, [&] {
             layer.forward(workspace, x, y);
-            gradient = layer.backward(workspace, x, y);
+            gradient = layer.backward(workspace, x, d_y);
             layer.forward(workspace, ragged, x, y);
-            gradient = layer.backward(workspace, ragged, x, y);
+            gradient = layer.backward(workspace, ragged, x, d_y);
         });
     }
 }

@@ -332,11 +332,12 @@ class BackwardPass {
                h * (2 * distances() + 1);
     }
 
-    // Of query head h: dQ^C += dT V^U and dV^U += dT^T scale Q^C, of dT the lower triangle. No key absorbs token 0.
-    void add_triangle(const BlockRows<T>& rows, const BlockOperands<C>& total, Index h) const {
+    // Of query head h: dQ^C += dT V^U and dV^U += dT^T scale Q^C, of dT the lower triangle. No key absorbs token 0. Not
+    // to take stack where panels are met.
+    EIGEN_DONT_INLINE void add_triangle(const BlockRows<T>& rows, const BlockOperands<C>& total, Index h) const {
         alignas(64) C transposed[block_size * block_size];
         transpose(total.triangle(h), block_size, block_size, block_size, C(1), transposed, block_size);
-        const auto add = [&](const C* x, const C* triangle, C* to, const ColumnRange* ranges) {
+        const auto add = [&](const C* x, const C* triangle, C* to, const SmallRange* ranges) {
             multiply_add_within<block_size, block_size, block_size>(state_.d(), rows.count(), x, triangle, to, ranges);
         };
         if (rows.sight.rule != nullptr &&
@@ -346,10 +347,10 @@ class BackwardPass {
             return;
         }
         const Index absorbed = rows.origin == 0 ? 1 : 0;
-        ColumnRange from[block_size], up_to[block_size];
+        SmallRange from[block_size], up_to[block_size];
         for (Index i = 0; i < block_size; ++i) {
-            from[i] = {i < absorbed ? block_size : i, block_size};
-            up_to[i] = {absorbed, i + 1};
+            from[i] = ColumnRange{i < absorbed ? block_size : i, block_size};
+            up_to[i] = ColumnRange{absorbed, i + 1};
         }
         add(rows.operands.lookahead_values(), transposed, total.causal_queries(h), from);
         add(rows.operands.causal_queries(h), total.triangle(h), total.lookahead_values(), up_to);

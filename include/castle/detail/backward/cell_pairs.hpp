@@ -18,7 +18,7 @@ namespace detail {
 // Which pairs of a cell's tokens and keys a product takes: all, those within a range for each row of its second factor,
 // or those of the words of the tokens. Where words leave a pair out the second factor is 0.
 struct KeptPairs {
-    const ColumnRange* ranges = nullptr;
+    const SmallRange* ranges = nullptr;
     const std::uint64_t* words = nullptr;
     bool transposed = false;  // rows of the second factor are keys
 };
@@ -123,7 +123,7 @@ class CellPairs {
 
     bool is_partly_absorbed() const { return absorbed_ == Absorbed::some; }
     const std::uint64_t* seen_or_all() const { return sees_all_ ? nullptr : seen_words_.data(); }
-    KeptPairs of(bool has_ranges, const ColumnRange* ranges, const std::uint64_t* words, bool transposed) const {
+    KeptPairs of(bool has_ranges, const SmallRange* ranges, const std::uint64_t* words, bool transposed) const {
         return {.ranges = !is_masked_ && has_ranges ? ranges : nullptr,
                 .words = is_masked_ ? words : nullptr,
                 .transposed = transposed};
@@ -162,12 +162,12 @@ class CellPairs {
     Cover absorbing_ = Cover::none;
     bool is_masked_ = false;
     bool sees_all_ = false;
-    BlockWords seen_words_;            // keys that a token sees
-    BlockWords absorbed_words_;        // and that absorb it
-    ColumnRange visible_[block_size];  // the same as ranges
-    ColumnRange absorbing_keys_[block_size];
-    ColumnRange seeing_[block_size];  // tokens that see a key
-    ColumnRange taken_[block_size];   // and that it absorbs
+    BlockWords seen_words_;           // keys that a token sees
+    BlockWords absorbed_words_;       // and that absorb it
+    SmallRange visible_[block_size];  // the same as ranges
+    SmallRange absorbing_keys_[block_size];
+    SmallRange seeing_[block_size];  // tokens that see a key
+    SmallRange taken_[block_size];   // and that it absorbs
 };
 
 }  // namespace detail

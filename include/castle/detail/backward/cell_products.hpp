@@ -59,18 +59,24 @@ class CellProducts {
     const Factor* transposed() const { return transposed_; }
 
   private:
+    // What words leave out. Rare, and not to take stack where it does not happen.
+    template <Index Cols, Index AStride, Index Stride, Scalar A, Scalar B>
+    EIGEN_DONT_INLINE void add_where(Index rows, Index n, const A* a, const B* b, C* c, const KeptPairs& kept) const {
+        const Operand<A> left{a, AStride, 1};
+        if (kept.transposed) {
+            multiply_add_where<Cols>(rows, n, left, b, Stride, c, Stride, pairs_.by_key(kept, n).data());
+        } else {
+            multiply_add_where<Cols>(rows, n, left, b, Stride, c, Stride, kept.words);
+        }
+    }
+
     // Only blocks of keys have ranges.
     template <Index Cols, Index AStride, Index Stride, Scalar A, Scalar B>
     void add_product(Index rows, Index n, const A* a, const B* b, C* c, const KeptPairs& kept) {
         if (Cols == block_size && kept.ranges != nullptr) {
             multiply_add_within<block_size, AStride, Stride>(rows, n, a, b, c, kept.ranges);
         } else if (kept.words != nullptr && !is_finite(a, rows, n, AStride)) {
-            const Operand<A> left{a, AStride, 1};
-            if (kept.transposed) {
-                multiply_add_where<Cols>(rows, n, left, b, Stride, c, Stride, pairs_.by_key(kept, n).data());
-            } else {
-                multiply_add_where<Cols>(rows, n, left, b, Stride, c, Stride, kept.words);
-            }
+            add_where<Cols, AStride, Stride>(rows, n, a, b, c, kept);
         } else if constexpr (!multiplies_pairs<T>) {
             multiply_add<Cols, AStride, Stride>(rows, n, a, b, c);
         } else if constexpr (std::same_as<B, T>) {

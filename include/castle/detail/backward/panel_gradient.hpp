@@ -130,7 +130,7 @@ class PanelGradient {
         const BlockOperands<C>& block = rows_.operands;
         const Index d = state_.d();
         if (absorbs()) {
-            panel_scores_.template compute_gates<Cols>(pairs_.column(), gates_);
+            panel_scores_.template compute_gates<Cols>(pairs_.column(), gates_, d_gates_);
             if (pairs_.is_masked()) close_gates<Cols>(pairs_.absorbed_words(), 0, rows_.count(), gates_);
             if (rows_.finishes()) unfold<Cols>();
             // Query heads add to dU below, so what needs it as it is comes first.
@@ -371,22 +371,28 @@ class PanelGradient {
         }
     }
 
+    // The same as add_to_triangle of what is not finite. Rare, and not to take stack where it does not happen.
+    template <Index Cols>
+    EIGEN_DONT_INLINE void add_to_triangle_where(Index h) const {
+        const auto by_key = pairs_.by_key(pairs_.taken(), Cols);
+        for (Index i = 0; i < rows_.count(); ++i) {
+            std::array<std::uint64_t, std::size_t(panel_size)> own{};
+            for (Index s = 0; s < Cols; ++s) {
+                if ((pairs_.seen_words()[i] >> s & 1) != 0) own[std::size_t(s)] = by_key[std::size_t(s)];
+            }
+            multiply_add_where<block_size>(1, Cols, Operand<C>{d_lookahead_scores_ + i * panel_size, panel_size, 1},
+                                           products_.transposed(), block_size, sums_.triangle(h) + i * block_size,
+                                           block_size, own.data());
+        }
+    }
+
     // dT += dS^U G^T of query head h, of which the triangle is used, for the gates that were transposed last.
     template <Index Cols>
     void add_to_triangle(Index h) const {
         const KeptPairs taken = pairs_.taken();
         if (pairs_.is_masked() && !(is_finite(d_lookahead_scores_, rows_.count(), Cols, panel_size) &&
                                     is_finite(gates_, rows_.count(), Cols, panel_size))) {
-            const auto by_key = pairs_.by_key(taken, Cols);
-            for (Index i = 0; i < rows_.count(); ++i) {
-                std::array<std::uint64_t, std::size_t(panel_size)> own{};
-                for (Index s = 0; s < Cols; ++s) {
-                    if ((pairs_.seen_words()[i] >> s & 1) != 0) own[std::size_t(s)] = by_key[std::size_t(s)];
-                }
-                multiply_add_where<block_size>(1, Cols, Operand<C>{d_lookahead_scores_ + i * panel_size, panel_size, 1},
-                                               products_.transposed(), block_size, sums_.triangle(h) + i * block_size,
-                                               block_size, own.data());
-            }
+            add_to_triangle_where<Cols>(h);
             return;
         }
         for_row_tiles(rows_.count(), [&](auto height, Index i) {
@@ -398,7 +404,7 @@ class PanelGradient {
                 const auto d_scores = Operand<C>{d_lookahead_scores_, panel_size, 1}.rows_from(i);
                 if (Cols == block_size && taken.ranges != nullptr) {
                     tile.multiply_add_within(d_scores, products_.transposed() + j, block_size, Cols, j,
-                                             [&](Index s) { return taken.ranges[s]; });
+                                             [&](Index s) -> ColumnRange { return taken.ranges[s]; });
                 } else {
                     tile.multiply_add(d_scores, products_.transposed() + j, block_size, Cols);
                 }

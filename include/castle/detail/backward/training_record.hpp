@@ -260,8 +260,15 @@ class TrainingRecord {
                     });
                 }
             }
-            return;
+        } else {
+            run_pieces(first, end, with_pass, d_terms, executor);
         }
+    }
+
+    // The same with threads. Not to take stack without.
+    template <class WithPass>
+    EIGEN_DONT_INLINE void run_pieces(Index first, Index end, const WithPass& with_pass,
+                                      const TermsGradientView<C>& d_terms, const Executor& executor) {
         const auto one = [&](Index i) -> SequenceState<T>& { return state(i); };
         // f(pass, i, k) for the k-th of n(i) parts of every head of sequence i.
         const auto for_parts = [&](const auto& n, const auto& f) {

@@ -90,9 +90,9 @@ class PanelScores {
     const AbsorbedTokens& tokens() const { return tokens_; }
 
     // gates[t, s] = sigmoid(scale k^U_t . q^U_s): rows are the absorbed tokens, columns the keys, which is the
-    // transpose of dense::gates. Those of keys that do not absorb a token are unspecified.
+    // transpose of dense::gates. Those of keys that do not absorb a token are unspecified. Scratch is as large.
     template <Index Cols>
-    void compute_gates(Index column, T* gates) const {
+    void compute_gates(Index column, T* gates, C* scratch) const {
         const auto keys = rows_.factors.lookahead_keys().rows_from(skip());
         const auto logits_to = [&](C* logits) {
             multiply<Cols>(rows_.count(), state_.d(), keys, state_.lookahead_queries(p_) + column, panel_size, logits,
@@ -103,9 +103,8 @@ class PanelScores {
             logits_to(gates);
             open_gates<Cols>(rows_.count(), gates, gates);
         } else {
-            alignas(64) C logits[block_size * panel_size];
-            logits_to(logits);
-            open_gates<Cols>(rows_.count(), logits, gates);
+            logits_to(scratch);
+            open_gates<Cols>(rows_.count(), scratch, gates);
         }
     }
 

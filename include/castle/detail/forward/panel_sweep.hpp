@@ -117,12 +117,13 @@ class PanelSweep {
     }
 
     void compute_gates() {
-        tokens().for_column_ranges(
-            p_, is_masked_ ? panel_size : columns_, [&](auto columns, Index first, Absorbed absorbed) {
-                if (absorbed != Absorbed::none) {
-                    panel_scores_.template compute_gates<constant<decltype(columns)>>(first, gates_ + first);
-                }
-            });
+        tokens().for_column_ranges(p_, is_masked_ ? panel_size : columns_,
+                                   [&](auto columns, Index first, Absorbed absorbed) {
+                                       if (absorbed != Absorbed::none) {
+                                           panel_scores_.template compute_gates<constant<decltype(columns)>>(
+                                               first, gates_ + first, lookahead_scores_);
+                                       }
+                                   });
     }
 
     // Where the softmax of some rows is.

@@ -151,13 +151,13 @@ void multiply_add_pairs(Index rows, Index n, const A* a, const H* b, float* c) {
 
 // As multiply_add where row k of b counts only in the columns ranges[k].
 template <Index Cols, Index AStride, Index Stride, Scalar A, Scalar B, ComputeScalar T>
-void multiply_add_within(Index rows, Index n, const A* a, const B* b, T* c, const ColumnRange* ranges) {
+void multiply_add_within(Index rows, Index n, const A* a, const B* b, T* c, const SmallRange* ranges) {
     for_row_tiles(rows, [&](auto height, Index i) {
         for_column_tiles<T, Cols>([&](auto packets, Index j) {
             TileOf<T, decltype(height), decltype(packets)> tile;
             tile.load(c + i * Stride + j, Stride);
             tile.multiply_add_within(Operand<A>{a + i * AStride, AStride, 1}, b + j, Stride, n, j,
-                                     [ranges](Index k) { return ranges[k]; });
+                                     [ranges](Index k) -> ColumnRange { return ranges[k]; });
             tile.store(c + i * Stride + j, Stride);
         });
     });

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <cstdint>
 #include <type_traits>
 
 #include <castle/detail/simd/pair_products.hpp>
@@ -37,6 +38,20 @@ struct PairOperand {
 struct ColumnRange {
     Index begin;
     Index end;
+};
+
+// The same in an eighth of the bytes, for tables on the stack.
+class SmallRange {
+  public:
+    SmallRange() = default;
+    SmallRange(ColumnRange range)
+        : begin_(static_cast<std::uint8_t>(range.begin)), end_(static_cast<std::uint8_t>(range.end)) {}
+    operator ColumnRange() const { return {begin_, end_}; }
+
+  private:
+    static_assert(panel_size <= 255);
+    std::uint8_t begin_;
+    std::uint8_t end_;
 };
 
 // R rows by V packets of accumulators that live in registers while a product runs. Every number of the tile is one
