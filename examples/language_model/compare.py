@@ -32,8 +32,6 @@ ATTENTION = {
 PRECISION = {
     "float": ["--attention", "castle"],
     "bfloat16": ["--attention", "castle", "--precision", "bfloat16"],
-    "float, window 64": ["--attention", "castle-swl", "--window", "64"],
-    "bfloat16, window 64": ["--attention", "castle-swl", "--window", "64", "--precision", "bfloat16"],
 }
 # What is compared; the first is what the others are compared with.
 COMPARISONS = {"attention": ATTENTION, "precision": PRECISION}
