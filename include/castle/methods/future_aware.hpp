@@ -16,8 +16,8 @@
 #include <castle/detail/check/message.hpp>
 #include <castle/detail/methods/wide_heads.hpp>
 #include <castle/detail/simd/aligned_buffer.hpp>
-#include <castle/detail/simd/simd.hpp>
 #include <castle/detail/simd/product.hpp>
+#include <castle/detail/simd/simd.hpp>
 #include <castle/detail/simd/transpose.hpp>
 #include <castle/executor.hpp>
 #include <castle/input.hpp>
