@@ -95,11 +95,12 @@ TYPED_TEST(MaskPoison, ReachesOnlyWhatSeesItInTheForwardPass) {
 // Tokens of three kinds, mixed, that see their own kind only: what one kind holds is nothing to the others.
 TYPED_TEST(MaskPoison, ReachesNoGradientOfTokensThatAreNotRelated) {
     using T = TypeParam;
+    using C = castle::Compute<T>;
     std::uint64_t seed = 16100;
     for (const Index length : {1, 20, 64, 100, 150, 600}) {
         for (const Index window : windows) {
             for (const bool causal : {true, false}) {
-                for (const T bad : {std::numeric_limits<T>::quiet_NaN(), std::numeric_limits<T>::infinity(), T(1e30)}) {
+                for (const C bad : {std::numeric_limits<C>::quiet_NaN(), std::numeric_limits<C>::infinity(), C(1e30)}) {
                     Random random(++seed);
                     SCOPED_TRACE(describe("seed ", seed, ", L ", length, ", window ", window,
                                           causal ? ", causal, " : ", ", bad));
@@ -111,28 +112,28 @@ TYPED_TEST(MaskPoison, ReachesNoGradientOfTokensThatAreNotRelated) {
                     const castle::Shape shape{.d = 3, .dv = 2, .heads = 2, .kv_heads = 1};
                     const castle::Options options{.lookahead_window = window};
                     Head<T> head = random_heads<T>(random, length, shape);
-                    Matrix<T> d_out(length, shape.heads * shape.dv), d_sums(length, shape.heads);
+                    Matrix<C> d_out(length, shape.heads * shape.dv), d_sums(length, shape.heads);
                     fill_normal(random, d_out);
                     fill_normal(random, d_sums);
                     const auto run = [&] {
                         castle::Workspace<T> workspace(shape, options);
                         Matrix<T> out(length, shape.heads * shape.dv);
                         castle::forward(workspace, head.input(), castle::Output<T>{.out = out}, mask);
-                        castle::Gradient<T> g(length, shape);
+                        castle::Gradient<C> g(length, shape);
                         castle::backward(workspace, head.input(),
-                                         castle::OutputGradient<T>{.out = d_out, .log_sum_exp = d_sums}, g.view());
+                                         castle::OutputGradient<C>{.out = d_out, .log_sum_exp = d_sums}, g.view());
                         return g;
                     };
-                    const castle::Gradient<T> clean = run();
+                    const castle::Gradient<C> clean = run();
                     for (Index t = 0; t < length; ++t) {
                         if (kind[std::size_t(t)] != 0) continue;
                         for (Matrix<T>* m : head.all()) {
-                            if (random.integer(0, 2) == 0) m->row(t).setConstant(bad);
+                            if (random.integer(0, 2) == 0) m->row(t).setConstant(static_cast<T>(bad));
                         }
                         if (random.integer(0, 2) == 0) d_out.row(t).setConstant(bad);
                         if (random.integer(0, 2) == 0) d_sums.row(t).setConstant(bad);
                     }
-                    const castle::Gradient<T> poisoned = run();
+                    const castle::Gradient<C> poisoned = run();
                     for (std::size_t m = 0; m < 6; ++m) {
                         SCOPED_TRACE(input_names[m]);
                         expect_poison(*all_of(clean)[m], *all_of(poisoned)[m], false,
@@ -153,19 +154,21 @@ TYPED_TEST(MaskPoison, OfARowThatSeesNothingIsNone) {
     const Mask mask = masks::predicate([](Index t, Index s) { return t % 2 == 0 && s <= t; }).allowing_empty_rows();
     Head<T> head = random_heads<T>(random, length, shape);
     head.qc.row(5).setConstant(std::numeric_limits<T>::quiet_NaN());
-    Matrix<T> out(length, 2), sums(length, 1);
+    using C = castle::Compute<T>;
+    Matrix<T> out(length, 2);
+    Matrix<C> sums(length, 1);
     castle::Workspace<T> workspace(shape);
     castle::forward(workspace, head.input(), castle::Output<T>{.out = out, .log_sum_exp = sums}, mask);
-    Matrix<T> d_out(length, 2);
-    d_out.setConstant(std::numeric_limits<T>::quiet_NaN());
+    Matrix<C> d_out(length, 2);
+    d_out.setConstant(std::numeric_limits<C>::quiet_NaN());
     for (Index t = 0; t < length; t += 2) d_out.row(t).setOnes();
-    const castle::Gradient<T> g = castle::backward(workspace, head.input(), d_out);
+    const castle::Gradient<C> g = castle::backward(workspace, head.input(), d_out);
     for (Index t = 1; t < length; t += 2) {
-        EXPECT_TRUE((out.row(t).array() == 0).all());
-        EXPECT_EQ(sums(t, 0), -std::numeric_limits<T>::infinity());
+        EXPECT_TRUE((out.row(t).array() == T(0)).all());
+        EXPECT_EQ(sums(t, 0), -std::numeric_limits<C>::infinity());
         EXPECT_TRUE((g.causal.q.row(t).array() == 0).all());
     }
-    for (const Matrix<T>* m : all_of(g)) EXPECT_TRUE(m->allFinite());
+    for (const Matrix<C>* m : all_of(g)) EXPECT_TRUE(m->allFinite());
 }
 
 }  // namespace

@@ -2,7 +2,9 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <concepts>
+#include <cstdint>
 #include <type_traits>
 
 #include <castle/detail/backward/cell_pairs.hpp>
@@ -59,31 +61,51 @@ class CellProducts {
     const Factor* transposed() const { return transposed_; }
 
   private:
-    // What words leave out. Rare, and not to take stack where it does not happen.
-    template <Index Cols, Index AStride, Index Stride, Scalar A, Scalar B>
-    EIGEN_DONT_INLINE void add_where(Index rows, Index n, const A* a, const B* b, C* c, const KeptPairs& kept) const {
-        const Operand<A> left{a, AStride, 1};
-        if (kept.transposed) {
-            multiply_add_where<Cols>(rows, n, left, b, Stride, c, Stride, pairs_.by_key(kept, n).data());
-        } else {
-            multiply_add_where<Cols>(rows, n, left, b, Stride, c, Stride, kept.words);
-        }
-    }
-
     // Only blocks of keys have ranges.
     template <Index Cols, Index AStride, Index Stride, Scalar A, Scalar B>
     void add_product(Index rows, Index n, const A* a, const B* b, C* c, const KeptPairs& kept) {
         if (Cols == block_size && kept.ranges != nullptr) {
             multiply_add_within<block_size, AStride, Stride>(rows, n, a, b, c, kept.ranges);
-        } else if (kept.words != nullptr && !is_finite(a, rows, n, AStride)) {
+            return;
+        }
+        const bool leaves_out = kept.words != nullptr && !is_finite(a, rows, n, AStride);
+        if constexpr (multiplies_pairs<T>) {
+            const T* right = rounded_;
+            if constexpr (std::same_as<B, T>) {
+                right = b;
+            } else {
+                for (Index k = 0; k < n; ++k) round_row(b + k * Stride, Cols, rounded_ + k * Stride);
+            }
+            if (leaves_out) {
+                add_where<Cols, AStride, Stride>(rows, n, a, right, c, kept);
+            } else {
+                multiply_add_pairs<T, Cols, AStride, Stride>(rows, n, a, right, c);
+            }
+        } else if (leaves_out) {
             add_where<Cols, AStride, Stride>(rows, n, a, b, c, kept);
-        } else if constexpr (!multiplies_pairs<T>) {
-            multiply_add<Cols, AStride, Stride>(rows, n, a, b, c);
-        } else if constexpr (std::same_as<B, T>) {
-            multiply_add_pairs<T, Cols, AStride, Stride>(rows, n, a, b, c);
         } else {
-            for (Index k = 0; k < n; ++k) round_row(b + k * Stride, Cols, rounded_ + k * Stride);
-            multiply_add_pairs<T, Cols, AStride, Stride>(rows, n, a, rounded_, c);
+            multiply_add<Cols, AStride, Stride>(rows, n, a, b, c);
+        }
+    }
+
+    // The same of what words leave out. Rare, and not to take stack where it does not happen.
+    template <Index Cols, Index AStride, Index Stride, Scalar A, Scalar B>
+    EIGEN_DONT_INLINE void add_where(Index rows, Index n, const A* a, const B* b, C* c, const KeptPairs& kept) const {
+        std::array<std::uint64_t, std::size_t(panel_size)> words{};
+        if (kept.transposed) {
+            words = pairs_.by_key(kept, n);
+        } else {
+            std::copy_n(kept.words, n, words.begin());
+        }
+        if constexpr (multiplies_pairs<T>) {
+            for (Index i = 0; i < rows; ++i) {
+                alignas(64) T left[AStride];
+                for (Index k = 0; k < n; ++k) left[k] = narrowed<T>(widened(a[i * AStride + k]));
+                multiply_add_where<Cols>(1, n, PairOperand<T>{left, AStride, 1}, b, Stride, c + i * Stride, Stride,
+                                         words.data());
+            }
+        } else {
+            multiply_add_where<Cols>(rows, n, Operand<A>{a, AStride, 1}, b, Stride, c, Stride, words.data());
         }
     }
 
