@@ -139,7 +139,7 @@ TYPED_TEST(Stored, FormsMatchOracle) {
             }
             // The bounds say something: no more than some roundings of an output, which is of size 1. That of the
             // roundings of factors is for the worst of all signs, and grows with the sums.
-            if (!castle::detail::multiplies_pairs<T> || sizes.length < 100) {
+            if (!castle::detail::multiplies_pairs<T> || sizes.length < 50) {
                 EXPECT_LE(largest(bounds.output), 300 * unit_roundoff<T>);
             }
             if (this->HasFailure()) return;
