@@ -41,7 +41,7 @@ Matrix<Compute<T>> lookahead_keys(const HeadState<T>& state) {
     const AbsorbedTokens open(state.window(), origin, size);
     AlignedBuffer<C> panel(d * panel_size), factors(BlockFactors<T>::elements(state.operand_sizes()));
     const BlockFactors<T> block(state.open_block(), state.operand_sizes(), factors.data());
-    block.make_values(size - origin);
+    if (size > origin) block.make_values(size - origin);
     const Index first_seen = state.sliding_window() <= size ? size - state.sliding_window() + 1 : 0;
     for (Index p = first_seen / panel_size; p * panel_size < size; ++p) {
         state.with_lookahead_keys(p, origin, [&](const auto* keys) { copy_numbers(keys, panel.size(), panel.data()); });
