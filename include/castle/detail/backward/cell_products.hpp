@@ -11,6 +11,7 @@
 #include <castle/detail/base/layout.hpp>
 #include <castle/detail/forward/panel_scores.hpp>
 #include <castle/detail/score/mask_words.hpp>
+#include <castle/detail/simd/aligned_buffer.hpp>
 #include <castle/detail/simd/product.hpp>
 #include <castle/detail/simd/transpose.hpp>
 #include <castle/detail/state/block_factors.hpp>
@@ -33,7 +34,7 @@ class CellProducts {
     CellProducts(const BlockRows<T>& rows, const CellPairs<T>& pairs) : rows_(rows), pairs_(pairs) {}
 
     // A partial block leaves columns of what is transposed unwritten.
-    void clear() { std::fill_n(transposed_, panel_size * block_size, Factor(0)); }
+    void clear() { std::fill_n(transposed_.data(), panel_size * block_size, Factor(0)); }
 
     // out[tokens, Cols] = a panel
     template <Index Cols>
@@ -50,15 +51,16 @@ class CellProducts {
     // sum[dims, tokens] += panel y^T for the y that was transposed last.
     template <Index Cols, Scalar A>
     void add_to_tokens(Index dims, const A* panel, C* sum, const KeptPairs& kept) {
-        add_product<block_size, panel_size, block_size>(dims, Cols, panel + pairs_.column(), transposed_, sum, kept);
+        add_product<block_size, panel_size, block_size>(dims, Cols, panel + pairs_.column(), transposed_.data(), sum,
+                                                        kept);
     }
 
     // transposed()[Cols][block] = y^T
     template <Index Cols, Scalar Y>
     void transpose(const Y* y) {
-        detail::transpose(y, panel_size, rows_.count(), Cols, C(1), transposed_, block_size);
+        detail::transpose(y, panel_size, rows_.count(), Cols, C(1), transposed_.data(), block_size);
     }
-    const Factor* transposed() const { return transposed_; }
+    const Factor* transposed() const { return transposed_.data(); }
 
   private:
     // Only blocks of keys have ranges.
@@ -70,11 +72,11 @@ class CellProducts {
         }
         const bool leaves_out = kept.words != nullptr && !is_finite(a, rows, n, AStride);
         if constexpr (multiplies_pairs<T>) {
-            const T* right = rounded_;
+            const T* right = rounded_.data();
             if constexpr (std::same_as<B, T>) {
                 right = b;
             } else {
-                for (Index k = 0; k < n; ++k) round_row(b + k * Stride, Cols, rounded_ + k * Stride);
+                for (Index k = 0; k < n; ++k) round_row(b + k * Stride, Cols, rounded_.data() + k * Stride);
             }
             if (leaves_out) {
                 add_where<Cols, AStride, Stride>(rows, n, a, right, c, kept);
@@ -99,10 +101,10 @@ class CellProducts {
         }
         if constexpr (multiplies_pairs<T>) {
             for (Index i = 0; i < rows; ++i) {
-                alignas(64) T left[AStride];
-                for (Index k = 0; k < n; ++k) left[k] = narrowed<T>(widened(a[i * AStride + k]));
-                multiply_add_where<Cols>(1, n, PairOperand<T>{left, AStride, 1}, b, Stride, c + i * Stride, Stride,
-                                         words.data());
+                Uninitialized<T, AStride> left;
+                for (Index k = 0; k < n; ++k) left.data()[k] = narrowed<T>(widened(a[i * AStride + k]));
+                multiply_add_where<Cols>(1, n, PairOperand<T>{left.data(), AStride, 1}, b, Stride, c + i * Stride,
+                                         Stride, words.data());
             }
         } else {
             multiply_add_where<Cols>(rows, n, Operand<A>{a, AStride, 1}, b, Stride, c, Stride, words.data());
@@ -111,8 +113,8 @@ class CellProducts {
 
     const BlockRows<T>& rows_;
     const CellPairs<T>& pairs_;
-    alignas(64) Factor transposed_[panel_size * block_size];
-    alignas(64) T rounded_[multiplies_pairs<T> ? block_size * panel_size : 1];  // a right factor
+    Uninitialized<Factor, panel_size * block_size> transposed_;
+    Uninitialized<T, multiplies_pairs<T> ? block_size * panel_size : 1> rounded_;  // a right factor
 };
 
 }  // namespace detail

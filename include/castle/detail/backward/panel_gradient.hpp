@@ -16,6 +16,7 @@
 #include <castle/detail/score/gates.hpp>
 #include <castle/detail/score/mask_words.hpp>
 #include <castle/detail/score/score_terms.hpp>
+#include <castle/detail/simd/aligned_buffer.hpp>
 #include <castle/detail/simd/packet_math.hpp>
 #include <castle/detail/simd/product.hpp>
 #include <castle/detail/state/block_operands.hpp>
@@ -130,12 +131,12 @@ class PanelGradient {
         const BlockOperands<C>& block = rows_.operands;
         const Index d = state_.d();
         if (absorbs()) {
-            panel_scores_.template compute_gates<Cols>(pairs_.column(), gates_, d_gates_);
-            if (pairs_.is_masked()) close_gates<Cols>(pairs_.absorbed_words(), 0, rows_.count(), gates_);
+            panel_scores_.template compute_gates<Cols>(pairs_.column(), gates_.data(), d_gates_);
+            if (pairs_.is_masked()) close_gates<Cols>(pairs_.absorbed_words(), 0, rows_.count(), gates_.data());
             if (rows_.finishes()) unfold<Cols>();
             // Query heads add to dU below, so what needs it as it is comes first.
             products_.template multiply_with<Cols>(values_, d, gradients_.d_lookahead_keys(p_), d_gates_);
-            products_.template transpose<Cols>(gates_);
+            products_.template transpose<Cols>(gates_.data());
             products_.template add_to_tokens<Cols>(d, gradients_.d_lookahead_keys(p_), sums_.lookahead_values(),
                                                    pairs_.taken());
         }
@@ -164,7 +165,7 @@ class PanelGradient {
             [&](const auto& term) { this->template differentiate_scores<Cols>(h, cotangents, term); });
 
         if (absorbs()) {
-            if (h > 0) products_.template transpose<Cols>(gates_);
+            if (h > 0) products_.template transpose<Cols>(gates_.data());
             add_to_triangle<Cols>(h);
             add_to_gates<Cols>(h);
         }
@@ -188,11 +189,11 @@ class PanelGradient {
     template <Index Cols>
     void compute_lookahead_scores(const QueryRows<T>& rows) {
         if (pairs_.is_masked()) {
-            panel_scores_.template compute_lookahead_scores<Cols>(rows, pairs_.column(), pairs_.absorbing(),
-                                                                  pairs_.absorbed_words(), gates_, d_lookahead_scores_);
+            panel_scores_.template compute_lookahead_scores<Cols>(
+                rows, pairs_.column(), pairs_.absorbing(), pairs_.absorbed_words(), gates_.data(), d_lookahead_scores_);
         } else {
-            panel_scores_.template compute_lookahead_scores<Cols>(rows, pairs_.column(), pairs_.absorbed(), gates_,
-                                                                  d_lookahead_scores_);
+            panel_scores_.template compute_lookahead_scores<Cols>(rows, pairs_.column(), pairs_.absorbed(),
+                                                                  gates_.data(), d_lookahead_scores_);
         }
     }
 
@@ -212,13 +213,14 @@ class PanelGradient {
         const auto values = rows_.factors.lookahead_values();
         if (pairs_.is_masked()) {
             const auto before = restored.sizes();
-            fold_words<Cols, Fold::subtract>(pairs_.absorbed_words(), 0, state_.d(), values, gates_, block_size, u);
+            fold_words<Cols, Fold::subtract>(pairs_.absorbed_words(), 0, state_.d(), values, gates_.data(), block_size,
+                                             u);
             restored.run(rows_.origin, before, gradients_);
             return;
         }
         const auto before = restored.size();
-        fold_tokens<Cols, Fold::subtract>(tokens(), pairs_.absorbed(), p_, pairs_.column(), state_.d(), values, gates_,
-                                          block_size, u);
+        fold_tokens<Cols, Fold::subtract>(tokens(), pairs_.absorbed(), p_, pairs_.column(), state_.d(), values,
+                                          gates_.data(), block_size, u);
         restored.run(rows_.origin, before, gradients_);
     }
 
@@ -361,7 +363,7 @@ class PanelGradient {
     template <Index Cols>
     void differentiate_gates() {
         for (Index j = 0; j < rows_.count(); ++j) {
-            const T* gate = gates_ + j * panel_size;
+            const T* gate = gates_.data() + j * panel_size;
             C* d_gate = d_gates_ + j * panel_size;
             for_packets<C, Cols>([&](Index c) CASTLE_INLINE_LAMBDA {
                 const Packet g = S::load(gate + c);
@@ -391,7 +393,7 @@ class PanelGradient {
     void add_to_triangle(Index h) const {
         const KeptPairs taken = pairs_.taken();
         if (pairs_.is_masked() && !(is_finite(d_lookahead_scores_, rows_.count(), Cols, panel_size) &&
-                                    is_finite(gates_, rows_.count(), Cols, panel_size))) {
+                                    is_finite(gates_.data(), rows_.count(), Cols, panel_size))) {
             add_to_triangle_where<Cols>(h);
             return;
         }
@@ -424,7 +426,7 @@ class PanelGradient {
     CellProducts<T> products_;
     Index p_;
     BlockWords mass_words_;  // keys of the panel that the second mask shows
-    alignas(64) T gates_[block_size * panel_size];
+    Uninitialized<T, block_size * panel_size> gates_;
     alignas(64) C d_gates_[block_size * panel_size];
     alignas(64) C scores_[block_size * panel_size];
     alignas(64) C d_scores_[block_size * panel_size];

@@ -12,6 +12,7 @@
 #include <castle/detail/score/mask_words.hpp>
 #include <castle/detail/score/score_terms.hpp>
 #include <castle/detail/score/softmax_rows.hpp>
+#include <castle/detail/simd/aligned_buffer.hpp>
 #include <castle/detail/simd/packet_math.hpp>
 #include <castle/detail/simd/product.hpp>
 #include <castle/detail/state/head_state.hpp>
@@ -47,7 +48,7 @@ class PanelSweep {
           columns_((std::min)(round_up(rows.end - first_key_, block_size), panel_size)),
           absorbed_(tokens().by_keys(first_key_, panel_size) != Absorbed::none),
           is_masked_(rows.sight.rule != nullptr || state.is_masked()),
-          gates_(absorbed_ && rows.is_split() ? state.gates(p) : own_gates_) {
+          gates_(absorbed_ && rows.is_split() ? state.gates(p) : own_gates_.data()) {
         if (is_masked_) set_words();
         if (rows.sight.mass_over != nullptr) {
             see(rows.sight.mass_over->rule(), rows.origin, rows.first, rows.end, p, rows.sight.keys, mass_words_);
@@ -248,13 +249,13 @@ class PanelSweep {
         for (Index i = 0; i < rows.count; ++i) {
             const Index row = i * panel_size + first_column_;
             for_packets<C, Cols>([&](Index c) CASTLE_INLINE_LAMBDA {
-                PairProducts<T>::round(S::load(scores_ + row + c), rounded_weights_ + row + c);
+                PairProducts<T>::round(S::load(scores_ + row + c), rounded_weights_.data() + row + c);
             });
         }
     }
     LeftFactor<T> weights() const {
         if constexpr (multiplies_pairs<T>) {
-            return {rounded_weights_, panel_size, 1};
+            return {rounded_weights_.data(), panel_size, 1};
         } else {
             return {scores_, panel_size, 1};
         }
@@ -354,10 +355,10 @@ class PanelSweep {
     BlockWords seen_words_;
     BlockWords absorbed_words_;
     BlockWords mass_words_;
-    alignas(64) T own_gates_[block_size * panel_size];
+    Uninitialized<T, block_size * panel_size> own_gates_;
     alignas(64) C lookahead_scores_[block_size * panel_size];
     alignas(64) C scores_[block_size * panel_size];
-    alignas(64) T rounded_weights_[multiplies_pairs<T> ? block_size * panel_size : 1];
+    Uninitialized<T, multiplies_pairs<T> ? block_size * panel_size : 1> rounded_weights_;
     alignas(64) C rescale_[block_size] = {};
 };
 

@@ -19,6 +19,17 @@ namespace castle {
 inline namespace CASTLE_ABI {
 namespace detail {
 
+// Room for N elements in place, which nothing sets: an array of Eigen's 16-bit scalars sets all of them to 0.
+template <Scalar T, Index N>
+class Uninitialized {
+  public:
+    T* data() { return reinterpret_cast<T*>(bytes_); }
+    const T* data() const { return reinterpret_cast<const T*>(bytes_); }
+
+  private:
+    alignas(cache_line) unsigned char bytes_[std::size_t(N) * sizeof(T)];
+};
+
 // Asks the system for huge pages behind [memory, memory + bytes) where whole ones fit, as a wish that it may ignore.
 inline void prefer_huge_pages([[maybe_unused]] void* memory, [[maybe_unused]] std::size_t bytes) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)

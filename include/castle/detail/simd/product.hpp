@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <concepts>
 
+#include <castle/detail/simd/aligned_buffer.hpp>
 #include <castle/detail/simd/tile.hpp>
 
 // How tiles cover a matrix, and the products of whole matrices.
@@ -133,12 +134,12 @@ void multiply_add(Index rows, Index n, const A* a, const B* b, T* c) {
 template <Scalar H, Index Cols, Index AStride, Index Stride, Scalar A>
 void multiply_add_pairs(Index rows, Index n, const A* a, const H* b, float* c) {
     for_row_tiles(rows, [&](auto height, Index i) {
-        alignas(64) H rounded[std::same_as<A, H> ? 1 : constant<decltype(height)> * AStride];
-        PairOperand<H> left{rounded, AStride, 1};
+        Uninitialized<H, std::same_as<A, H> ? 1 : constant<decltype(height)> * AStride> rounded;
+        PairOperand<H> left{rounded.data(), AStride, 1};
         if constexpr (std::same_as<A, H>) {
             left.data = a + i * AStride;
         } else {
-            for (Index r = 0; r < height; ++r) round_row(a + (i + r) * AStride, n, rounded + r * AStride);
+            for (Index r = 0; r < height; ++r) round_row(a + (i + r) * AStride, n, rounded.data() + r * AStride);
         }
         for_column_tiles<float, Cols>([&](auto packets, Index j) {
             TileOf<float, decltype(height), decltype(packets)> tile;
