@@ -47,8 +47,8 @@ class PanelSweep {
           first_key_(p * panel_size),
           columns_((std::min)(round_up(rows.end - first_key_, block_size), panel_size)),
           absorbed_(tokens().by_keys(first_key_, panel_size) != Absorbed::none),
-          is_masked_(rows.sight.rule != nullptr || state.is_masked()),
-          gates_(absorbed_ && rows.is_split() ? state.gates(p) : own_gates_.data()) {
+          is_masked_(rows.sight.rule != nullptr || state.is_masked()) {
+        gates_ = absorbed_ && rows.is_split() ? state.gates(p) : own_gates_.data();
         if (is_masked_) set_words();
         if (rows.sight.mass_over != nullptr) {
             see(rows.sight.mass_over->rule(), rows.origin, rows.first, rows.end, p, rows.sight.keys, mass_words_);
