@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cmath>
+#include <limits>
 
 #include <gtest/gtest.h>
 
@@ -24,6 +25,24 @@ void expect_poison(const Matrix<T>& clean, const Matrix<T>& poisoned, bool is_na
                 ASSERT_TRUE(std::isnan(poisoned(i, j)))
                     << "(" << i << ", " << j << ") hides the poison: it is " << poisoned(i, j);
             }
+        }
+    }
+}
+
+/// NaN in whatever a product a b, of n terms each, does not count, as counts(i, k, j) says: an element of b that counts
+/// in no row, and one of a that counts in no column.
+template <class A, class B, class Counts>
+void poison_uncounted(const Counts& counts, Index n, Matrix<A>& a, Matrix<B>& b) {
+    for (Index k = 0; k < n; ++k) {
+        for (Index j = 0; j < b.cols(); ++j) {
+            bool any = false;
+            for (Index i = 0; i < a.rows(); ++i) any = any || counts(i, k, j);
+            if (!any) b(k, j) = std::numeric_limits<B>::quiet_NaN();
+        }
+        for (Index i = 0; i < a.rows(); ++i) {
+            bool any = false;
+            for (Index j = 0; j < b.cols(); ++j) any = any || counts(i, k, j);
+            if (!any) a(i, k) = std::numeric_limits<A>::quiet_NaN();
         }
     }
 }

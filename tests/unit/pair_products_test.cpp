@@ -18,6 +18,7 @@
 
 #include "support/generators.hpp"
 #include "support/message.hpp"
+#include "support/poison.hpp"
 #include "support/runs.hpp"
 #include "support/tolerances.hpp"
 
@@ -159,18 +160,7 @@ void expect_only_what_counts(Random& random, Index n, const Counts& counts, cons
     // Rows in pairs are there to be read.
     Matrix<B> b = random_matrix<B>(random, detail::round_up(n, 2), cols);
     if (n % 2 != 0) b.row(n).setConstant(B(std::numeric_limits<float>::quiet_NaN()));
-    for (Index k = 0; k < n; ++k) {
-        for (Index j = 0; j < cols; ++j) {
-            bool any = false;
-            for (Index i = 0; i < R; ++i) any = any || counts(i, k, j);
-            if (!any) b(k, j) = B(std::numeric_limits<float>::quiet_NaN());
-        }
-        for (Index i = 0; i < R; ++i) {
-            bool any = false;
-            for (Index j = 0; j < cols; ++j) any = any || counts(i, k, j);
-            if (!any) a(i, k) = Left::nan();
-        }
-    }
+    poison_uncounted(counts, n, a, b);
     const Left left(a);
     const auto product = [&](const detail::PairOperand<bfloat16>& operand) {
         return written<float>(R, cols, [&](castle::MatrixView<float> view) {

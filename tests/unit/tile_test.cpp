@@ -11,6 +11,7 @@
 #include <castle/detail/simd/product.hpp>
 
 #include "support/generators.hpp"
+#include "support/poison.hpp"
 #include "support/scalars.hpp"
 #include "support/tolerances.hpp"
 
@@ -157,21 +158,9 @@ TYPED_TEST(Tiles, LoadScaledMultipliesEveryRowWithItsFactor) {
 template <class T, int R, int V, class Counts, class Apply>
 void expect_only_what_counts(Random& random, Index n, const Counts& counts, const Apply& run) {
     constexpr Index cols = V * detail::Simd<T>::width;
-    constexpr T nan = std::numeric_limits<T>::quiet_NaN();
     Matrix<T> start(R, cols), a(R, n), b(n, cols);
     for (Matrix<T>* m : {&start, &a, &b}) fill_normal(random, *m);
-    for (Index k = 0; k < n; ++k) {
-        for (Index j = 0; j < cols; ++j) {
-            bool any = false;
-            for (Index i = 0; i < R; ++i) any = any || counts(i, k, j);
-            if (!any) b(k, j) = nan;
-        }
-        for (Index i = 0; i < R; ++i) {
-            bool any = false;
-            for (Index j = 0; j < cols; ++j) any = any || counts(i, k, j);
-            if (!any) a(i, k) = nan;
-        }
-    }
+    poison_uncounted(counts, n, a, b);
     const Matrix<T> c = written<T>(R, cols, [&](castle::MatrixView<T> view) {
         detail::Tile<T, R, V> tile;
         tile.load(start.data(), cols);
