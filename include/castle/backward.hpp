@@ -47,7 +47,9 @@
 // twice a sequence as a rule.
 //
 // Of inputs in 16 bits gradients are in float, and so is d_out; they are those of the numbers that float widens the
-// inputs to. A lookahead key that the forward pass has read rounded passes its gradient on as if it were not.
+// inputs to. What the forward pass has rounded, gates and lookahead keys, passes its gradient on as if it were not.
+// Where the build has dot products of bfloat16, both factors of most products are rounded to it in this pass too, d_out
+// among them: a gradient is then off by some roundings of bfloat16.
 //
 // What is masked is left out, as in the forward pass: an infinity or a NaN in an input or in d_out reaches the
 // gradients that depend on it and no other.

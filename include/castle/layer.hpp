@@ -45,7 +45,7 @@ inline namespace CASTLE_ABI {
 /// that of the options; calls that return a matrix of their own take none.
 ///
 /// With a 16-bit scalar the weights, `x`, `y` and what a cache stores are of it; projections, everything between them
-/// and the gradients are in float.
+/// and the gradients are in float, but for attention's factors where the build has dot products of bfloat16.
 ///
 /// A layer moves but does not copy; one that was moved from may only be assigned to or destroyed. A move to itself
 /// changes nothing.

@@ -47,9 +47,9 @@ inline Index absorbing_window(Index lookahead_window, Index sliding_window) {
 // where it is unless it is shared. U has every finished block folded in; of the open block there are the gates,
 // K^U and V^U, and, while its group runs, the other operands.
 //
-// Where T has 16 bits, K^C, V^C and Q^U are stored so, and everything else is in float. U is then in two places: as
-// long as its keys may absorb tokens it is in float, in a ring; once the window has left them behind it is final, and
-// stored as T beside K^C. Rows read the one or the other by where their block is, so that bits depend on positions
+// Where T has 16 bits, K^C, V^C, Q^U and gates are stored so, and everything else is in float. U is then in two places:
+// as long as its keys may absorb tokens it is in float, in a ring; once the window has left them behind it is final,
+// and stored as T beside K^C. Rows read the one or the other by where their block is, so that bits depend on positions
 // alone.
 template <Scalar T>
 class HeadState {
