@@ -11,8 +11,9 @@ namespace castle {
 inline namespace CASTLE_ABI {
 namespace detail {
 
-// A matrix operand that is read one number at a time: element (i, k) is data[i * row + k * col].
-template <Scalar T>
+// A matrix operand of which so many numbers are read at a time, side by side: element (i, k), k being a multiple of
+// `together`, is data[i * row + k * col].
+template <Scalar T, int together = 1>
 struct Operand {
     const T* data;
     Index row;
@@ -22,17 +23,9 @@ struct Operand {
     Operand cols_from(Index k) const { return {data + k * col, row, col}; }
 };
 
-// The same for products of pairs: elements (i, k) and (i, k + 1), k being even, lie side by side from
-// data[i * row + k * col] on.
+// For products of pairs.
 template <Scalar T>
-struct PairOperand {
-    const T* data;
-    Index row;
-    Index col;
-
-    PairOperand rows_from(Index i) const { return {data + i * row, row, col}; }
-    PairOperand cols_from(Index k) const { return {data + k * col, row, col}; }
-};
+using PairOperand = Operand<T, 2>;
 
 // A half-open range of columns of a panel.
 struct ColumnRange {
