@@ -312,28 +312,11 @@ class PanelSweep {
         const Index dv = state_.dv_padded();
         const T* values = state_.values(p_);
         for (Index i = 0; i < rows.count; ++i) {
-            const auto own_weights = weights().rows_from(i);
-            const std::uint64_t word = seen_word(rows, i);
             C* out = softmax.rows.out(softmax.row(i));
             for_column_tiles<C, 1>(dv, [&](auto packets, Index c) {
                 Tile<C, 1, constant<decltype(packets)>> tile;
                 tile.load_scaled(out + c, dv, rescale_ + i);
-                if constexpr (multiplies_pairs<T>) {
-                    for (Index k = first_column_; k < columns_; k += 2) {
-                        const auto lanes = [&](Index key) {
-                            return S::less(S::zero(), S::set(static_cast<C>(word >> key & 1)));
-                        };
-                        if ((word >> k & 3) == 0) continue;
-                        tile.multiply_add_pair_where(
-                            own_weights.cols_from(k), values + k * dv + c, dv, (word >> k & 2) != 0,
-                            [&](auto) { return lanes(k); }, [&](auto) { return lanes(k + 1); });
-                    }
-                } else {
-                    for_runs(word, [&](const ColumnRange& run) {
-                        tile.multiply_add(own_weights.cols_from(run.begin), values + run.begin * dv + c, dv,
-                                          run.end - run.begin);
-                    });
-                }
+                multiply_add_rows(weights().rows_from(i), values + c, dv, seen_word(rows, i), tile);
                 tile.store(out + c, dv);
             });
         }

@@ -189,6 +189,28 @@ void for_runs(std::uint64_t word, const F& f) {
     }
 }
 
+// tile += a b for the rows of b of which the word has a bit, whatever stands in others.
+template <Scalar A, Scalar B, ComputeScalar T, int V>
+EIGEN_ALWAYS_INLINE void multiply_add_rows(Operand<A> a, const B* b, Index stride, std::uint64_t word,
+                                           Tile<T, 1, V>& tile) {
+    for_runs(word, [&](const ColumnRange& run) {
+        tile.multiply_add(a.cols_from(run.begin), b + run.begin * stride, stride, run.end - run.begin);
+    });
+}
+template <Scalar H, Scalar B, ComputeScalar T, int V>
+EIGEN_ALWAYS_INLINE void multiply_add_rows(PairOperand<H> a, const B* b, Index stride, std::uint64_t word,
+                                           Tile<T, 1, V>& tile) {
+    const auto lanes = [&](Index k) {
+        return Simd<T>::less(Simd<T>::zero(), Simd<T>::set(static_cast<T>(word >> k & 1)));
+    };
+    for (Index k = 0; k < panel_size; k += 2) {
+        if ((word >> k & 3) == 0) continue;
+        tile.multiply_add_pair_where(
+            a.cols_from(k), b + k * stride, stride, (word >> k & 2) != 0, [&](auto) { return lanes(k); },
+            [&](auto) { return lanes(k + 1); });
+    }
+}
+
 // c[rows, Cols] += a b, where row k of b, of n, counts only in the columns of words[k], whatever stands elsewhere.
 template <Index Cols, Scalar A, Scalar B, ComputeScalar T>
 void multiply_add_where(Index rows, Index n, Operand<A> a, const B* b, Index b_stride, T* c, Index c_stride,
