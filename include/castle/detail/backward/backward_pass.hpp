@@ -94,7 +94,7 @@ class BackwardPass {
     // The operands of the group's block b, and its rows' cotangents.
     void pack_block(const Group& group, Index b) {
         const BlockRows<T> rows = block(group, b);
-        const BlockOperands<C>& operands = rows.operands;
+        const BlockOperands<C>& operands = rows.operands();
         const Index d = state_.d(), dv = state_.dv(), n = rows.count();
         const Input<In>& input = input_.input;
         const auto pack = [&](const auto& from, Index first_col, Index cols, C scale, C* to) {
@@ -184,7 +184,8 @@ class BackwardPass {
         const GradientView<C>& gradient = input_.gradient;
         for (Index h = 0; h < state_.group(); ++h) {
             if (state_.has_lookahead()) add_triangle(rows, total, h);
-            write(total.causal_queries(h), block_size, rows, state_.scale(), gradient.causal.q, h * d, d);
+            write(total.causal_queries(h), block_size, rows.first, rows.count(), state_.scale(), gradient.causal.q,
+                  h * d, d);
         }
         if (!state_.has_lookahead()) {
             // There may be lookahead inputs, which have no effect.
@@ -193,24 +194,19 @@ class BackwardPass {
             }
             return;
         }
-        write(total.lookahead_keys(), block_size, rows, state_.scale(), gradient.lookahead.k, 0, d);
-        write(total.lookahead_values(), block_size, rows, C(1), gradient.lookahead.v, 0, d);
+        write(total.lookahead_keys(), block_size, rows.first, rows.count(), state_.scale(), gradient.lookahead.k, 0, d);
+        write(total.lookahead_values(), block_size, rows.first, rows.count(), C(1), gradient.lookahead.v, 0, d);
     }
 
     // The gradients of the keys of panel p: dK^C, dV^C, dQ^U.
     void finish_panel(Index p) {
-        const BlockOperands<C> none(nullptr, state_.operand_sizes());
-        const BlockRows<T> rows{.origin = p * panel_size,
-                                .first = p * panel_size,
-                                .end = (std::min)((p + 1) * panel_size, input_.keys()),
-                                .sight = {},
-                                .operands = none,
-                                .factors = {none, state_.operand_sizes(), nullptr}};
+        const Index first = p * panel_size, count = (std::min)(panel_size, input_.keys() - first);
         const GradientView<C>& gradient = input_.gradient;
-        write(gradients_.d_causal_keys(p), panel_size, rows, C(1), gradient.causal.k, 0, state_.d());
-        write(gradients_.d_values(p), panel_size, rows, C(1), gradient.causal.v, 0, state_.dv());
+        write(gradients_.d_causal_keys(p), panel_size, first, count, C(1), gradient.causal.k, 0, state_.d());
+        write(gradients_.d_values(p), panel_size, first, count, C(1), gradient.causal.v, 0, state_.dv());
         if (state_.has_lookahead()) {
-            write(gradients_.d_lookahead_queries(p), panel_size, rows, C(1), gradient.lookahead.q, 0, state_.d());
+            write(gradients_.d_lookahead_queries(p), panel_size, first, count, C(1), gradient.lookahead.q, 0,
+                  state_.d());
         }
     }
 
@@ -298,13 +294,11 @@ class BackwardPass {
     BlockRows<T> block(const Group& group, Index b) const {
         const Index origin = group.first + b * block_size;
         const OperandSizes sizes = state_.operand_sizes();
-        const BlockOperands<C> operands(packed(b), sizes);
         return {.origin = origin,
                 .first = origin,
                 .end = (std::min)(origin + block_size, group.end),
                 .sight = group.sight,
-                .operands = operands,
-                .factors = {operands, sizes, packed(b) + factors_at(state_)}};
+                .factors = {BlockOperands<C>(packed(b), sizes), sizes, packed(b) + factors_at(state_)}};
     }
     C* packed(Index b) const { return memory_ + b * packed_elements(state_); }
     C* d_out(Index b, Index h) const { return packed(b) + sums_elements(state_) + h * cotangent_elements(state_); }
@@ -341,8 +335,8 @@ class BackwardPass {
             multiply_add_within<block_size, block_size, block_size>(state_.d(), rows.count(), x, triangle, to, ranges);
         };
         if (rows.sight.rule != nullptr &&
-            !(is_finite(rows.operands.lookahead_values(), state_.d(), rows.count(), block_size) &&
-              is_finite(rows.operands.causal_queries(h), state_.d(), rows.count(), block_size))) {
+            !(is_finite(rows.operands().lookahead_values(), state_.d(), rows.count(), block_size) &&
+              is_finite(rows.operands().causal_queries(h), state_.d(), rows.count(), block_size))) {
             add_related_triangle(rows, total, h, transposed);
             return;
         }
@@ -352,8 +346,8 @@ class BackwardPass {
             from[i] = ColumnRange{i < absorbed ? block_size : i, block_size};
             up_to[i] = ColumnRange{absorbed, i + 1};
         }
-        add(rows.operands.lookahead_values(), transposed, total.causal_queries(h), from);
-        add(rows.operands.causal_queries(h), total.triangle(h), total.lookahead_values(), up_to);
+        add(rows.operands().lookahead_values(), transposed, total.causal_queries(h), from);
+        add(rows.operands().causal_queries(h), total.triangle(h), total.lookahead_values(), up_to);
     }
 
     // The same of the pairs of tokens that a key relates: the one sees it, and it absorbs the other.
@@ -378,14 +372,14 @@ class BackwardPass {
             multiply_add_where<block_size>(state_.d(), rows.count(), Operand<C>{x, block_size, 1}, triangle, block_size,
                                            to, block_size, words.data());
         };
-        add(rows.operands.lookahead_values(), transposed, total.causal_queries(h), of_columns);
-        add(rows.operands.causal_queries(h), total.triangle(h), total.lookahead_values(), of_rows);
+        add(rows.operands().lookahead_values(), transposed, total.causal_queries(h), of_columns);
+        add(rows.operands().causal_queries(h), total.triangle(h), total.lookahead_values(), of_rows);
     }
 
     // to[token, first_col + k] = scale from[k, token], k < cols
-    static void write(const C* from, Index stride, const BlockRows<T>& rows, C scale, const MatrixView<C>& to,
+    static void write(const C* from, Index stride, Index first, Index count, C scale, const MatrixView<C>& to,
                       Index first_col, Index cols) {
-        transpose(from, stride, cols, rows.count(), scale, to.row(rows.first) + first_col, to.outer_stride());
+        transpose(from, stride, cols, count, scale, to.row(first) + first_col, to.outer_stride());
     }
 
     HeadState<T>& state_;

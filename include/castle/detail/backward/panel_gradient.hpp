@@ -128,7 +128,7 @@ class PanelGradient {
     }
     template <Index Cols, class Cotangents>
     void run_cell(const Cotangents& cotangents) {
-        const BlockOperands<C>& block = rows_.operands;
+        const BlockOperands<C>& block = rows_.operands();
         const Index d = state_.d();
         if (absorbs()) {
             panel_scores_.template compute_gates<Cols>(pairs_.column(), gates_.data(), d_gates_);
@@ -155,7 +155,7 @@ class PanelGradient {
     template <Index Cols>
     void run_head(Index h, const BlockCotangents<T>& cotangents) {
         const QueryRows<T> rows = QueryRows<T>::of_head(rows_, h);
-        const C* queries = rows_.operands.causal_queries(h);
+        const C* queries = rows_.operands().causal_queries(h);
         const Index d = state_.d();
         if (state_.has_lookahead()) compute_lookahead_scores<Cols>(rows);
         panel_scores_.template compute_causal_scores<Cols>(rows, pairs_.column(), scores_);
@@ -333,10 +333,10 @@ class PanelGradient {
     template <Index Cols>
     void add_to_gates(Index h) {
         if (pairs_.is_masked() && pairs_.is_partly_seen() &&
-            !is_finite(rows_.operands.triangle(h), rows_.count(), rows_.count(), block_size)) {
+            !is_finite(rows_.operands().triangle(h), rows_.count(), rows_.count(), block_size)) {
             for (Index j = 0; j < rows_.count(); ++j) {
                 multiply_add_where<Cols>(1, rows_.count() - j,
-                                         Operand<C>{rows_.operands.triangle(h) + j * block_size + j, 1, block_size},
+                                         Operand<C>{rows_.operands().triangle(h) + j * block_size + j, 1, block_size},
                                          d_lookahead_scores_ + j * panel_size, panel_size, d_gates_ + j * panel_size,
                                          panel_size, pairs_.seen_words() + j);
             }
@@ -344,7 +344,7 @@ class PanelGradient {
         }
         for_row_tiles(rows_.count(), [&](auto height, Index j) {
             // Row i of the cell has to do with the tokens up to i.
-            const auto triangle = Operand<C>{rows_.operands.triangle(h) + j * block_size, 1, block_size}.rows_from(j);
+            const auto triangle = Operand<C>{rows_.operands().triangle(h) + j * block_size, 1, block_size}.rows_from(j);
             constexpr Index rest = constant<decltype(height)> - 1;
             for_column_tiles<C, Cols>([&](auto packets, Index c) {
                 TileOf<C, decltype(height), decltype(packets)> tile;

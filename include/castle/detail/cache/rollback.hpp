@@ -17,12 +17,8 @@ template <Scalar T>
 void make_open_gates(HeadState<T>& state) {
     const Index size = state.size(), origin = round_down(size, block_size);
     if (!state.has_lookahead() || size == origin) return;
-    const BlockRows<T> rows{.origin = origin,
-                            .first = origin,
-                            .end = size,
-                            .sight = {},
-                            .operands = state.open_block(),
-                            .factors = state.open_factors()};
+    const BlockRows<T> rows{
+        .origin = origin, .first = origin, .end = size, .sight = {}, .factors = state.open_factors()};
     rows.factors.make(0, size - origin);
     for (Index p = oldest_panel(state.window(), origin); p * panel_size < size; ++p) {
         PanelSweep<T>(state, rows, p).make_gates();

@@ -38,19 +38,17 @@ class GroupScratch {
 
     BlockRows<T> block(Index i) const {
         const Index origin = group_.origin() + i * block_size;
-        const auto rows = [&](const BlockOperands<C>& operands, const BlockFactors<T>& factors) {
+        const auto rows = [&](const BlockFactors<T>& factors) {
             return BlockRows<T>{.origin = origin,
                                 .first = (std::max)(origin, group_.first),
                                 .end = (std::min)(origin + block_size, group_.end),
                                 .sight = group_.sight,
-                                .operands = operands,
                                 .factors = factors};
         };
-        if (i == 0) return rows(state_.open_block(), state_.open_factors());
+        if (i == 0) return rows(state_.open_factors());
         C* memory = operands_ + (i - 1) * block_elements(state_);
         const OperandSizes sizes = state_.operand_sizes();
-        const BlockOperands<C> operands(memory, sizes);
-        return rows(operands, {operands, sizes, memory + sizes.elements()});
+        return rows({BlockOperands<C>(memory, sizes), sizes, memory + sizes.elements()});
     }
 
     SoftmaxRows<C> softmax(Index span) const {

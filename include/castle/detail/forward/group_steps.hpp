@@ -68,7 +68,7 @@ void pack_block(HeadState<T>& state, const GroupScratch<T>& scratch, Index b, co
     };
 
     if (rows.sight.has_own_keys) pack_keys(state, rows.first, rows.count(), input, row, /*is_ahead=*/false);
-    const BlockOperands<C>& block = rows.operands;
+    const BlockOperands<C>& block = rows.operands();
     for (Index h = 0; h < state.group(); ++h) {
         pack(input.causal.q, h * d, state.scale(), block.causal_queries(h) + skip, block_size);
     }
@@ -274,7 +274,7 @@ void keep_open_block(HeadState<T>& state, const GroupScratch<T>& scratch) {
     const Group& group = scratch.group();
     const BlockRows<T> last = scratch.block(group.blocks() - 1);
     if (state.has_lookahead() && group.blocks() > 1 && !last.finishes()) {
-        std::copy_n(last.operands.lookahead_keys(), 2 * state.d() * block_size, state.open_block().lookahead_keys());
+        std::copy_n(last.operands().lookahead_keys(), 2 * state.d() * block_size, state.open_block().lookahead_keys());
     }
 }
 

@@ -27,9 +27,9 @@ struct BlockRows {
     Index first;
     Index end;
     Sight sight;
-    BlockOperands<Compute<T>> operands;
     BlockFactors<T> factors;
 
+    const BlockOperands<Compute<T>>& operands() const { return factors.operands(); }
     Index count() const { return end - first; }
     bool finishes() const { return end == origin + block_size; }
     // Whether gates of this block outlive the call or come from an earlier one.

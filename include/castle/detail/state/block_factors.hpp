@@ -77,6 +77,8 @@ class BlockFactors {
     BlockFactors(const BlockOperands<C>& operands, const OperandSizes& sizes, C* memory)
         : operands_(operands), sizes_(sizes), memory_(reinterpret_cast<T*>(memory)) {}
 
+    const BlockOperands<C>& operands() const { return operands_; }
+
     // Of query head h, [block][d].
     Factor queries(Index h) const { return RowFactor<T>::of(operands_.causal_queries(h), query_pairs(h)); }
     Factor lookahead_keys() const { return RowFactor<T>::of(operands_.lookahead_keys(), query_pairs(sizes_.group)); }
