@@ -10,6 +10,10 @@ function(castle_mark_as_system)
     endforeach()
 endfunction()
 
+# For what runs on several machines, which is left out without it. Only the C interface is used.
+set(MPI_CXX_SKIP_MPICXX ON)
+find_package(MPI QUIET COMPONENTS CXX)
+
 if(CASTLE_BUILD_TESTS)
     find_package(GTest QUIET)
     if(NOT GTest_FOUND)

@@ -29,7 +29,11 @@ set(rooms
     "layer_cache.hpp layer_workspace.hpp layer.hpp"
     "detail/methods/"
     "methods/"
-    "castle.hpp")
+    "castle.hpp"
+    "detail/mpi/calls.hpp"
+    "mpi/communicator.hpp"
+    "detail/mpi/"
+    "mpi/")
 
 # Sets <result> to the number of the room of a header, or to nothing if it has none.
 function(room_of header result)

@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cstdint>
+#include <exception>
+#include <limits>
+#include <new>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+
+#include <mpi.h>
+
+#include <castle/detail/check/message.hpp>
+#include <castle/detail/mpi/calls.hpp>
+#include <castle/detail/mpi/fingerprint.hpp>
+#include <castle/mpi/communicator.hpp>
+
+// Ranks bring the same arguments to a collective call, and all of it happens on all ranks or on none.
+namespace castle {
+inline namespace CASTLE_ABI {
+namespace detail {
+
+enum class Failure : int { none, invalid_argument, bad_alloc, other };
+
+// What an exception says, and of what kind it is.
+struct FailureWords {
+    Failure kind = Failure::none;
+    std::string words;
+
+    static FailureWords of(const std::exception_ptr& thrown) {
+        try {
+            std::rethrow_exception(thrown);
+        } catch (const std::invalid_argument& error) {
+            return {Failure::invalid_argument, error.what()};
+        } catch (const std::bad_alloc&) {
+            return {Failure::bad_alloc, {}};
+        } catch (const std::exception& error) {
+            return {Failure::other, error.what()};
+        } catch (...) {
+            return {Failure::other, "an exception of another kind"};
+        }
+    }
+    // On another rank than that which threw.
+    [[noreturn]] void rethrow(int rank) const {
+        const std::string sentence = text(words, " (on rank ", Index(rank), ")");
+        if (kind == Failure::invalid_argument) throw std::invalid_argument(sentence);
+        if (kind == Failure::bad_alloc) throw std::bad_alloc();
+        throw std::runtime_error(sentence);
+    }
+};
+
+// Runs what may throw before a collective call begins: work() checks the arguments and makes room. Where it throws on
+// any rank, every rank throws: that rank what it threw, the others the same of the first such rank. Where the
+// fingerprints of the arguments are not all equal, every rank throws std::invalid_argument. One exchange of 24 bytes.
+template <class Work>
+void agree(std::string_view where, const mpi::Communicator& communicator, const Fingerprint& arguments,
+           const Work& work) {
+    constexpr std::uint64_t nobody = (std::numeric_limits<std::uint64_t>::max)();
+    std::exception_ptr thrown;
+    try {
+        work();
+    } catch (...) {
+        thrown = std::current_exception();
+    }
+    std::array<std::uint64_t, 3> least{arguments.value(), ~arguments.value(),
+                                       thrown ? std::uint64_t(communicator.rank()) : nobody};
+    if (communicator.size() > 1) {
+        check_mpi(where, MPI_Allreduce(MPI_IN_PLACE, least.data(), int(least.size()), MPI_UINT64_T, MPI_MIN,
+                                       communicator.handle()));
+    }
+    if (least[2] != nobody) {
+        const int first = int(least[2]);
+        FailureWords failure;
+        if (thrown) failure = FailureWords::of(thrown);
+        std::array<int, 2> head{int(failure.kind), int((std::min)(failure.words.size(), std::size_t(1) << 16))};
+        check_mpi(where, MPI_Bcast(head.data(), int(head.size()), MPI_INT, first, communicator.handle()));
+        failure.words.resize(std::size_t(head[1]));
+        check_mpi(where, MPI_Bcast(failure.words.data(), head[1], MPI_CHAR, first, communicator.handle()));
+        if (thrown) std::rethrow_exception(thrown);
+        failure.kind = Failure(head[0]);
+        failure.rethrow(first);
+    }
+    if (least[0] != ~least[1]) fail(where, "the arguments are not the same on all ranks");
+}
+
+}  // namespace detail
+}  // namespace CASTLE_ABI
+}  // namespace castle

@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <memory>
+
+#include <mpi.h>
+
+#include <castle/detail/mpi/calls.hpp>
+#include <castle/types.hpp>
+
+namespace castle {
+inline namespace CASTLE_ABI {
+
+namespace mpi {
+
+/// The ranks that hold a cache or a layer together. It has messages of its own, apart from all others of the program:
+/// MPI's communicator is duplicated. Copies are the same communicator; make one, and give it to all caches and layers.
+///
+/// MPI has been initialised by the program, with `MPI_THREAD_FUNNELED` at least where executors have threads, and is
+/// finalised by it. Calls come from one thread at a time on each rank, in the same order on all of them.
+///
+/// Where MPI itself reports an error, a call throws std::runtime_error, and what is on other ranks is unknown from then
+/// on: a rank that is gone cannot be recovered from. Most MPI libraries end the program themselves where that happens.
+class Communicator {
+  public:
+    /// Collective. Throws std::runtime_error where MPI cannot duplicate it.
+    Communicator(MPI_Comm communicator) : handle_(std::make_shared<const Handle>(communicator)) {}
+
+    MPI_Comm handle() const { return handle_->communicator; }
+    int rank() const { return handle_->rank; }
+    int size() const { return handle_->size; }
+
+    bool operator==(const Communicator&) const = default;
+
+  private:
+    struct Handle {
+        explicit Handle(MPI_Comm from) {
+            detail::check_mpi("Communicator", MPI_Comm_dup(from, &communicator));
+            MPI_Comm_set_errhandler(communicator, MPI_ERRORS_RETURN);
+            MPI_Comm_rank(communicator, &rank);
+            MPI_Comm_size(communicator, &size);
+        }
+        Handle(const Handle&) = delete;
+        Handle& operator=(const Handle&) = delete;
+        ~Handle() {
+            int is_over = 0;
+            MPI_Finalized(&is_over);
+            if (is_over == 0) MPI_Comm_free(&communicator);
+        }
+
+        MPI_Comm communicator = MPI_COMM_NULL;
+        int rank = 0;
+        int size = 1;
+    };
+
+    std::shared_ptr<const Handle> handle_;
+};
+
+}  // namespace mpi
+}  // namespace CASTLE_ABI
+}  // namespace castle
