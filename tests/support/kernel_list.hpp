@@ -46,7 +46,7 @@
     EXTERN template void pack_block(HeadState<T>&, const GroupScratch<T>&, Index, const Input<T>&);                 \
     EXTERN template void sweep_gates(HeadState<T>&, const GroupScratch<T>&, Index);                                 \
     EXTERN template void sweep_span(HeadState<T>&, const GroupScratch<T>&, Index);                                  \
-    EXTERN template void merge_spans(const HeadState<T>&, const GroupScratch<T>&, Index, const OutputRows<T>&);     \
+    EXTERN template void finish_rows(const HeadState<T>&, const GroupScratch<T>&, Index, const OutputRows<T>&);     \
     EXTERN template class HeadState<T>;                                                                             \
     EXTERN template class SequenceState<T>;                                                                         \
     EXTERN template class AppendTransaction<T>;                                                                     \
@@ -68,7 +68,7 @@
 #define CASTLE_TEST_MIXED_KERNELS(EXTERN, T, C)                                                                     \
     namespace castle::detail {                                                                                      \
     EXTERN template void pack_block(HeadState<T>&, const GroupScratch<T>&, Index, const Input<C>&);                 \
-    EXTERN template void merge_spans(const HeadState<T>&, const GroupScratch<T>&, Index, const OutputRows<C>&);     \
+    EXTERN template void finish_rows(const HeadState<T>&, const GroupScratch<T>&, Index, const OutputRows<C>&);     \
     EXTERN template class PanelGradient<T, C>;                                                                      \
     EXTERN template class BackwardPass<T, C>;                                                                       \
     EXTERN template void AppendTransaction<T>::attend(Index, Index, Index, const Input<T>&,                         \

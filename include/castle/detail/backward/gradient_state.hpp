@@ -6,7 +6,7 @@
 
 #include <castle/detail/base/layout.hpp>
 #include <castle/detail/check/attention_kind.hpp>
-#include <castle/detail/score/softmax_rows.hpp>
+#include <castle/detail/score/log_sum_exp.hpp>
 #include <castle/detail/simd/transpose.hpp>
 #include <castle/detail/state/block_factors.hpp>
 #include <castle/types.hpp>

@@ -28,7 +28,7 @@ void fold_open_block(const HeadState<T>& state, const BlockFactors<T>& block, In
     fold_words<panel_size>(words, 0, state.d(), block.lookahead_values(), gates, tokens, u);
 }
 
-// U with the open block folded in as well, [size, d]; zeros for keys that no row to come sees.
+// U with the open block folded in as well, [size, d]; zeros for keys that no row to come sees, or that are not here.
 template <Scalar T>
 Matrix<Compute<T>> lookahead_keys(const HeadState<T>& state) {
     using C = Compute<T>;
@@ -44,6 +44,7 @@ Matrix<Compute<T>> lookahead_keys(const HeadState<T>& state) {
     if (size > origin) block.make_values(size - origin);
     const Index first_seen = state.sliding_window() <= size ? size - state.sliding_window() + 1 : 0;
     for (Index p = first_seen / panel_size; p * panel_size < size; ++p) {
+        if (!state.share().has_panel(p)) continue;
         state.with_lookahead_keys(p, origin, [&](const auto* keys) { copy_numbers(keys, panel.size(), panel.data()); });
         if (state.is_masked()) {
             fold_open_block(state, block, p, panel.data());

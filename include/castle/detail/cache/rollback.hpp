@@ -21,7 +21,7 @@ void make_open_gates(HeadState<T>& state) {
         .origin = origin, .first = origin, .end = size, .sight = {}, .factors = state.open_factors()};
     rows.factors.make(0, size - origin);
     for (Index p = oldest_panel(state.window(), origin); p * panel_size < size; ++p) {
-        PanelSweep<T>(state, rows, p).make_gates();
+        if (state.share().has_panel(p)) PanelSweep<T>(state, rows, p).make_gates();
     }
 }
 

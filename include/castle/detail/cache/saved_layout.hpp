@@ -163,7 +163,7 @@ struct SavedArray {
             case SavedPart::fold_operands:
                 return operands(state.history().operands(arrays.block));
             case SavedPart::fold_keys:
-                return keys(state.history().panel(arrays.block, p));
+                return keys(state.kept_keys(arrays.block, p));
         }
         return {};
     }

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include <castle/detail/base/layout.hpp>
+#include <castle/detail/base/span_share.hpp>
 #include <castle/detail/forward/group_scratch.hpp>
 #include <castle/detail/forward/group_steps.hpp>
 #include <castle/detail/forward/group_views.hpp>
@@ -203,6 +204,17 @@ class AppendTransaction {
         void attend(const Input<In>& input, const OutputRows<O>& output) const {
             append_.attend(first_, end_, rows(), input, output);
         }
+        // The same up to the states of the rows over the spans that are here: finish(i, h, b) is called once those of
+        // block b of the group and key-value head h of sequence i are in scratch(i, h), for all of them, on any thread
+        // of the executor. Scratch of other heads may be the same memory.
+        template <Scalar In, class Finish>
+        void sweep(const Input<In>& input, const Finish& finish) const {
+            append_.sweep(first_, end_, rows(), input, finish);
+        }
+        GroupScratch<T> scratch(Index i, Index h) const { return append_.scratch(i, h); }
+        const Group& group(Index i) const { return append_.work(i).group; }
+        Index first_sequence() const { return first_; }
+        Index end_of_sequences() const { return end_; }
 
       private:
         friend AppendTransaction;
@@ -275,7 +287,15 @@ class AppendTransaction {
 
     template <Scalar In, Scalar O>
     void attend(Index first, Index end, Index rows, const Input<In>& input, const OutputRows<O>& output) const {
+        sweep(first, end, rows, input, [&](Index i, Index h, Index b) {
+            finish_rows(sequences_[i].head(h), scratch(i, h), b, output.of_group(h, kind().group(), kind().shape.dv));
+        });
+    }
+
+    template <Scalar In, class Finish>
+    void sweep(Index first, Index end, Index rows, const Input<In>& input, const Finish& finish_block) const {
         const Shape& shape = kind().shape;
+        const SpanShare& share = sequences_[first].head(0).share();
         const auto head = [&](Index i, Index h) -> HeadState<T>& { return sequences_[i].head(h); };
         // Of a sequence that looks ahead all keys of the call, before its first group.
         const auto blocks_ahead = [&](Index i) {
@@ -293,10 +313,20 @@ class AppendTransaction {
         const auto pack = [&](Index i, Index h, Index b) {
             pack_block(head(i, h), scratch(i, h), b, views_of_group(shape, input, h, 0, input.causal.q.rows()));
         };
-        const auto make_gates = [&](Index i, Index h, Index span) { sweep_gates(head(i, h), scratch(i, h), span); };
-        const auto sweep = [&](Index i, Index h, Index span) { sweep_span(head(i, h), scratch(i, h), span); };
-        const auto merge = [&](Index i, Index h, Index b) {
-            merge_spans(head(i, h), scratch(i, h), b, output.of_group(h, kind().group(), shape.dv));
+        // The spans of the group that are here.
+        const auto spans_of = [&](Index i) {
+            const Group& group = work(i).group;
+            return share.spans_before(group.spans()) - share.spans_before(group.first_span());
+        };
+        const auto span_of = [&](Index i, Index k) {
+            return share.span_at(share.spans_before(work(i).group.first_span()) + k);
+        };
+        const auto make_gates = [&](Index i, Index h, Index k) {
+            sweep_gates(head(i, h), scratch(i, h), span_of(i, k));
+        };
+        const auto sweep = [&](Index i, Index h, Index k) { sweep_span(head(i, h), scratch(i, h), span_of(i, k)); };
+        const auto finish = [&](Index i, Index h, Index b) {
+            finish_block(i, h, b);
             if (b == work(i).group.blocks() - 1) keep_open_block(head(i, h), scratch(i, h));
         };
         const auto has_gates = [&](Index i) {
@@ -307,10 +337,9 @@ class AppendTransaction {
             const Group& group = work(i).group;
             for (Index b = 0; b < blocks_ahead(i); ++b) pack_ahead(i, h, b);
             for (Index b = 0; b < group.blocks(); ++b) pack(i, h, b);
-            const Index begin = group.first_span(), spans = group.spans();
-            for (Index span = begin; has_gates(i) && span < spans; ++span) make_gates(i, h, span);
-            for (Index span = begin; span < spans; ++span) sweep(i, h, span);
-            for (Index b = 0; b < group.blocks(); ++b) merge(i, h, b);
+            for (Index k = 0; has_gates(i) && k < spans_of(i); ++k) make_gates(i, h, k);
+            for (Index k = 0; k < spans_of(i); ++k) sweep(i, h, k);
+            for (Index b = 0; b < group.blocks(); ++b) finish(i, h, b);
         };
         if (!executor_) {
             for (Index i = first; i < end; ++i) {
@@ -320,8 +349,7 @@ class AppendTransaction {
             return;
         }
         // A head with one block and one span runs all steps as one piece.
-        const auto spans_of = [&](Index i) { return work(i).group.spans() - work(i).group.first_span(); };
-        const auto is_whole = [&](Index i) { return work(i).group.blocks() == 1 && spans_of(i) == 1; };
+        const auto is_whole = [&](Index i) { return work(i).group.blocks() == 1 && spans_of(i) <= 1; };
         Index whole = 0, active = 0;
         for (Index i = first; i < end; ++i) {
             whole += is_whole(i) ? 1 : 0;
@@ -341,14 +369,9 @@ class AppendTransaction {
             }
         });
         if (whole == active) return;
-        const auto from_first = [&](const auto& run_span) {
-            return [&](Index i, Index h, Index span) { run_span(i, h, work(i).group.first_span() + span); };
-        };
-        pieces([&](Index i) {
-            return has_gates(i) ? divided(i, spans_of(i)) : 0;
-        }).run(executor_, from_first(make_gates));
-        pieces([&](Index i) { return divided(i, spans_of(i)); }).run(executor_, from_first(sweep));
-        pieces([&](Index i) { return divided(i, work(i).group.blocks()); }).run(light, merge);
+        pieces([&](Index i) { return has_gates(i) ? divided(i, spans_of(i)) : 0; }).run(executor_, make_gates);
+        pieces([&](Index i) { return divided(i, spans_of(i)); }).run(executor_, sweep);
+        pieces([&](Index i) { return divided(i, work(i).group.blocks()); }).run(light, finish);
     }
 
     Sequences<T> sequences_;

@@ -4,8 +4,9 @@
 #include <algorithm>
 
 #include <castle/detail/base/layout.hpp>
+#include <castle/detail/base/span_share.hpp>
 #include <castle/detail/forward/panel_scores.hpp>
-#include <castle/detail/score/softmax_rows.hpp>
+#include <castle/detail/score/span_states.hpp>
 #include <castle/detail/state/block_operands.hpp>
 #include <castle/detail/state/group.hpp>
 #include <castle/detail/state/head_state.hpp>
@@ -14,8 +15,8 @@ namespace castle {
 inline namespace CASTLE_ABI {
 namespace detail {
 
-// What one key-value head needs while a group is under way: the operands of the blocks after the open one, and a
-// softmax for every row, query head and span that it sees. Row i of query head h is row h rows() + i of a softmax.
+// What one key-value head needs while a group is under way: the operands of the blocks after the open one, and the
+// states of every row and query head over every span that it sees. Row i of query head h is row h rows() + i of them.
 template <Scalar T>
 class GroupScratch {
     using C = Compute<T>;
@@ -24,15 +25,15 @@ class GroupScratch {
     // For groups of up to `rows` rows of a sequence of up to `tokens` tokens.
     static Index elements(const HeadState<T>& state, Index rows, Index tokens) {
         return (group_blocks - 1) * block_elements(state) +
-               state.most_spans(tokens) * SoftmaxRows<C>::elements(rows * state.group(), state.dv_padded());
+               state.most_spans(tokens) * SpanStates<C>::elements(rows * state.group(), state.dv_padded());
     }
 
-    // Into memory of so many elements. A group of one row has but the open block, and takes its softmax to `step`.
+    // Into memory of so many elements. A group of one row has but the open block, and takes its states to `step`.
     GroupScratch(HeadState<T>& state, const Group& group, C* memory, C* step)
         : state_(state),
           group_(group),
           operands_(memory),
-          softmax_(memory != nullptr ? memory + (group_blocks - 1) * block_elements(state) : step) {}
+          states_(memory != nullptr ? memory + (group_blocks - 1) * block_elements(state) : step) {}
 
     const Group& group() const { return group_; }
 
@@ -51,9 +52,12 @@ class GroupScratch {
         return rows({BlockOperands<C>(memory, sizes), sizes, memory + sizes.elements()});
     }
 
-    SoftmaxRows<C> softmax(Index span) const {
+    // Of a span that is here.
+    SpanStates<C> states(Index span) const {
+        const SpanShare& share = state_.share();
         const Index rows = group_.rows() * state_.group(), dv = state_.dv_padded();
-        return {softmax_ + (span - group_.first_span()) * SoftmaxRows<C>::elements(rows, dv), rows, dv};
+        const Index place = share.spans_before(span) - share.spans_before(group_.first_span());
+        return {states_ + place * SpanStates<C>::elements(rows, dv), rows, dv};
     }
 
   private:
@@ -65,7 +69,7 @@ class GroupScratch {
     HeadState<T>& state_;
     Group group_;
     C* operands_;
-    C* softmax_;
+    C* states_;
 };
 
 }  // namespace detail

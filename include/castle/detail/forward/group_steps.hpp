@@ -8,7 +8,8 @@
 #include <castle/detail/forward/group_scratch.hpp>
 #include <castle/detail/forward/group_views.hpp>
 #include <castle/detail/forward/panel_sweep.hpp>
-#include <castle/detail/simd/packet_math.hpp>
+#include <castle/detail/score/log_sum_exp.hpp>
+#include <castle/detail/score/span_states.hpp>
 #include <castle/detail/simd/product.hpp>
 #include <castle/detail/simd/transpose.hpp>
 #include <castle/input.hpp>
@@ -19,13 +20,14 @@ namespace castle {
 inline namespace CASTLE_ABI {
 namespace detail {
 
-// Copies the keys and values of tokens [first, first + count), which are of one block, to their panel; they are the
-// rows of the input from `row` on. Ahead of the block's turn its lookahead queries, which are in a ring buffer, are not
-// to take the place of those that earlier blocks need.
+// Copies the keys and values of tokens [first, first + count), which are of one block, to their panel, if that is here;
+// they are the rows of the input from `row` on. Ahead of the block's turn its lookahead queries, which are in a ring
+// buffer, are not to take the place of those that earlier blocks need.
 template <Scalar T, Scalar In>
 void pack_keys(HeadState<T>& state, Index first, Index count, const Input<In>& input, Index row, bool is_ahead) {
     using C = Compute<T>;
     const Index d = state.d(), p = first / panel_size, column = first % panel_size;
+    if (!state.share().has_panel(p)) return;
     const auto pack = [&](const ConstMatrixView<In>& from, T* to) {
         transpose(from.row(row), from.outer_stride(), count, d, C(1), to + column, panel_size);
     };
@@ -48,6 +50,7 @@ void keep_words(HeadState<T>& state, const BlockRows<T>& rows) {
     const Index block = rows.origin / block_size;
     if (!state.is_masked() || !(rows.is_split() || state.history().keeps(block))) return;
     for (Index p = oldest_panel(state.window(), rows.origin); p * panel_size < rows.end; ++p) {
+        if (!state.share().has_panel(p)) continue;
         const BlockWords absorbed =
             absorbed_words(rows.sight.rule, state.window(), rows.origin, rows.first, rows.end, p, rows.sight.keys);
         const Index skip = rows.first - rows.origin;
@@ -122,11 +125,11 @@ void sweep_gates(HeadState<T>& state, const GroupScratch<T>& scratch, Index span
 template <Scalar T>
 void sweep_span(HeadState<T>& state, const GroupScratch<T>& scratch, Index span) {
     const Group& group = scratch.group();
-    const SoftmaxRows<Compute<T>> softmax = scratch.softmax(span);
-    softmax.clear(group.rows() * state.group());
+    const SpanStates<Compute<T>> states = scratch.states(span);
+    states.clear(group.rows() * state.group());
     const bool has_gates = group.is_part_of_block();
     for_panels(scratch, span, [&](Index p, const BlockRows<T>& rows) {
-        PanelSweep<T>(state, rows, p).run(has_gates, softmax, rows.first - group.first, group.rows());
+        PanelSweep<T>(state, rows, p).run(has_gates, states, rows.first - group.first, group.rows());
     });
 }
 
@@ -183,14 +186,6 @@ Masks mass_over(const Output<T>& output) {
     return output.mass.rows() > 0 ? output.mass_over : Masks();
 }
 
-// exp(x) of one number x <= 0, as all others are computed.
-template <ComputeScalar T>
-T exp_of_one(T x) {
-    alignas(64) T result[std::size_t(Simd<T>::width)];
-    Simd<T>::store(result, exp_nonpositive<T>(Simd<T>::set(x)));
-    return result[0];
-}
-
 // Whether the mask leaves a row of the group no key at all.
 inline bool sees_nothing(const Group& group, Index row) {
     const Sight& sight = group.sight;
@@ -203,67 +198,46 @@ inline bool sees_nothing(const Group& group, Index row) {
     return true;
 }
 
-// out = softmax V^C for the rows of the group's block b, from the spans' parts, in the order of the spans.
-template <Scalar T, Scalar In>
-void merge_spans(const HeadState<T>& state, const GroupScratch<T>& scratch, Index b, const OutputRows<In>& output) {
+// out = softmax V^C of one row of the group and query head h of `state`, from its states state_of(s) over the spans
+// that the group sees, in scratch that may be where the first of them has its out.
+template <Scalar T, Scalar In, class StateOf>
+void finish_row(const HeadState<T>& state, const Group& group, Index row, Index h, const StateOf& state_of,
+                Compute<T>* out, const OutputRows<In>& output) {
     using C = Compute<T>;
-    using S = Simd<C>;
-    const Index dv = state.dv_padded();
+    const TermTables<C>* terms = state.terms();
+    const C sink = terms != nullptr && terms->has_sinks() ? terms->sink(state.first_head() + h)
+                                                          : -std::numeric_limits<C>::infinity();
+    const Index end = group.sight.rule != nullptr ? group.spans() : (group.first + row) / span_size + 1;
+    MergedRow<C> merged =
+        merge_spans(group.first_span(), end, sink, state.dv_padded(), output.has_mass(), state_of, out);
+    normalize(merged, merged.sum == 0 && sees_nothing(group, row), state.dv_padded(), out);
+
+    const Index to = group.row + row;
+    copy_numbers(out, state.dv(), output.out.row(to) + h * state.dv());
+    if (output.log_sum_exp) {
+        const LogSumExp<C> own = output.log_sum_exp.from(h * output.stride + to);
+        *own.largest = merged.largest;
+        *own.log_sum = std::log(merged.sum);
+    }
+    if (output.whole_log_sum_exp.data() != nullptr) {
+        output.whole_log_sum_exp.row(to)[h] = merged.largest + std::log(merged.sum);
+    }
+    if (output.mass.data() != nullptr) output.mass.row(to)[h] = merged.mass;
+    if (output.kept_mass != nullptr) output.kept_mass[h * output.stride + to] = merged.mass;
+}
+
+// The rows of the group's block b, of all query heads.
+template <Scalar T, Scalar In>
+void finish_rows(const HeadState<T>& state, const GroupScratch<T>& scratch, Index b, const OutputRows<In>& output) {
     const Group& group = scratch.group();
     const BlockRows<T> rows = scratch.block(b);
-    const TermTables<C>* terms = state.terms();
-    const bool has_sinks = terms != nullptr && terms->has_sinks();
-    const Index first_span = group.first_span();
-    const bool has_mass = output.has_mass();
-    const auto merge = [&](Index row, Index h) {
-        const Index spans = group.sight.rule != nullptr ? group.spans() : (group.first + row) / span_size + 1;
-        const Index softmax_row = h * group.rows() + row;
-        C largest = scratch.softmax(first_span).largest()[softmax_row];
-        for (Index s = first_span + 1; s < spans; ++s) {
-            largest = (std::max)(largest, scratch.softmax(s).largest()[softmax_row]);
-        }
-        if (has_sinks) largest = (std::max)(largest, terms->sink(state.first_head() + h));
-        if (largest == -std::numeric_limits<C>::infinity()) largest = C(0);
-
-        C* merged = scratch.softmax(first_span).out(softmax_row);
-        auto sum = S::zero(), mass = S::zero();
-        for (Index s = first_span; s < spans; ++s) {
-            const SoftmaxRows<C> part = scratch.softmax(s);
-            const auto factor = exp_nonpositive<C>(S::set(part.largest()[softmax_row] - largest));
-            sum = S::fma(factor, S::load(part.sum(softmax_row)), sum);
-            if (has_mass) mass = S::fma(factor, S::load(part.mass(softmax_row)), mass);
-            for (Index c = 0; c < dv; c += S::width) {
-                const auto x = S::load(part.out(softmax_row) + c);
-                S::store(merged + c, s == first_span ? S::mul(factor, x) : S::fma(factor, x, S::load(merged + c)));
-            }
-        }
-        C total = S::sum(sum);
-        if (has_sinks) total += exp_of_one(terms->sink(state.first_head() + h) - largest);
-        const Index to = group.row + row;
-        const bool is_empty = total == 0 && sees_nothing(group, row);
-        if (is_empty) {
-            std::fill_n(merged, dv, C(0));
-        } else {
-            for (Index c = 0; c < dv; c += S::width) {
-                S::store(merged + c, S::add(S::div(S::load(merged + c), S::set(total)), S::zero()));
-            }
-        }
-        copy_numbers(merged, state.dv(), output.out.row(to) + h * state.dv());
-        if (output.log_sum_exp) {
-            const LogSumExp<C> own = output.log_sum_exp.from(h * output.stride + to);
-            *own.largest = largest;
-            *own.log_sum = std::log(total);
-        }
-        if (output.whole_log_sum_exp.data() != nullptr) {
-            output.whole_log_sum_exp.row(to)[h] = largest + std::log(total);
-        }
-        if (!has_mass) return;
-        const C share = is_empty ? C(0) : S::sum(mass) / total;
-        if (output.mass.data() != nullptr) output.mass.row(to)[h] = share;
-        if (output.kept_mass != nullptr) output.kept_mass[h * output.stride + to] = share;
-    };
     for (Index h = 0; h < state.group(); ++h) {
-        for (Index row = rows.first - group.first; row < rows.end - group.first; ++row) merge(row, h);
+        for (Index row = rows.first - group.first; row < rows.end - group.first; ++row) {
+            const Index at = h * group.rows() + row;
+            finish_row(
+                state, group, row, h, [&](Index s) { return scratch.states(s).of(at); },
+                scratch.states(group.first_span()).out(at), output);
+        }
     }
 }
 

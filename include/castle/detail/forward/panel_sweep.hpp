@@ -11,7 +11,7 @@
 #include <castle/detail/score/gates.hpp>
 #include <castle/detail/score/mask_words.hpp>
 #include <castle/detail/score/score_terms.hpp>
-#include <castle/detail/score/softmax_rows.hpp>
+#include <castle/detail/score/span_states.hpp>
 #include <castle/detail/simd/aligned_buffer.hpp>
 #include <castle/detail/simd/packet_math.hpp>
 #include <castle/detail/simd/product.hpp>
@@ -63,7 +63,7 @@ class PanelSweep {
     // it. Token rows.first of query head h is row `softmax_row + h head_stride` of the softmax. A softmax has to meet
     // its panels in ascending order, and a panel its blocks; otherwise calls may come in any order, or at once. The
     // gates may have been made before, in the state.
-    void run(bool has_gates, SoftmaxRows<C> softmax, Index softmax_row, Index head_stride) {
+    void run(bool has_gates, SpanStates<C> softmax, Index softmax_row, Index head_stride) {
         if (!has_gates) make_gates();
         if (is_masked_ && absorbing_ == Cover::some) {
             close_gates<panel_size>(absorbed_words_, 0, block_rows(), gates_);
@@ -84,7 +84,7 @@ class PanelSweep {
         if (absorbed_ && rows_.finishes()) {
             const Index block = rows_.origin / block_size;
             C* u = state_.lookahead_keys(p_);
-            if (state_.history().keeps(block)) state_.history().keep_panel(block, p_, u);
+            if (state_.history().keeps(block)) state_.keep_keys(block, p_);
             if (is_masked_) {
                 fold_words<panel_size>(absorbed_words_, 0, state_.d(), rows_.factors.lookahead_values(), gates_,
                                        block_size, u);
@@ -129,7 +129,7 @@ class PanelSweep {
 
     // Where the softmax of some rows is.
     struct Softmax {
-        SoftmaxRows<C> rows;
+        SpanStates<C> rows;
         Index first;
         Index step;
 

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include <castle/detail/base/layout.hpp>
+#include <castle/detail/base/span_share.hpp>
 #include <castle/detail/check/attention_kind.hpp>
 #include <castle/detail/score/absorption.hpp>
 #include <castle/detail/score/mask_words.hpp>
@@ -31,6 +32,8 @@ struct Keeping {
     // A row sees at most so many tokens, its own the last of them, and what is behind those of all rows that are to
     // come is let go.
     Index sliding_window = unlimited;
+    // The spans whose keys are here. Every rank has all tokens of the open block, and of those that can be undone.
+    SpanShare share = {};
 
     bool slides() const { return sliding_window != unlimited; }
 };
@@ -72,7 +75,8 @@ class HeadState {
           query_panels_(d() * panel_size),
           gate_tiles_(block_size * panel_size),
           word_panels_(word_slots() * block_size),
-          history_(has_lookahead() ? d() : 0, history_blocks_, most_panels(window(), block_size)) {}
+          history_(has_lookahead() ? d() : 0, history_blocks_,
+                   keeping.share.most_panels(most_panels(window(), block_size))) {}
 
     HeadState(HeadState&&) = default;
     HeadState& operator=(HeadState&&) = default;
@@ -86,6 +90,7 @@ class HeadState {
     C scale() const { return static_cast<C>(kind_.scale); }
     Index window() const { return absorbing_window(kind_.lookahead_window, keeping_.sliding_window); }
     Index sliding_window() const { return keeping_.sliding_window; }
+    const SpanShare& share() const { return keeping_.share; }
     bool has_lookahead() const { return kind_.has_lookahead(); }
     bool has_silu() const { return kind_.silu; }
     bool has_causal_scores() const { return kind_.causal_keys; }
@@ -101,16 +106,18 @@ class HeadState {
 
     Index size() const { return size_; }
     // Without limit once there is all memory that a sliding window takes.
-    Index capacity() const { return panels_.size() < most_key_panels() ? panels_.size() * panel_size : unlimited; }
+    Index capacity() const {
+        return panel_count() < most_key_panels() ? share().panel_at(panel_count()) * panel_size : unlimited;
+    }
     void set_size(Index size) { size_ = size; }
 
     // Forgets the tokens after the first `size`. A panel that has none left begins anew, which zeroes its U: one in
     // own_keys_, which may be shared and is not owned before that, is let go. So own_keys_ only ever has panels with
     // tokens.
     void cut(Index size) {
-        const Index first = ceil_div(size, panel_size),
-                    end = (std::min)(ceil_div(size_, panel_size), first + panel_count());
-        for (Index p = first; has_stored_keys() && p < end; ++p) own_key(p) = Panel<T>();
+        const Index first = place(ceil_div(size, panel_size)),
+                    end = (std::min)(place(ceil_div(size_, panel_size)), first + panel_count());
+        for (Index at = first; has_stored_keys() && at < end; ++at) own_key(at) = Panel<T>();
         size_ = size;
     }
 
@@ -122,8 +129,8 @@ class HeadState {
         reserve(after, has_mask);
         own(size_, after);
         if (!has_mask || is_masked_ || !has_lookahead()) return;
-        word_panels_.own(oldest_panel(window(), (size_ / block_size - history_.undoable()) * block_size),
-                         ceil_div(after, panel_size));
+        word_panels_.own(place(oldest_panel(window(), (size_ / block_size - history_.undoable()) * block_size)),
+                         place(ceil_div(after, panel_size)));
     }
     // Once all heads have room: the words of what causal calls have left, which nobody has written down.
     void start_words() {
@@ -133,6 +140,7 @@ class HeadState {
         for (Index block = open - history_.undoable(); block <= open; ++block) {
             const Index origin = block * block_size, end = (std::min)(origin + block_size, size_);
             for (Index p = oldest_panel(window(), origin); p * panel_size < end; ++p) {
+                if (!share().has_panel(p)) continue;
                 const BlockWords absorbed = absorbed_words(nullptr, window(), origin, origin, end, p, size_);
                 std::copy_n(absorbed.begin(), block_size, words(block, p));
             }
@@ -150,11 +158,11 @@ class HeadState {
     }
     bool has_limited_rollback() const { return has_lookahead() || keeping_.slides(); }
 
-    // How many spans the rows of a group may see at most in a sequence of so many tokens.
+    // How many spans of the share the rows of a group may see at most in a sequence of so many tokens.
     Index most_spans(Index tokens) const {
-        if (!keeping_.slides()) return ceil_div(tokens, span_size);
         const Index most = ceil_div(keeping_.sliding_window + group_size, span_size) + 1;
-        return tokens >= most * span_size ? most : ceil_div(tokens, span_size);
+        if (keeping_.slides() && tokens >= most * span_size) return share().most_spans(most);
+        return share().spans_before(ceil_div(tokens, span_size));
     }
 
     // Makes room for `tokens` tokens in all; after it, extending by single tokens up to there allocates nothing, but
@@ -164,7 +172,8 @@ class HeadState {
         const Index panels = panels_for(tokens);
         const Index word_panels =
             has_lookahead() && (has_mask || is_masked_) ? (std::min)(panels, most_query_panels()) : 0;
-        if (panels <= panel_count() && word_panels <= word_panels_.size()) return;
+        const bool has_open_block = open_block_.size() > 0 || tokens == 0;
+        if (panels <= panel_count() && word_panels <= word_panels_.size() && has_open_block) return;
         const Index query_panels = has_lookahead() ? (std::min)(panels, most_query_panels()) : 0;
         const Index gate_tiles = has_lookahead() ? (std::min)(panels, most_gate_tiles()) : 0;
         auto fresh_panels = panels_.missing(panels);
@@ -174,7 +183,7 @@ class HeadState {
         auto fresh_words = word_panels_.missing(word_panels);
         auto fresh_history = history_.missing(panels);
         if (has_stored_keys()) own_keys_.resize(std::size_t(panels));
-        AlignedBuffer<C> block(open_block_.size() > 0 ? 0 : open_block_elements());
+        AlignedBuffer<C> block(has_open_block ? 0 : open_block_elements());
         // Nothing throws from here on.
         panels_.add(std::move(fresh_panels));
         changing_keys_.add(std::move(fresh_keys));
@@ -188,7 +197,7 @@ class HeadState {
     // The bytes that there would be after reserving so many tokens, if nothing is shared.
     Index bytes_for(Index tokens) const {
         const Index panels = panels_for(tokens);
-        if (panels == 0) return 0;
+        if (tokens == 0 && open_block_.size() == 0) return 0;
         const Index query_panels = (std::min)(panels, most_query_panels());
         Index stored = panels_.elements_for(panels), computed = open_block_elements();
         if (has_lookahead()) {
@@ -215,18 +224,18 @@ class HeadState {
     // go to their panels, gates to every panel within the window, and so do U and the history where a block is
     // finished. Where it throws, no tokens have changed. For a state that has never been forked it is but a look.
     void own(Index before, Index after) {
-        const Index first = before / panel_size, end = ceil_div(after, panel_size);
+        const Index first = place(before / panel_size), end = place(ceil_div(after, panel_size));
         panels_.own(first, end);
         if (!has_lookahead()) return;
         query_panels_.own(first, end);
-        const Index oldest = oldest_panel(window(), before);
+        const Index oldest = place(oldest_panel(window(), before));
         gate_tiles_.own(oldest, end);
         if (is_masked_) word_panels_.own(oldest, end);
         const bool finishes = before / block_size != after / block_size;
         if (finishes) history_.own(oldest, end);
         if constexpr (has_narrow_keys) {
             if (finishes || before % panel_size == 0) changing_keys_.own(finishes ? oldest : first, end);
-            if (has_stored_keys()) own_keys(oldest, oldest_panel(window(), after));
+            if (has_stored_keys()) own_keys(oldest, place(oldest_panel(window(), after)));
         } else {
             // A panel that begins takes the place of one that has been let go, U of which may be shared.
             if (finishes || end > panel_count()) own_keys(oldest, end);
@@ -235,7 +244,7 @@ class HeadState {
     // The same before tokens are rolled back down to `after`.
     void own_for_rollback(Index after) {
         if (!has_lookahead() || after / block_size == size_ / block_size) return;
-        const Index oldest = oldest_panel(window(), after), end = ceil_div(size_, panel_size);
+        const Index oldest = place(oldest_panel(window(), after)), end = place(ceil_div(size_, panel_size));
         gate_tiles_.own(oldest, end);
         if constexpr (has_narrow_keys) {
             changing_keys_.own(oldest, end);
@@ -258,25 +267,22 @@ class HeadState {
                         word_panels_.shared_elements());
     }
 
-    // Panel p, [d][panel_size] each; the values [panel_size][dv_padded]. Q^U is a ring buffer: panels that the window
-    // has left behind, also that of what may be rolled back, make room.
-    T* lookahead_queries(Index p) { return query_panels_[p]; }
+    // Panel p, which is one of the share, [d][panel_size] each; the values [panel_size][dv_padded]. Q^U is a ring
+    // buffer: panels that the window has left behind, also that of what may be rolled back, make room.
+    T* lookahead_queries(Index p) { return query_panels_[place(p)]; }
     C* lookahead_keys(Index p) {
         if constexpr (has_narrow_keys) {
-            return changing_keys_[p];
+            return changing_keys_[place(p)];
         } else {
             return stored_keys(p);
         }
     }
-    T* causal_keys(Index p) { return panels_[p] + (has_stored_keys() ? key_elements() : 0); }
+    T* causal_keys(Index p) { return panels_[place(p)] + (has_stored_keys() ? key_elements() : 0); }
     T* values(Index p) { return causal_keys(p) + key_elements(); }
     const C* lookahead_keys(Index p) const { return const_cast<HeadState*>(this)->lookahead_keys(p); }
 
     // Where U stands beside K^C: always, or where it is final.
-    T* stored_keys(Index p) {
-        const Panel<T>& own = own_key(p);
-        return own ? own.data() : panels_[p];
-    }
+    T* stored_keys(Index p) { return stored_keys_at(place(p)); }
     const T* stored_keys(Index p) const { return const_cast<HeadState*>(this)->stored_keys(p); }
     // Whether rows of the block at `origin` read what is stored of a panel whose keys absorb none of them any more.
     bool has_final_keys(Index p, Index origin) const { return has_narrow_keys && p < oldest_panel(window(), origin); }
@@ -302,13 +308,13 @@ class HeadState {
 
     // The gates of the open block's rows against panel p, [block_size][panel_size]. Tiles are a ring buffer: a window
     // keeps gates from reaching back further than the tiles do.
-    T* gates(Index p) { return gate_tiles_[p]; }
+    T* gates(Index p) { return gate_tiles_[place(p)]; }
     const T* gates(Index p) const { return const_cast<HeadState*>(this)->gates(p); }
 
     // Whether a call had a mask, and so words say which keys of a panel absorb which tokens of a block: of the open one
     // and of those that can be undone. Panels that the window has left behind absorb none.
     bool is_masked() const { return is_masked_; }
-    std::uint64_t* words(Index block, Index p) { return word_panels_[p] + block % word_slots() * block_size; }
+    std::uint64_t* words(Index block, Index p) { return word_panels_[place(p)] + block % word_slots() * block_size; }
     BlockWords words_of(Index block, Index p) const {
         BlockWords words{};
         if (p >= oldest_panel(window(), block * block_size)) {
@@ -326,14 +332,17 @@ class HeadState {
     FoldHistory<C>& history() { return history_; }
     const FoldHistory<C>& history() const { return history_; }
 
+    // U of panel p before the block, [d][panel_size], as the history has it.
+    C* kept_keys(Index block, Index p) { return history_.panel(block, place(p)); }
+    void keep_keys(Index block, Index p) { history_.keep_panel(block, place(p), lookahead_keys(p)); }
     // U as it was before the block, which is the last one that was folded.
     void undo_fold(Index block) {
         const Index origin = block * block_size;
         const AbsorbedTokens tokens(window(), origin, origin + block_size);
         for (Index p = oldest_panel(window(), origin); p * panel_size < origin + block_size; ++p) {
-            if (tokens.by_keys(p * panel_size, panel_size) == Absorbed::none) continue;
+            if (!share().has_panel(p) || tokens.by_keys(p * panel_size, panel_size) == Absorbed::none) continue;
             if (is_masked_ && cover_of(words_of(block, p), 0, block_size) == Cover::none) continue;
-            history_.restore_panel(block, p, lookahead_keys(p));
+            history_.restore_panel(block, place(p), lookahead_keys(p));
         }
         history_.undone();
     }
@@ -349,7 +358,7 @@ class HeadState {
           keeping_(from.keeping_),
           is_masked_(from.is_masked_),
           size_(from.size_),
-          panels_(from.panels_.share(ceil_div(size_, panel_size))),
+          panels_(from.panels_.share(place(ceil_div(size_, panel_size)))),
           changing_keys_(from.changing_keys_.share(panels_.size())),
           query_panels_(from.query_panels_.share(panels_.size())),
           gate_tiles_(from.gate_tiles_.share(panels_.size())),
@@ -372,26 +381,32 @@ class HeadState {
         return stored * Index(sizeof(T)) + computed * Index(sizeof(C)) + words * Index(sizeof(std::uint64_t));
     }
     Index panel_count() const { return panels_.size(); }
+    // Where panel p of the sequence is among those of the share: stores know only these.
+    Index place(Index p) const { return share().panels_before(p); }
     // Those that there are after reserving so many tokens.
     Index panels_for(Index tokens) const {
-        return (std::max)((std::min)(ceil_div(tokens, panel_size), most_key_panels()), panel_count());
+        return (std::max)((std::min)(place(ceil_div(tokens, panel_size)), most_key_panels()), panel_count());
     }
-    Panel<T>& own_key(Index p) { return own_keys_[std::size_t(panels_.slot(p))]; }
+    Panel<T>& own_key(Index at) { return own_keys_[std::size_t(panels_.slot(at))]; }
+    T* stored_keys_at(Index at) {
+        const Panel<T>& own = own_key(at);
+        return own ? own.data() : panels_[at];
+    }
 
-    // Where U of the panels [first, end) is stored is to be written to.
+    // Where U of the panels at the places [first, end) is stored is to be written to.
     void own_keys(Index first, Index end) {
         end = (std::min)(end, first + panel_count());
-        const auto is_shared = [&](Index p) {
-            const Panel<T>& own = own_key(p);
-            return own ? own.is_shared() : panels_.is_shared(p);
+        const auto is_shared = [&](Index at) {
+            const Panel<T>& own = own_key(at);
+            return own ? own.is_shared() : panels_.is_shared(at);
         };
         Index shared = 0;
-        for (Index p = first; p < end; ++p) shared += is_shared(p) ? 1 : 0;
+        for (Index at = first; at < end; ++at) shared += is_shared(at) ? 1 : 0;
         auto fresh = PanelStore<T>::make_lone_panels(shared, key_elements());
-        for (Index p = end; p-- > first && !fresh.empty();) {
-            if (!is_shared(p)) continue;
-            std::copy_n(stored_keys(p), key_elements(), fresh.back().data());
-            own_key(p) = std::move(fresh.back());
+        for (Index at = end; at-- > first && !fresh.empty();) {
+            if (!is_shared(at)) continue;
+            std::copy_n(stored_keys_at(at), key_elements(), fresh.back().data());
+            own_key(at) = std::move(fresh.back());
             fresh.pop_back();
         }
     }
@@ -405,13 +420,15 @@ class HeadState {
     }
     // Tokens of a group, or what is rolled back together with the open block.
     Index tokens_together() const { return (std::max)(group_size, (history_blocks_ + 1) * block_size); }
-    // Those of all blocks of one group.
-    Index most_gate_tiles() const { return most_panels(window(), group_size); }
+    // Those of all blocks of one group, of the share.
+    Index most_gate_tiles() const { return share().most_panels(most_panels(window(), group_size)); }
     // Those of a group, or of what is left once all has been rolled back that can be.
     Index most_query_panels() const {
-        return keeping_.every_query ? unlimited : most_panels(window(), tokens_together());
+        return keeping_.every_query ? unlimited : share().most_panels(most_panels(window(), tokens_together()));
     }
-    Index most_key_panels() const { return most_panels(keeping_.sliding_window, tokens_together()); }
+    Index most_key_panels() const {
+        return share().most_panels(most_panels(keeping_.sliding_window, tokens_together()));
+    }
 
     // Blocks whose words are kept at the same time: those of a group under way, and those that can be undone.
     Index word_slots() const { return history_blocks_ + group_blocks; }

@@ -9,7 +9,7 @@
 #include <castle/detail/base/layout.hpp>
 #include <castle/detail/check/attention_kind.hpp>
 #include <castle/detail/check/checks.hpp>
-#include <castle/detail/score/softmax_rows.hpp>
+#include <castle/detail/score/span_states.hpp>
 #include <castle/detail/simd/aligned_buffer.hpp>
 #include <castle/detail/state/group.hpp>
 #include <castle/detail/state/head_state.hpp>
@@ -113,7 +113,7 @@ class SequenceState {
         return bytes;
     }
 
-    // Of head h, for one token: the softmax of its query heads over every span.
+    // Of head h, for one token: the states of its query heads over every span.
     C* step_scratch(Index h) { return step_.data() + h * (step_.size() / heads()); }
 
     // Of a call that works on several sequences, while it runs.
@@ -147,7 +147,7 @@ class SequenceState {
     Index capacity_for(Index tokens) const { return (std::max)(round_up(tokens, panel_size), capacity()); }
     Index step_elements(Index capacity) const {
         const HeadState<T>& any = heads_.front();
-        const Index row = SoftmaxRows<C>::elements(any.group(), any.dv_padded());
+        const Index row = SpanStates<C>::elements(any.group(), any.dv_padded());
         return heads() * row * any.most_spans(capacity);
     }
 
