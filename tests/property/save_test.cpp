@@ -100,6 +100,52 @@ TYPED_TEST(Save, TellsEqualCachesByEqualBytes) {
     EXPECT_EQ(saved(one), saved(other));
 }
 
+// A narrow mask leaves keys out of a block's folding, and what a rollback would need of them out of the history.
+TYPED_TEST(Save, HasNothingOfTokensThatWereThereBefore) {
+    using T = TypeParam;
+    Random random(3560);
+    const castle::Mask narrow = castle::masks::sliding_window(30);
+    const Head<T> before = random_head<T>(random, {700, d, dv}), head = random_head<T>(random, {700, d, dv});
+    const castle::UqKvCache<T> empty({.d = d, .dv = dv}, {}, 200);
+    castle::UqKvCache<T> fresh = empty.fork(), used = empty.fork();
+    castle::extend(used, before.input());
+    used.clear();
+    for (castle::UqKvCache<T>* cache : {&fresh, &used}) {
+        Matrix<T> out(700, dv);
+        castle::extend(*cache, head.input(), out, narrow);
+    }
+    EXPECT_EQ(saved(fresh), saved(used));
+}
+
+TYPED_TEST(Save, OfACacheAfterAFailedCallIsAsBefore) {
+    using T = TypeParam;
+    Random random(3570);
+    const castle::Shape shape{.d = d, .dv = dv};
+    const Head<T> head = random_head<T>(random, {500, d, dv});
+    castle::UqKvCache<T> one(shape), other(shape);
+    for (castle::UqKvCache<T>* cache : {&one, &other}) castle::extend(*cache, head.first_tokens(100));
+    const std::string before = saved(one);
+    // The first call with a mask needs memory for its words.
+    const castle::Mask mask = castle::masks::sliding_window(30);
+    const std::vector<castle::UqKvCache<T>*> both{&one, &other};
+    const std::vector<Index> counts{200, 200};
+    Matrix<T> out(400, dv);
+    bool failed = true;
+    for (long successes = 0; failed; ++successes) {
+        failed = false;
+        try {
+            const Allocations::Failure failure(successes);
+            castle::extend<T>(both, counts, head.input().tokens(100, 400), {.out = out}, mask);
+        } catch (const std::bad_alloc&) {
+            failed = true;
+            EXPECT_EQ(saved(one), before) << successes;
+            EXPECT_EQ(saved(other), before) << successes;
+        }
+        ASSERT_LT(successes, 1000);
+    }
+    EXPECT_EQ(one.size(), 300);
+}
+
 TYPED_TEST(Save, ALoadedCacheKeepsAsMuchHistoryAsItIsAskedTo) {
     using T = TypeParam;
     Random random(3560);

@@ -115,62 +115,78 @@ inline std::vector<double> numbers_of(const ScoreTerms& terms) {
     return numbers;
 }
 
-// Throws std::runtime_error if the stream cannot be written.
 template <Scalar T>
-void save_cache(std::ostream& out, const SequenceState<T>& state, const SavedIdentity::LayerWords& layer = {}) {
-    const SavedIdentity identity = identity_of(state, layer);
-    SavedWriter writer(out);
+void write_identity(SavedWriter& writer, const SavedIdentity& identity) {
     writer.bytes(SavedIdentity::magic.data(), SavedIdentity::magic.size());
     for (const std::uint64_t word : identity.to_words<T>()) writer.word(word);
     writer.checksum();
-    if (state.kind().terms != nullptr) {
-        for (const double number : numbers_of(*state.kind().terms)) writer.word(std::bit_cast<std::uint64_t>(number));
-        writer.checksum();
+    if (identity.kind.terms == nullptr) return;
+    for (const double number : numbers_of(*identity.kind.terms)) writer.word(std::bit_cast<std::uint64_t>(number));
+    writer.checksum();
+}
+
+// One of the arrays, with zeros for what belongs to no token.
+template <class Writer>
+void write_array(Writer& writer, const SavedArrays& arrays, const SavedArray& array) {
+    const Index used = array.used_cols * arrays.element;
+    for (Index row = 0; row < array.used_rows; ++row) {
+        writer.bytes(array.data + row * array.stride, std::size_t(used));
+        writer.zeros(arrays.row_bytes() - used);
     }
-    for (Index h = 0; h < state.heads(); ++h) {
-        auto& head = const_cast<HeadState<T>&>(state.head(h));  // to find where arrays are; only read
-        for_saved_arrays<T>(identity, identity.undoable, [&](const SavedArrays& arrays) {
-            for (Index i = 0; i < arrays.count; ++i) {
-                const auto array = SavedArray::of(head, arrays, i);
-                const Index used = array.used_cols * arrays.element;
-                for (Index row = 0; row < array.used_rows; ++row) {
-                    writer.bytes(array.data + row * array.stride, std::size_t(used));
-                    writer.zeros(arrays.row_bytes() - used);
-                }
-                writer.zeros((arrays.rows - array.used_rows) * arrays.row_bytes());
-            }
-        });
-    }
+    writer.zeros((arrays.rows - array.used_rows) * arrays.row_bytes());
+}
+
+// Throws std::runtime_error if the stream could not be written.
+inline void finish_writing(SavedWriter& writer, std::ostream& out) {
     writer.checksum();
     if (!out.flush()) throw std::runtime_error("castle::save: the cache could not be written");
 }
 
 template <Scalar T>
-std::shared_ptr<const ScoreTerms> read_terms(SavedReader& reader, const SavedIdentity& saved) {
+void save_cache(std::ostream& out, const SequenceState<T>& state, const SavedIdentity::LayerWords& layer = {}) {
+    const SavedIdentity identity = identity_of(state, layer);
+    SavedWriter writer(out);
+    write_identity<T>(writer, identity);
+    for (Index h = 0; h < state.heads(); ++h) {
+        auto& head = const_cast<HeadState<T>&>(state.head(h));  // to find where arrays are; only read
+        for_saved_arrays<T>(identity, identity.undoable, [&](const SavedArrays& arrays) {
+            for (Index i = 0; i < arrays.count; ++i) write_array(writer, arrays, SavedArray::of(head, arrays, i));
+        });
+    }
+    finish_writing(writer, out);
+}
+
+// The terms of which the identity says how much there is; see numbers_of.
+template <Scalar T>
+std::shared_ptr<const ScoreTerms> terms_of_numbers(const SavedIdentity& saved, const std::vector<double>& numbers) {
     const SavedIdentity::TermsWords& w = saved.terms;
-    const std::size_t count = std::size_t(w[0] * w[1] + w[2] * w[3] + w[4] + w[5]);
-    const std::vector<unsigned char> bytes = reader.bytes(8 * count);
-    reader.check_sum();
-    const unsigned char* from = bytes.data();
-    const auto number = [&] {
-        const double x = std::bit_cast<double>(read_word(from));
-        from += 8;
-        return x;
-    };
+    const double* from = numbers.data();
     ScoreTerms terms;
     terms.factor.resize(Index(w[0]), Index(w[1]));
     terms.bias.resize(Index(w[2]), Index(w[3]));
     for (Matrix<double>* table : {&terms.factor, &terms.bias}) {
-        for (Index i = 0; i < table->size(); ++i) table->data()[i] = number();
+        std::copy_n(from, table->size(), table->data());
+        from += table->size();
     }
-    for (std::uint64_t i = 0; i < w[4]; ++i) terms.sinks.push_back(number());
-    if (w[5] != 0) terms.soft_cap = number();
+    terms.sinks.assign(from, from + w[4]);
+    if (w[5] != 0) terms.soft_cap = from[w[4]];
     try {
         check_terms<T>("load", terms, saved.kind.shape.heads);
     } catch (const std::invalid_argument&) {
         reject_cache("has no sensible score terms");
     }
     return std::make_shared<const ScoreTerms>(std::move(terms));
+}
+
+template <Scalar T>
+std::shared_ptr<const ScoreTerms> read_terms(SavedReader& reader, const SavedIdentity& saved) {
+    const std::vector<unsigned char> bytes = reader.bytes(8 * saved.count_of_terms());
+    reader.check_sum();
+    std::vector<double> numbers;
+    for (std::size_t at = 0; at < bytes.size(); at += 8) {
+        numbers.push_back(std::bit_cast<double>(read_word(bytes.data() + at)));
+    }
+    return terms_of_numbers<T>(saved, numbers);
 }
 
 // The identity of what the stream goes on with, if it is a cache of elements as this build has them.
@@ -183,7 +199,7 @@ SavedIdentity read_identity(SavedReader& reader) {
     SavedIdentity::Words words{};
     for (std::size_t i = 0; i < words.size(); ++i) words[i] = read_word(bytes.data() + 8 * i);
     SavedIdentity saved = SavedIdentity::from_words<T>(words);
-    if (saved.terms != SavedIdentity::TermsWords()) saved.kind.terms = read_terms<T>(reader, saved);
+    if (saved.has_terms()) saved.kind.terms = read_terms<T>(reader, saved);
     return saved;
 }
 
@@ -201,19 +217,20 @@ Index saved_bytes(const SavedIdentity& saved) {
     return bytes;
 }
 
-// Reads the tokens into `state`, which has none yet, and is of the saved kind.
+// Takes the arrays of the state's share, one head after the other, into `state`, which has no tokens yet, and is of the
+// saved kind.
 template <Scalar T>
-void read_state(SavedReader& reader, const SavedIdentity& saved, SequenceState<T>& state) {
-    const std::size_t head_bytes = std::size_t(saved_bytes<T>(saved));
-    const std::vector<unsigned char> bytes = reader.bytes(head_bytes * std::size_t(state.heads()));
-    reader.check_sum();
+void take_saved(const SavedIdentity& saved, const std::vector<unsigned char>& bytes, SequenceState<T>& state) {
+    const std::size_t head_bytes = bytes.size() / std::size_t(state.heads());
     state.make_room(saved.size, saved.is_masked);
     for (Index h = 0; h < state.heads(); ++h) {
         HeadState<T>& head = state.head(h);
         const unsigned char* from = bytes.data() + std::size_t(h) * head_bytes;
+        if (saved.is_masked) head.start_words();
         head.history().set_undoable(saved.undoable);
         for_saved_arrays<T>(saved, head.history().undoable(), [&](const SavedArrays& arrays) {
             for (Index i = 0; i < arrays.count; ++i) {
+                if (!arrays.is_of_block() && !head.share().has_panel(arrays.first + i)) continue;
                 const auto array = SavedArray::of(head, arrays, i);
                 for (Index row = 0; row < arrays.rows; ++row, from += arrays.row_bytes()) {
                     std::memcpy(array.data + row * array.stride, from, std::size_t(arrays.row_bytes()));
@@ -223,6 +240,15 @@ void read_state(SavedReader& reader, const SavedIdentity& saved, SequenceState<T
         head.set_size(saved.size);
         make_open_gates(head);
     }
+}
+
+// The same of what comes from a stream.
+template <Scalar T>
+void read_state(SavedReader& reader, const SavedIdentity& saved, SequenceState<T>& state) {
+    const std::size_t head_bytes = std::size_t(saved_bytes<T>(saved));
+    const std::vector<unsigned char> bytes = reader.bytes(head_bytes * std::size_t(state.heads()));
+    reader.check_sum();
+    take_saved(saved, bytes, state);
 }
 
 }  // namespace detail

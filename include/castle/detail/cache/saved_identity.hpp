@@ -111,6 +111,11 @@ struct SavedIdentity {
         return saved;
     }
 
+    bool has_terms() const { return terms != TermsWords(); }
+    // All their numbers.
+    std::size_t count_of_terms() const {
+        return std::size_t(terms[0] * terms[1] + terms[2] * terms[3] + terms[4] + terms[5]);
+    }
     bool has_sensible_terms() const {
         const auto is_table = [&](std::uint64_t rows, std::uint64_t cols) {
             return rows <= std::uint64_t(most_heads) && cols <= std::uint64_t(most_tokens) &&

@@ -8,6 +8,7 @@
 #include <castle/detail/cache/saved_identity.hpp>
 #include <castle/detail/check/attention_kind.hpp>
 #include <castle/detail/score/absorption.hpp>
+#include <castle/detail/score/mask_words.hpp>
 #include <castle/detail/state/head_state.hpp>
 
 // Which arrays of a head a saved cache has. Size, writer and reader of a file all follow from this.
@@ -41,6 +42,8 @@ struct SavedArrays {
     Index block = 0;  // of the history, for its parts
 
     Index row_bytes() const { return cols * element; }
+    // Whether it belongs to a block, which every rank has, and not to a panel.
+    bool is_of_block() const { return part == SavedPart::open_block || part == SavedPart::fold_operands; }
 };
 
 // Calls f(arrays) for all arrays of a head of which the last `undoable` finished blocks can be undone. What undoes
@@ -162,8 +165,12 @@ struct SavedArray {
                 return keys(state.lookahead_queries(p));
             case SavedPart::fold_operands:
                 return operands(state.history().operands(arrays.block));
-            case SavedPart::fold_keys:
-                return keys(state.kept_keys(arrays.block, p));
+            case SavedPart::fold_keys: {
+                // What was not folded was not kept: there is still what an older block left.
+                const bool was_folded =
+                    !state.is_masked() || cover_of(state.words_of(arrays.block, p), 0, block_size) != Cover::none;
+                return array(state.kept_keys(arrays.block, p), panel_size, was_folded ? arrays.rows : 0, used);
+            }
         }
         return {};
     }

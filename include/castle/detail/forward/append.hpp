@@ -146,7 +146,9 @@ class AppendTransaction {
     void for_steps(bool packed, const F& run_step) {
         for_batches([&](Index first, Index end) {
             place_scratch(first, end, memory_);
-            for (Index i = first; i < end; ++i) sequences_[i].start(work(i).after);
+            for (Index i = first; i < end; ++i) {
+                sequences_[i].start(work(i).after, tokens(i) > 0 && work(i).rule != nullptr);
+            }
             for (bool begins = true;; begins = false) {
                 Index row = 0;
                 for (Index i = first; i < end; ++i) {

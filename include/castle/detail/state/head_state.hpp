@@ -132,7 +132,7 @@ class HeadState {
         word_panels_.own(place(oldest_panel(window(), (size_ / block_size - history_.undoable()) * block_size)),
                          place(ceil_div(after, panel_size)));
     }
-    // Once all heads have room: the words of what causal calls have left, which nobody has written down.
+    // Before the first call that has a mask: the words of what causal calls have left, which nobody has written down.
     void start_words() {
         if (is_masked_ || !has_lookahead()) return;
         is_masked_ = true;
@@ -146,7 +146,10 @@ class HeadState {
             }
         }
     }
-    void start(Index after) { history_.start(after); }
+    void start(Index after, bool has_mask) {
+        if (has_mask) start_words();
+        history_.start(after);
+    }
     void finish(Index after) {
         history_.finish(size_ / block_size, after / block_size);
         size_ = after;
@@ -158,12 +161,13 @@ class HeadState {
     }
     bool has_limited_rollback() const { return has_lookahead() || keeping_.slides(); }
 
-    // How many spans of the share the rows of a group may see at most in a sequence of so many tokens.
-    Index most_spans(Index tokens) const {
+    // How many spans of a share, or of this one, the rows of a group may see at most in a sequence of so many tokens.
+    Index most_spans(Index tokens, const SpanShare& of) const {
         const Index most = ceil_div(keeping_.sliding_window + group_size, span_size) + 1;
-        if (keeping_.slides() && tokens >= most * span_size) return share().most_spans(most);
-        return share().spans_before(ceil_div(tokens, span_size));
+        if (keeping_.slides() && tokens >= most * span_size) return of.most_spans(most);
+        return of.spans_before(ceil_div(tokens, span_size));
     }
+    Index most_spans(Index tokens) const { return most_spans(tokens, share()); }
 
     // Makes room for `tokens` tokens in all; after it, extending by single tokens up to there allocates nothing, but
     // for what has to be owned. Changes nothing that can be seen if an allocation throws. Before it there is no memory

@@ -71,17 +71,14 @@ class SequenceState {
         AlignedBuffer<C> step(elements > step_.size() ? elements : 0);
         for (auto& head : heads_) head.make_room(after, has_mask);
         if (step.size() > 0) step_ = std::move(step);
-        for (auto& head : heads_) {
-            if (has_mask) head.start_words();
-        }
     }
     // Room for so many tokens in all.
     void reserve(Index tokens) {
         check_tokens("reserve", "tokens", tokens);
         make_room((std::max)(tokens, size()));
     }
-    void start(Index after) {
-        for (auto& head : heads_) head.start(after);
+    void start(Index after, bool has_mask = false) {
+        for (auto& head : heads_) head.start(after, has_mask);
     }
     void finish(Index after) {
         for (auto& head : heads_) head.finish(after);
