@@ -181,8 +181,8 @@ namespace detail {
 
 // The way from a cache to its insides, for the functions that work on it.
 struct CacheAccess {
-    template <Scalar T>
-    static SequenceState<T>& state(UqKvCache<T>& cache) {
+    template <class Cache>
+    static auto& state(Cache& cache) {
         return cache.state_;
     }
 };

@@ -21,57 +21,70 @@ inline namespace CASTLE_ABI {
 
 namespace detail {
 
-template <Scalar T, Scalar In>
-Call call_of_extend(const UqKvCache<T>& cache, const Input<In>& input) {
+template <Scalar In>
+Call call_of_extend(const Shape& shape, const Input<In>& input) {
     return {.where = "extend",
             .rows = input.causal.q.rows(),
             .rows_of = "the rows of input.causal.q",
             .object = "a cache",
-            .shape = cache.shape()};
+            .shape = shape};
 }
 
-// Input and output may be of another scalar than the cache.
+// What a call onto a cache of any kind brings.
 template <Scalar T, Scalar In>
-void extend_cache(UqKvCache<T>& cache, const Input<In>& input, const Output<In>& output, const Masks& mask,
-                  const Executor& executor) {
-    SequenceState<T>& state = CacheAccess::state(cache);
-    const Call call = call_of_extend(cache, input);
+void check_extend(const SequenceState<T>& state, const Input<In>& input, const Output<In>& output, const Masks& mask) {
+    const Call call = call_of_extend(state.kind().shape, input);
     call.check_input(input, state.kind().has_lookahead());
     call.check_output("", output, 1);
     check_masks("extend", "mask", mask, 1);
     check_sight("extend", state, mask[0], call.rows, mass_over(output)[0]);
-    append<T>(state, std::array{call.rows}, {.seen = mask, .mass_over = mass_over(output)}, input, output_rows(output),
-              executor_for(executor, cache.options()));
 }
-template <Scalar T, Scalar In>
-void extend_caches(std::span<UqKvCache<T>* const> caches, std::span<const Index> counts, const Input<In>& input,
-                   const Output<In>& output, const Masks& masks, const Executor& executor) {
+// The same of a batch. Input and output may be of another scalar than the caches.
+template <class Cache, Scalar In>
+void check_extend(std::span<Cache* const> caches, std::span<const Index> counts, const Input<In>& input,
+                  const Output<In>& output, const Masks& masks) {
     check_batch("extend", caches, counts);
-    const Index rows = input.causal.q.rows();
-    check_counts("extend", counts, "input.causal.q", rows);
+    check_counts("extend", counts, "input.causal.q", input.causal.q.rows());
     if (caches.empty()) {
         if (output.out.rows() != 0) {
             fail("extend", "out is ", extents_of(output.out), " but there are no caches");
         }
         return;
     }
-    const auto state = [&](Index i) -> auto& { return CacheAccess::state(*caches[std::size_t(i)]); };
+    const auto state = [&](Index i) -> const auto& { return CacheAccess::state(*caches[std::size_t(i)]); };
+    const Shape& first = caches.front()->shape();
     bool has_lookahead = false;
     for (Index i = 0; i < Index(caches.size()); ++i) {
         const Shape& shape = state(i).kind().shape;
-        if (shape != caches.front()->shape()) {
+        if (shape != first) {
             fail("extend", "caches[", i, "] has ",
-                 AttentionKind{.shape = shape}.difference({.shape = caches.front()->shape()}, "caches[0]"));
+                 AttentionKind{.shape = shape}.difference({.shape = first}, "caches[0]"));
         }
         has_lookahead = has_lookahead || state(i).kind().has_lookahead();
     }
-    const Call call = call_of_extend(*caches.front(), input);
+    const Call call = call_of_extend(first, input);
     call.check_input(input, has_lookahead);
     call.check_output("", output, Index(caches.size()));
     check_masks("extend", "masks", masks, Index(caches.size()));
     for (Index i = 0; i < Index(caches.size()); ++i) {
         check_sight("extend", state(i), masks[i], counts[std::size_t(i)], mass_over(output)[i]);
     }
+}
+
+template <Scalar T, Scalar In>
+void extend_cache(UqKvCache<T>& cache, const Input<In>& input, const Output<In>& output, const Masks& mask,
+                  const Executor& executor) {
+    SequenceState<T>& state = CacheAccess::state(cache);
+    check_extend(state, input, output, mask);
+    append<T>(state, std::array{input.causal.q.rows()}, {.seen = mask, .mass_over = mass_over(output)}, input,
+              output_rows(output), executor_for(executor, cache.options()));
+}
+template <Scalar T, Scalar In>
+void extend_caches(std::span<UqKvCache<T>* const> caches, std::span<const Index> counts, const Input<In>& input,
+                   const Output<In>& output, const Masks& masks, const Executor& executor) {
+    check_extend(caches, counts, input, output, masks);
+    if (caches.empty()) return;
+    const auto state = [&](Index i) -> auto& { return CacheAccess::state(*caches[std::size_t(i)]); };
     append(Sequences<T>(state), counts, {.seen = masks, .mass_over = mass_over(output)}, input, output_rows(output),
            executor_for(executor, caches.front()->options()));
 }
@@ -132,7 +145,7 @@ requires(!ComputeScalar<T>) void extend(UqKvCache<T>& cache, const std::type_ide
 template <Scalar T>
 Matrix<T> extend(UqKvCache<T>& cache, const std::type_identity_t<Input<T>>& input) {
     const Shape& shape = cache.shape();
-    detail::call_of_extend(cache, input).check_input(input, detail::CacheAccess::state(cache).kind().has_lookahead());
+    detail::call_of_extend(shape, input).check_input(input, detail::CacheAccess::state(cache).kind().has_lookahead());
     Matrix<T> out(input.causal.q.rows(), shape.heads * shape.dv);
     extend(cache, input, out);
     return out;

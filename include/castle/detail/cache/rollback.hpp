@@ -44,12 +44,21 @@ void rollback(HeadState<T>& state, Index tokens) {
     state.cut(size);
 }
 
-// The same of all heads, if they can. Where that throws, no token has changed.
+// The same of all heads, if they can. The first part throws where they cannot, or where there is no memory for what is
+// shared with a fork; no token has changed then.
 template <Scalar T>
-void rollback(SequenceState<T>& state, Index tokens) {
+void prepare_rollback(SequenceState<T>& state, Index tokens) {
     check_rollback(tokens, state.max_rollback());
     state.own_for_rollback(state.size() - tokens);
+}
+template <Scalar T>
+void finish_rollback(SequenceState<T>& state, Index tokens) {
     for (Index h = 0; h < state.heads(); ++h) rollback(state.head(h), tokens);
+}
+template <Scalar T>
+void rollback(SequenceState<T>& state, Index tokens) {
+    prepare_rollback(state, tokens);
+    finish_rollback(state, tokens);
 }
 
 }  // namespace detail
