@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <array>
 #include <bit>
 #include <cstddef>
 #include <cstdint>
@@ -9,9 +10,11 @@
 #include <type_traits>
 
 #include <castle/detail/cache/checksum.hpp>
-#include <castle/detail/check/attention_kind.hpp>
 #include <castle/detail/simd/pair_products.hpp>
 #include <castle/detail/simd/simd.hpp>
+#include <castle/input.hpp>
+#include <castle/options.hpp>
+#include <castle/terms.hpp>
 #include <castle/types.hpp>
 
 namespace castle {
@@ -36,17 +39,45 @@ class Fingerprint {
     }
     template <Scalar T>
     void add(const ConstMatrixView<T>& m) {
-        add(m.rows());
-        add(m.cols());
+        add_shape(m);
         for (Index i = 0; i < m.rows(); ++i) add(m.row(i), m.cols());
     }
-    void add(const AttentionKind& kind) {
-        add_each(kind.to_words());
-        if (kind.terms == nullptr) return;
-        for (const Matrix<double>* table : {&kind.terms->factor, &kind.terms->bias})
-            add(ConstMatrixView<double>(*table));
-        add_each(kind.terms->sinks);
-        add(kind.terms->soft_cap.value_or(0));
+    void add(const Shape& shape) { add_each(std::array{shape.d, shape.dv, shape.heads, shape.kv_heads}); }
+    void add(const ScoreTerms& terms) {
+        add(ConstMatrixView<double>(terms.factor));
+        add(ConstMatrixView<double>(terms.bias));
+        add_each(terms.sinks);
+        add(terms.soft_cap.has_value());
+        add(terms.soft_cap.value_or(0));
+    }
+    // All but the executor.
+    void add(const Options& options) {
+        add(options.scale.has_value());
+        add(options.scale.value_or(0));
+        add(options.lookahead_window);
+        add(options.silu);
+        add(options.causal_keys);
+        add(options.terms);
+    }
+    template <Scalar T>
+    void add_shape(const ConstMatrixView<T>& m) {
+        add(m.rows());
+        add(m.cols());
+    }
+    // The shapes and, in builds with assertions, the values.
+    template <Scalar T>
+    void add_tokens(const ConstMatrixView<T>& m) {
+#ifdef NDEBUG
+        add_shape(m);
+#else
+        add(m);
+#endif
+    }
+    template <Scalar T>
+    void add_tokens(const Input<T>& input) {
+        for (const auto* part : {&input.causal, &input.lookahead}) {
+            for (const ConstMatrixView<T>* m : {&part->q, &part->k, &part->v}) add_tokens(*m);
+        }
     }
     // Of this build: bits are those of its packets, and of how it multiplies and adds.
     template <Scalar T>
