@@ -44,8 +44,9 @@ inline double causal_bytes(Index t, Index d) {
     return (number(t) + (block_size - 1) / 2.0) * 2 * number(d) * sizeof(float);
 }
 
-template <castle::Scalar T>
-void fill(castle::UqKvCache<T>& cache, Index tokens) {
+/// A cache of any kind, or what one rank has of it.
+template <class Cache>
+void fill(Cache& cache, Index tokens) {
     auto& state = castle::detail::CacheAccess::state(cache);
     cache.reserve(tokens + block_size);
     std::minstd_rand generator(1);
@@ -57,6 +58,7 @@ void fill(castle::UqKvCache<T>& cache, Index tokens) {
     for (Index h = 0; h < cache.shape().kv_heads; ++h) {
         auto& head = state.head(h);
         for (Index p = 0; p < tokens / castle::base::panel_size; ++p) {
+            if (!head.share().has_panel(p)) continue;
             randomise(head.causal_keys(p), head.d());
             randomise(head.values(p), head.dv());
             if (!head.has_lookahead()) continue;
