@@ -163,8 +163,10 @@ class HeadState {
 
     // How many spans of a share, or of this one, the rows of a group may see at most in a sequence of so many tokens.
     Index most_spans(Index tokens, const SpanShare& of) const {
-        const Index most = ceil_div(keeping_.sliding_window + group_size, span_size) + 1;
-        if (keeping_.slides() && tokens >= most * span_size) return of.most_spans(most);
+        if (keeping_.slides()) {
+            const Index most = ceil_div(keeping_.sliding_window + group_size, span_size) + 1;
+            if (tokens >= most * span_size) return of.most_spans(most);
+        }
         return of.spans_before(ceil_div(tokens, span_size));
     }
     Index most_spans(Index tokens) const { return most_spans(tokens, share()); }
