@@ -223,6 +223,7 @@ SequenceState<T> load_sharded(std::string_view where, const mpi::Communicator& c
     std::optional<SequenceState<T>> state;
     agree(where, communicator, arguments, [&] {
         if (thrown) std::rethrow_exception(thrown);
+        if (has_ended) return;  // rank 0 throws
         if (reads) reader.check_sum();
         state.emplace(saved.kind, keeping(saved));
         take_saved<T>(saved, own, *state);
