@@ -12,6 +12,7 @@
 
 #include "../model/matrices.hpp"
 #include "../support/bad_input.hpp"
+#include "../support/fingerprint.hpp"
 #include "../support/read_file.hpp"
 #include "config.hpp"
 
@@ -63,12 +64,8 @@ class Corpus {
         return sequences;
     }
 
-    /// To tell texts apart (FNV-1a).
-    std::string fingerprint() const {
-        std::uint64_t hash = 14695981039346656037U;
-        for (const char c : text_) hash = (hash ^ static_cast<unsigned char>(c)) * 1099511628211U;
-        return fmt::format("{:016x}", hash);
-    }
+    /// To tell texts apart.
+    std::string fingerprint() const { return fmt::format("{:016x}", fingerprint_of(text_)); }
 
   private:
     static constexpr Index most_bytes = Index(1) << 32;

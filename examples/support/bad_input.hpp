@@ -23,15 +23,24 @@ inline std::string one_line(std::string text) {
     return text;
 }
 
+/// What a user is told, in one line, of the exception that is being handled.
+inline std::string current_reason() {
+    try {
+        throw;
+    } catch (const std::bad_alloc&) {
+        return "not enough memory for these sizes";
+    } catch (const std::exception& error) {
+        return one_line(error.what());
+    }
+}
+
 /// What `program` ends with: what run() returns, or 2 after one line about what it threw.
 template <class F>
 int exit_code(const char* program, const F& run) {
     try {
         return run();
-    } catch (const std::bad_alloc&) {
-        fmt::print(stderr, "{}: not enough memory for these sizes\n", program);
-    } catch (const std::exception& error) {
-        fmt::print(stderr, "{}: {}\n", program, one_line(error.what()));
+    } catch (const std::exception&) {
+        fmt::print(stderr, "{}: {}\n", program, current_reason());
     }
     return 2;
 }
