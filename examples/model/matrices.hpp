@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <numbers>
@@ -46,6 +47,18 @@ Index parameters(Weights weights) {
     Index count = 0;
     for (const NamedMatrix& m : weights.matrices()) count += m.matrix->size();
     return count;
+}
+
+/// Calls f(pointer, n) for the elements [first, first + count) of all matrices, as if one followed the other in memory:
+/// for those of each matrix in turn.
+template <class F>
+void for_elements(const NamedMatrices& matrices, Index first, Index count, const F& f) {
+    for (const NamedMatrix& m : matrices) {
+        const Index n = std::min(m.matrix->size() - first, count);
+        if (n > 0) f(m.matrix->data() + first, n);
+        first = std::max<Index>(first - m.matrix->size(), 0);
+        count -= std::max<Index>(n, 0);
+    }
 }
 
 template <class Weights>

@@ -2,8 +2,10 @@
 #include <array>
 #include <cmath>
 #include <cstdint>
+#include <cstdlib>
 #include <random>
 #include <stdexcept>
+#include <string>
 #include <vector>
 
 #include <gtest/gtest.h>
@@ -15,6 +17,9 @@
 #include "model/descent.hpp"
 #include "model/dropout.hpp"
 #include "model/matrices.hpp"
+#include "model/ranked_gradient.hpp"
+#include "support/bad_input.hpp"
+#include "support/ranks.hpp"
 
 // What the examples that train share.
 namespace {
@@ -84,6 +89,59 @@ TEST(Training, ABatchIsTheSumOfItsParts) {
         batch.set_zero();
         model::for_parts(5, [&](Index i) { batch.part(i).a.setConstant(float(1 << i)); });
         EXPECT_EQ(batch.sum().a, Matrix::Constant(2, 3, 31.0F));
+    }
+}
+
+TEST(Training, ABatchOfOneRankIsThatOfAll) {
+    model::RankedGradient<Weights> batch(Ranks(), {Matrix::Zero(2, 3), Matrix::Zero(1, 1)}, 5);
+    EXPECT_EQ(batch.own().first, 0);
+    EXPECT_EQ(batch.own().count, 5);
+    for (int again = 0; again < 2; ++again) {
+        batch.set_zero();
+        for (Index i = 0; i < 5; ++i) batch.part(i).a.setConstant(float(1 << i));
+        EXPECT_EQ(batch.sum().a, Matrix::Constant(2, 3, 31.0F));
+    }
+}
+
+// Ranks that know nothing of each other would write the same files.
+TEST(Training, WithoutMpiThereIsOneRank) {
+    const auto with = [](const std::string& name, const char* value) {
+        setenv(name.c_str(), value, 1);
+        const Launch launch = Launch::of_this_process();
+        EXPECT_TRUE(launch.by_mpirun);
+        if (launch.one_of_several) {
+            EXPECT_THROW(connect_ranks(), BadInput);
+        } else {
+            EXPECT_EQ(connect_ranks(), nullptr);
+        }
+        unsetenv(name.c_str());
+        return launch.one_of_several;
+    };
+    EXPECT_FALSE(Launch::of_this_process().by_mpirun);
+    EXPECT_EQ(connect_ranks(), nullptr);
+    for (const char* size : {"OMPI_COMM_WORLD_SIZE", "PMI_SIZE"}) {
+        EXPECT_FALSE(with(size, "1"));
+        EXPECT_TRUE(with(size, "2"));
+    }
+    for (const char* rank : {"PMI_RANK", "PMIX_RANK"}) {
+        EXPECT_FALSE(with(rank, "0"));
+        EXPECT_TRUE(with(rank, "1"));
+    }
+}
+
+// Every element once, whichever ranges there are.
+TEST(Training, ElementsOfMatricesFollowEachOther) {
+    Weights weights{Matrix(2, 3), Matrix(1, 2)};
+    for (Index i = 0; i < 6; ++i) weights.a.data()[i] = float(i);
+    for (Index i = 0; i < 2; ++i) weights.b.data()[i] = float(6 + i);
+    for (Index first = 0; first <= 8; ++first) {
+        for (Index count = 0; count <= 8 - first; ++count) {
+            Index next = first;
+            model::for_elements(weights.matrices(), first, count, [&](const float* elements, Index n) {
+                for (Index i = 0; i < n; ++i) EXPECT_EQ(elements[i], float(next++));
+            });
+            EXPECT_EQ(next, first + count);
+        }
     }
 }
 
