@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <filesystem>
+#include <iostream>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -23,6 +24,7 @@
 #include "support/bad_input.hpp"
 #include "support/command_line.hpp"
 #include "support/memory.hpp"
+#include "support/ranks.hpp"
 
 namespace {
 
@@ -66,17 +68,30 @@ double needed_memory(const Config& c, Index batch) {
     return sizeof(float) * (4 * parameters + number(batch) * (parameters + number(c.context) * (token + 4 * bytes)));
 }
 
-void train(const Arguments& arguments) {
+// Ranks on one machine share its memory; none takes any before all have looked.
+void check_memory_of_ranks(const Ranks& ranks, const Config& config, const Schedule& schedule) {
+    const Index most_sequences = (schedule.batch + ranks.size() - 1) / ranks.size();
+    const std::string what =
+        ranks.size_here() == 1 ? "this training" : fmt::format("{} ranks of this training", ranks.size_here());
+    check_memory(what, ranks.size_here() * needed_memory(config, most_sequences));
+    ranks.agree();
+}
+
+// Ranks that began with another model or text would not fail, but train something that is neither.
+void expect_same_on_all(const Ranks& ranks, Training& training, const Corpus& corpus, const std::string& text) {
+    if (ranks.size() == 1) return;
+    ranks.expect_same(fmt::format("the text \"{}\"", text), fingerprint_of(corpus.fingerprint()));
+    ranks.expect_same("the model, or how it is trained,", fingerprint(training));
+}
+
+void train(const Arguments& arguments, const Ranks& ranks) {
     const std::string& checkpoint = arguments.train.checkpoint;
-    if (!arguments.resume && std::filesystem::exists(checkpoint)) {
+    if (ranks.is_first() && !arguments.resume && std::filesystem::exists(checkpoint)) {
         throw BadInput(fmt::format("\"{}\" is there already; --resume goes on with it", checkpoint));
     }
-    const auto checked = [](const Config& config, const Schedule& schedule) {
-        check_memory("this training", needed_memory(config, schedule.batch));
-    };
-    if (!arguments.resume) checked(arguments.config, arguments.schedule);
+    if (!arguments.resume) check_memory_of_ranks(ranks, arguments.config, arguments.schedule);
     Training training = arguments.resume ? load(checkpoint) : Training(arguments.schedule, arguments.config);
-    if (arguments.resume) checked(training.model.config(), training.schedule);
+    if (arguments.resume) check_memory_of_ranks(ranks, training.model.config(), training.schedule);
     const Corpus corpus(arguments.text, training.model.config().context);
     const std::string fingerprint = corpus.fingerprint();
     if (arguments.resume && training.schedule.text != fingerprint) {
@@ -89,22 +104,27 @@ void train(const Arguments& arguments) {
             throw BadInput(fmt::format("--log \"{}\" would be written over \"{}\"", arguments.train.log, other));
         }
     }
-    Trainer trainer(training, corpus, arguments.train);
-    if (!arguments.resume) save(checkpoint, training);  // what cannot be written shows now rather than after a while
-
-    describe(training);
-    if (arguments.resume) fmt::print("going on after step {} of {}\n", training.step(), training.schedule.steps);
-    std::fflush(stdout);
+    expect_same_on_all(ranks, training, corpus, arguments.text);
+    ranks.expect_same("--save_every", static_cast<std::uint64_t>(arguments.train.save_every));
+    Trainer trainer(training, corpus, arguments.train, ranks);
+    if (ranks.is_first()) {
+        // What cannot be written shows now rather than after a while.
+        if (!arguments.resume) save(checkpoint, training);
+        describe(training);
+        if (arguments.resume) fmt::print("going on after step {} of {}\n", training.step(), training.schedule.steps);
+        std::fflush(stdout);
+    }
     trainer.run();
-    fmt::print("the model is in {}\n", checkpoint);
+    if (ranks.is_first()) fmt::print("the model is in {}\n", checkpoint);
 }
 
-void evaluate(const Arguments& arguments) {
-    const Training training = load(arguments.train.checkpoint);
+void evaluate(const Arguments& arguments, const Ranks& ranks) {
+    Training training = load(arguments.train.checkpoint);
     const Corpus corpus(arguments.text, training.model.config().context);
-    describe(training);
-    const double loss = mean_loss(training.model, corpus.validation_sequences(all));
-    fmt::print("validation loss {:.4f}, perplexity {:.3f}\n", loss, std::exp(loss));
+    expect_same_on_all(ranks, training, corpus, arguments.text);
+    if (ranks.is_first()) describe(training);
+    const double loss = mean_loss(training.model, corpus.validation_sequences(all), ranks);
+    if (ranks.is_first()) fmt::print("validation loss {:.4f}, perplexity {:.3f}\n", loss, std::exp(loss));
 }
 
 void generate(const Arguments& arguments) {
@@ -128,7 +148,7 @@ void generate(const Arguments& arguments) {
     if (draft) fmt::print(stderr, "{} bytes in {} passes of the model\n", arguments.count, written.passes);
 }
 
-int run(int argc, char** argv) {
+int run(int argc, char** argv, const Ranks& ranks) {
     Arguments a;
     CLI::App app("A small language model of bytes, with the attention of your choice.", "language_model");
     app.require_subcommand(1);
@@ -196,7 +216,8 @@ int run(int argc, char** argv) {
     generation->add_option("--temperature", a.temperature, "0 takes the most probable byte each time")
         ->check(CLI::Range(0.0, 100.0))
         ->capture_default_str();
-    if (!parse_command_line(app, argc, argv)) return 0;
+    std::ostream nowhere(nullptr);
+    if (!parse_command_line(app, argc, argv, ranks.is_first() ? std::cout : nowhere)) return 0;
     a.schedule.seed = static_cast<std::uint64_t>(seed);
     if (const std::string problem = a.config.problem(); !problem.empty()) throw BadInput("--" + problem);
     const auto needs = [](CLI::Option* option, bool fits, const std::string& attention) {
@@ -208,14 +229,16 @@ int run(int argc, char** argv) {
     if (!std::isfinite(a.schedule.learning_rate) || !std::isfinite(a.temperature)) {
         throw BadInput("--learning_rate and --temperature have to be numbers");
     }
-    if (*training) train(a);
-    if (*evaluation) evaluate(a);
-    if (*generation) generate(a);
+    ranks.expect_same("the subcommand", fingerprint_of(app.get_subcommands().front()->get_name()));
+    if (*training) train(a, ranks);
+    if (*evaluation) evaluate(a, ranks);
+    // A byte comes after the other: there is nothing to share.
+    if (*generation && ranks.is_first()) generate(a);
     return 0;
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
-    return exit_code("language_model", [&] { return run(argc, argv); });
+    return exit_code_of_ranks("language_model", [&](const Ranks& ranks) { return run(argc, argv, ranks); });
 }

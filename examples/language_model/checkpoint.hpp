@@ -15,6 +15,7 @@
 #include "../model/adamw.hpp"
 #include "../model/safetensors.hpp"
 #include "../model/schedule.hpp"
+#include "../support/fingerprint.hpp"
 #include "config.hpp"
 #include "model.hpp"
 
@@ -62,29 +63,44 @@ struct Training {
     }
 };
 
-inline void save(const std::string& path, Training& training) {
+/// All that a checkpoint says of a training beside its matrices.
+inline safetensors::Metadata metadata(const Training& training) {
     const Config& c = training.model.config();
     const Schedule& s = training.schedule;
-    safetensors::write(path, training.matrices(),
-                       {{"format", "castle language_model 1"},
-                        {"attention", c.attention},
-                        {"layers", fmt::format("{}", c.layers)},
-                        {"d_model", fmt::format("{}", c.d_model)},
-                        {"heads", fmt::format("{}", c.heads)},
-                        {"kv_heads", fmt::format("{}", c.groups())},
-                        {"d_head", fmt::format("{}", c.d_head)},
-                        {"window", fmt::format("{}", c.window)},
-                        {"silu", fmt::format("{}", int(c.silu))},
-                        {"causal_keys", fmt::format("{}", int(c.causal_keys))},
-                        {"context", fmt::format("{}", c.context)},
-                        {"precision", c.precision},
-                        {"steps", fmt::format("{}", s.steps)},
-                        {"batch", fmt::format("{}", s.batch)},
-                        {"learning_rate", fmt::format("{}", s.learning_rate)},
-                        {"warm_up", fmt::format("{}", s.warm_up)},
-                        {"seed", fmt::format("{}", s.seed)},
-                        {"text", s.text},
-                        {"step", fmt::format("{}", training.step())}});
+    return {{"format", "castle language_model 1"},
+            {"attention", c.attention},
+            {"layers", fmt::format("{}", c.layers)},
+            {"d_model", fmt::format("{}", c.d_model)},
+            {"heads", fmt::format("{}", c.heads)},
+            {"kv_heads", fmt::format("{}", c.groups())},
+            {"d_head", fmt::format("{}", c.d_head)},
+            {"window", fmt::format("{}", c.window)},
+            {"silu", fmt::format("{}", int(c.silu))},
+            {"causal_keys", fmt::format("{}", int(c.causal_keys))},
+            {"context", fmt::format("{}", c.context)},
+            {"precision", c.precision},
+            {"steps", fmt::format("{}", s.steps)},
+            {"batch", fmt::format("{}", s.batch)},
+            {"learning_rate", fmt::format("{}", s.learning_rate)},
+            {"warm_up", fmt::format("{}", s.warm_up)},
+            {"seed", fmt::format("{}", s.seed)},
+            {"text", s.text},
+            {"step", fmt::format("{}", training.step())}};
+}
+
+inline void save(const std::string& path, Training& training) {
+    safetensors::write(path, training.matrices(), metadata(training));
+}
+
+/// To tell trainings apart, by all that a checkpoint has of them.
+inline std::uint64_t fingerprint(Training& training) {
+    std::uint64_t hash = fingerprint_of("");
+    for (const auto& [name, value] : metadata(training)) hash = fingerprint_of(name + "=" + value + "\n", hash);
+    for (const model::NamedMatrix& m : training.matrices()) {
+        const std::size_t size = std::size_t(m.matrix->size()) * sizeof(float);
+        hash = fingerprint_of({reinterpret_cast<const char*>(m.matrix->data()), size}, hash);
+    }
+    return hash;
 }
 
 inline Training load(const std::string& path) {

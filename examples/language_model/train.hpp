@@ -16,16 +16,22 @@
 
 #include "../model/adamw.hpp"
 #include "../model/batch.hpp"
+#include "../model/ranked_gradient.hpp"
+#include "../support/ranks.hpp"
 #include "checkpoint.hpp"
 #include "corpus.hpp"
 
 namespace language_model {
 
-/// The mean loss a byte of some sequences, in nats.
-inline double mean_loss(const Model& model, const std::vector<std::string_view>& sequences) {
+/// The mean loss a byte of some sequences, in nats. Ranks share the work.
+inline double mean_loss(const Model& model, const std::vector<std::string_view>& sequences, const Ranks& ranks = {}) {
     std::vector<double> losses(sequences.size());
-    model::for_parts(Index(sequences.size()),
-                     [&](Index i) { losses[std::size_t(i)] = model.loss(sequences[std::size_t(i)]); });
+    const Ranks::Share own = ranks.share(Index(sequences.size()));
+    model::for_parts(own.count, [&](Index i) {
+        const std::size_t sequence = std::size_t(own.first + i);
+        losses[sequence] = model.loss(sequences[sequence]);
+    });
+    ranks.gather(losses);
     double sum = 0;
     for (const double loss : losses) sum += loss;
     return sum / static_cast<double>(Index(sequences.size()) * model.config().context);
@@ -40,16 +46,19 @@ struct TrainOptions {
     Index validation_sequences = 512;  // on the way; at the end it is all of them
 };
 
-/// Trains from where `training` is to its last step, saving on the way.
+/// Trains from where `training` is to its last step, saving on the way. The sequences of a step are dealt to ranks, all
+/// of which then have the same weights, bitwise identical to those of one rank; the first one reports and saves.
 class Trainer {
   public:
-    Trainer(Training& training, const Corpus& corpus, const TrainOptions& options)
+    Trainer(Training& training, const Corpus& corpus, const TrainOptions& options, const Ranks& ranks = {})
         : training_(training),
           corpus_(corpus),
           options_(options),
-          gradient_(training.model.weights, training.schedule.batch) {
-        for (Index i = 0; i < training.schedule.batch; ++i) tapes_.push_back(training.model.make_tape());
-        if (options.log.empty()) return;
+          ranks_(ranks),
+          gradient_(ranks, training.model.weights, training.schedule.batch) {
+        for (Index i = 0; i < gradient_.own().count; ++i) tapes_.push_back(training.model.make_tape());
+        if (!ranks.is_first()) options_.log.clear();
+        if (options_.log.empty()) return;
         log_.open(options.log, std::ios::app);
         std::error_code unknown;
         const bool has_lines = std::filesystem::file_size(options.log, unknown) > 0;
@@ -74,9 +83,10 @@ class Trainer {
             const bool last = now == steps, saves = last || now % options_.save_every == 0;
             std::optional<double> validation;
             if (last) {
-                validation = mean_loss(training_.model, corpus_.validation_sequences(all));
+                validation = mean_loss(training_.model, corpus_.validation_sequences(all), ranks_);
             } else if (now % options_.validate_every == 0) {
-                validation = mean_loss(training_.model, corpus_.validation_sequences(options_.validation_sequences));
+                validation =
+                    mean_loss(training_.model, corpus_.validation_sequences(options_.validation_sequences), ranks_);
             }
             // A training that is resumed has to say what one without a break would have said.
             if (saves || validation || now % options_.report_every == 0) {
@@ -88,7 +98,7 @@ class Trainer {
                 loss_since = 0;
                 steps_since = 0;
             }
-            if (saves) save(options_.checkpoint, training_);
+            if (saves) save_on_first_rank();
         }
     }
 
@@ -100,10 +110,12 @@ class Trainer {
         const double count = static_cast<double>(schedule.batch * training_.model.config().context);
         std::vector<double> losses(batch.size());
         gradient_.set_zero();
-        model::for_parts(schedule.batch, [&](Index i) {
-            losses[std::size_t(i)] = training_.model.learn(batch[std::size_t(i)], static_cast<float>(1 / count),
-                                                           tapes_[std::size_t(i)], gradient_.part(i));
+        model::for_parts(gradient_.own().count, [&](Index i) {
+            const std::size_t sequence = std::size_t(gradient_.own().first + i);
+            losses[sequence] = training_.model.learn(batch[sequence], static_cast<float>(1 / count),
+                                                     tapes_[std::size_t(i)], gradient_.part(i));
         });
+        ranks_.gather(losses);
         Weights& gradient = gradient_.sum();
         if (!std::isfinite(model::clip(gradient.matrices(), 1.0))) {
             throw BadInput(fmt::format("the gradient of step {} is not finite; try a lower --learning_rate", next));
@@ -121,6 +133,7 @@ class Trainer {
     static double since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
     void report(double loss, std::optional<double> validation, double step_seconds, double whole_seconds) const {
+        if (!ranks_.is_first()) return;
         const Schedule& schedule = training_.schedule;
         const Index now = training_.step();
         const double tokens = static_cast<double>(schedule.batch * training_.model.config().context);
@@ -129,6 +142,14 @@ class Trainer {
                    schedule.steps, loss, std::exp(loss), tokens / step_seconds, left / 60, left % 60,
                    validation ? fmt::format("   validation {:.4f}, {:.3f}", *validation, std::exp(*validation)) : "");
         std::fflush(stdout);
+    }
+
+    void save_on_first_rank() {
+        // Ranks that round differently, by other instructions, have drifted apart.
+        if (ranks_.size() > 1) {
+            ranks_.expect_same(fmt::format("the model after step {}", training_.step()), fingerprint(training_));
+        }
+        if (ranks_.is_first()) save(options_.checkpoint, training_);
     }
 
     void write(const std::string& line) {
@@ -141,7 +162,8 @@ class Trainer {
     Training& training_;
     const Corpus& corpus_;
     TrainOptions options_;
-    model::BatchGradient<Weights> gradient_;
+    Ranks ranks_;
+    model::RankedGradient<Weights> gradient_;
     std::vector<Tape> tapes_;
     std::ofstream log_;
 };
