@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <array>
 #include <istream>
-#include <optional>
 #include <span>
 #include <string_view>
 #include <type_traits>
@@ -17,6 +16,9 @@
 #include <castle/detail/check/checks.hpp>
 #include <castle/detail/forward/append.hpp>
 #include <castle/detail/forward/whole_sequence.hpp>
+#include <castle/detail/layer/layer_append.hpp>
+#include <castle/detail/layer/layer_checks.hpp>
+#include <castle/detail/layer/layer_heads.hpp>
 #include <castle/detail/layer/layer_kind.hpp>
 #include <castle/detail/layer/layer_rows.hpp>
 #include <castle/detail/layer/projections.hpp>
@@ -76,8 +78,7 @@ class Layer {
         if (this == &other) return *this;
         config_ = std::move(other.config_);
         options_ = std::move(other.options_);
-        table_ = std::move(other.table_);
-        projections_ = std::move(other.projections_);
+        heads_ = std::move(other.heads_);
         return *this;
     }
     ~Layer() = default;
@@ -87,24 +88,24 @@ class Layer {
     const Options& options() const { return options_; }
 
     /// Trained elements in the layer.
-    Index parameters() const { return projections_.parameters(); }
+    Index parameters() const { return projections().parameters(); }
 
     /// The weights by name; a copy, since the layer keeps them in an order of its own.
-    LayerWeights<T> weights() const { return projections_.weights(); }
+    LayerWeights<T> weights() const { return projections().weights(); }
 
     /// Replaces the weights by copies of these; all of them are `[out, in]` if `order` says so. Throws
     /// std::invalid_argument, and changes nothing then, if a shape does not fit.
     void set_weights(const LayerWeightsView<T>& w, WeightOrder order = WeightOrder::in_out) {
-        projections_.check_weights(where, "weights.", w, order);
-        projections_.set(w, order);
+        projections().shapes().check(where, "weights.", w, order);
+        heads_.projections().set(w, order);
     }
     /// The same of weights of float, rounded, for a layer of 16-bit scalars, whose masters in float are what is
     /// trained.
     template <ComputeScalar Master>
     requires(!ComputeScalar<T>) void set_weights(const LayerWeightsView<Master>& w,
                                                  WeightOrder order = WeightOrder::in_out) {
-        projections_.check_weights(where, "weights.", w, order);
-        projections_.set(w, order);
+        projections().shapes().check(where, "weights.", w, order);
+        heads_.projections().set(w, order);
     }
     template <ComputeScalar Master>
     requires(!ComputeScalar<T>) void set_weights(const LayerWeights<Master>& w,
@@ -118,12 +119,12 @@ class Layer {
     void set_terms(ScoreTerms terms) {
         Options options = options_;
         options.terms = std::move(terms);
-        projections_.set_attention(detail::AttentionKind::checked<T>(where, shape_of(config_), options));
+        heads_.projections().set_attention(detail::AttentionKind::checked<T>(where, shape_of(config_), options));
         options_ = std::move(options);
     }
 
     /// Zeros in the shapes of the weights, for `backward` to add to.
-    LayerWeights<C> zero_gradient() const { return projections_.zeros(); }
+    LayerWeights<C> zero_gradient() const { return projections().shapes().template zeros<C>(); }
 
     /// An empty cache for this layer. Layers of the same kind and sizes make caches that cannot be told apart: take
     /// care not to swap those of two layers of a stack.
@@ -135,7 +136,7 @@ class Layer {
     LayerCache<T> make_cache(Index rollback = default_rollback, Index sliding_window = unlimited) const {
         const detail::Keeping keeping{.rollback = detail::checked_rollback(where, rollback),
                                       .sliding_window = detail::checked_sliding_window(where, sliding_window)};
-        return {kind(), detail::SequenceState<T>(kind().attention, keeping), row_elements()};
+        return {kind(), detail::SequenceState<T>(kind().attention, keeping), heads_.row_elements()};
     }
 
     /// The cache that `LayerCache::save` has written. Throws std::runtime_error if the stream holds no cache of a layer
@@ -169,10 +170,10 @@ class Layer {
     /// being `y`; see `extend` of a UqKvCache, which says when a mask is rejected.
     void extend(LayerCache<T>& cache, std::type_identity_t<ConstMatrixView<T>> x, const Output<T>& output,
                 const Masks& mask = {}, const Executor& executor = {}) const {
-        check_tokens("x", x, x.rows());
-        check_output(x.rows(), output, 1);
+        checks().tokens("x", x, x.rows());
+        checks().output(x.rows(), output, 1);
         eigen_assert(!cache.state_.is_moved_from() && "a cache that was moved from");
-        check_made_for("cache", cache.kind_);
+        checks().made_for("cache", cache.kind_);
         detail::check_masks(where, "mask", mask, 1);
         detail::check_sight(where, cache.state_, mask[0], x.rows(), detail::mass_over(output)[0]);
         append(cache.state_, std::array{x.rows()}, mask, x, output, cache.row_, executor);
@@ -180,7 +181,7 @@ class Layer {
 
     /// As above, but allocates the output, `[m, d_model]`, and returns it.
     Matrix<T> extend(LayerCache<T>& cache, std::type_identity_t<ConstMatrixView<T>> x) const {
-        check_tokens("x", x, x.rows());
+        checks().tokens("x", x, x.rows());
         Matrix<T> y(x.rows(), d_model());
         extend(cache, x, y);
         return y;
@@ -207,13 +208,13 @@ class Layer {
                 std::type_identity_t<ConstMatrixView<T>> x, const Output<T>& output, const Masks& masks = {},
                 const Executor& executor = {}) const {
         detail::check_batch(where, caches, counts);
-        check_tokens("x", x, x.rows());
-        check_output(x.rows(), output, Index(caches.size()));
+        checks().tokens("x", x, x.rows());
+        checks().output(x.rows(), output, Index(caches.size()));
         detail::check_counts(where, counts, "x", x.rows());
         detail::check_masks(where, "masks", masks, Index(caches.size()));
         for (std::size_t i = 0; i < caches.size(); ++i) {
             const auto& made_for = caches[i]->kind_;
-            if (made_for != kind()) check_made_for(detail::text("caches[", Index(i), "]"), made_for);
+            if (made_for != kind()) checks().made_for(detail::text("caches[", Index(i), "]"), made_for);
             detail::check_sight(where, caches[i]->state_, masks[Index(i)], counts[i],
                                 detail::mass_over(output)[Index(i)]);
         }
@@ -232,8 +233,8 @@ class Layer {
     /// positions begin anew.
     void forward(std::type_identity_t<ConstMatrixView<T>> x, const Output<T>& output, const Masks& mask = {},
                  const Executor& executor = {}) const {
-        check_tokens("x", x, x.rows());
-        check_output(x.rows(), output, 1);
+        checks().tokens("x", x, x.rows());
+        checks().output(x.rows(), output, 1);
         const detail::WholeSequence whole(where, x.rows(), mask, output.mass_over);
         whole.check_sights(where, kind().attention.terms.get());
         const auto terms = detail::SequenceState<T>::terms_of(kind().attention);
@@ -249,7 +250,7 @@ class Layer {
 
     /// As above; returns the output, `[L, d_model]`.
     [[nodiscard]] Matrix<T> forward(std::type_identity_t<ConstMatrixView<T>> x) const {
-        check_tokens("x", x, x.rows());
+        checks().tokens("x", x, x.rows());
         Matrix<T> y(x.rows(), d_model());
         forward(x, y);
         return y;
@@ -277,32 +278,26 @@ class Layer {
     void forward(LayerWorkspace<T>& workspace, std::span<const Index> counts,
                  std::type_identity_t<ConstMatrixView<T>> x, const Output<T>& output, const Masks& masks = {},
                  const Executor& executor = {}) const {
+        checks().packed(counts, x, output, masks);
+        checks().made_for("workspace", workspace.kind_);
         const Index rows = x.rows();
-        check_tokens("x", x, rows);
-        check_output(rows, output, Index(counts.size()));
-        detail::check_counts(where, counts, "x", rows);
-        check_made_for("workspace", workspace.kind_);
-        detail::check_masks(where, "masks", masks, Index(counts.size()));
-        for (std::size_t i = 0; i < counts.size(); ++i) {
-            detail::check_sight(where, masks[Index(i)], kind().attention.terms.get(), 0, counts[i],
-                                detail::mass_over(output)[Index(i)]);
-        }
         const Executor& threads = detail::executor_for(executor, options_);
-        workspace.start(counts, {.seen = masks, .mass_over = detail::mass_over(output)}, rows * row_elements(),
+        workspace.start(counts, {.seen = masks, .mass_over = detail::mass_over(output)}, rows * heads_.row_elements(),
                         rows * Rows::padded(queries()), threads);
         if (rows == 0) return;
-        const Rows kept = rows_in(workspace.rows_, rows);
+        const Rows kept = heads_.rows_in(workspace.rows_, rows);
         detail::OutputRows<C> attended = detail::by_products(output);
         attended.out = kept.attended();
         attended = workspace.record_.output(attended);
         workspace.record_.forward(
             /*together=*/true, threads,
             [&](bool looks_ahead) {
-                if (looks_ahead) project(workspace.record_.whole(), x, kept, threads);
+                if (looks_ahead) heads_.project(workspace.record_.whole(), x, kept, threads);
             },
             [&](const auto& step, bool looks_ahead) {
-                if (!looks_ahead) project(step, x, kept, threads);
-                attend(step, kept, attended, output.out, threads);
+                if (!looks_ahead) heads_.project(step, x, kept, threads);
+                step.attend(kept.input(), attended);
+                project_out(step, kept, output.out, threads);
             });
     }
 
@@ -339,37 +334,32 @@ class Layer {
                   LayerWeights<C>& d_weights, const TermsGradientView<C>& d_terms = {},
                   const Executor& executor = {}) const {
         const Index rows = x.rows();
-        check_tokens("x", x, rows);
-        check_tokens("d_y", d_output.out, rows);
-        call_of_heads(rows).check_by_products("d_", d_output);
-        detail::check_mass_gradient(where, d_output, workspace.record_.has_mass());
+        checks().gradients(x, d_output, d_x, workspace.record_.has_mass());
         detail::check_terms_gradient(where, options_.terms, d_terms);
-        check_tokens("d_x", d_x, rows);
-        projections_.check_weights(where, "d_weights.", LayerWeightsView<C>(d_weights), WeightOrder::in_out);
-        check_made_for("workspace", workspace.kind_);
+        projections().shapes().check(where, "d_weights.", LayerWeightsView<C>(d_weights), WeightOrder::in_out);
+        checks().made_for("workspace", workspace.kind_);
         detail::check_forward_pass(where, "x", rows, workspace.size());
         if (rows == 0) return;
 
         const Executor& threads = detail::executor_for(executor, options_);
         workspace.record_.reserve_backward(threads);
-        const Rows kept = rows_in(workspace.rows_, rows);
+        const Rows kept = heads_.rows_in(workspace.rows_, rows);
         const MatrixView<C> d_attended(workspace.d_attended_.data(), rows, queries(), Rows::padded(queries()));
-        projections_.project_out_back(kept.attended(), d_output.out, d_attended, d_weights, threads);
-        const auto whole = workspace.record_.whole();
-        const auto for_sequences = [&](const auto& f) { whole.for_sequences(f); };
+        projections().project_out_back(d_output.out, d_attended, threads);
+        projections().add_out_gradient(kept.attended(), d_output.out, d_weights, threads);
         // Of the projections nothing is needed once their gradients are known, which take their places.
         workspace.record_.backward(kept.input(), kept.attended(),
                                    {.out = d_attended, .log_sum_exp = d_output.log_sum_exp, .mass = d_output.mass},
                                    kept.gradient(), d_terms, threads);
-        rotate(kept, rows, for_sequences, threads,
-               [&](C* head, const C* angles) { table_->rotate_row_back(head, angles); });
-        projections_.project_back(x, kept.projected(), d_x, d_weights, threads);
+        heads_.rotate_back(workspace.record_.whole(), kept, threads);
+        projections().add_gradient(x, kept.projected(), d_weights, threads);
+        projections().project_back(kept.projected(), d_x, threads);
     }
 
     /// As above; returns the gradients.
     [[nodiscard]] LayerGradient<C> backward(LayerWorkspace<T>& workspace, std::type_identity_t<ConstMatrixView<T>> x,
                                             std::type_identity_t<ConstMatrixView<C>> d_y) const {
-        check_tokens("x", x, x.rows());
+        checks().tokens("x", x, x.rows());
         LayerGradient<C> g{.x = Matrix<C>(x.rows(), d_model()), .weights = zero_gradient()};
         backward(workspace, x, d_y, g.x, g.weights);
         return g;
@@ -401,51 +391,18 @@ class Layer {
     Layer(const LayerConfig& config, Options options, Unset)
         : config_(detail::completed(where, config)),
           options_(std::move(options)),
-          projections_({.attention = detail::AttentionKind::checked<T>(where, shape_of(config_), options_),
-                        .d_model = config_.d_model,
-                        .rotary = config_.rotary}) {
-        if (config_.rotary) table_.emplace(config_.d_head, config_.rotary->base);
-    }
+          heads_({.attention = detail::AttentionKind::checked<T>(where, shape_of(config_), options_),
+                  .d_model = config_.d_model,
+                  .rotary = config_.rotary}) {}
 
     Index d_model() const { return config_.d_model; }
-    const detail::LayerKind& kind() const { return projections_.kind(); }
-    Index queries() const { return widths().queries; }
-    const detail::LayerWidths& widths() const { return projections_.widths(); }
-
-    // What lies between the layer's steps, of one row, and of some rows in memory of so many.
-    Index angles() const { return table_ ? table_->row_size() : 0; }
-    Index row_elements() const { return Rows::elements(widths(), angles()); }
-    Rows rows_in(detail::AlignedBuffer<C>& memory, Index rows) const {
-        return {widths(), angles(), memory.data(), rows};
-    }
+    const detail::LayerKind& kind() const { return heads_.kind(); }
+    const detail::Projections<T>& projections() const { return heads_.projections(); }
+    Index queries() const { return heads_.widths().queries; }
+    detail::LayerChecks checks() const { return {.where = where, .kind = kind()}; }
 
     static Shape shape_of(const LayerConfig& config) {
         return {.d = config.d_head, .dv = config.d_head, .heads = config.heads, .kv_heads = config.kv_heads};
-    }
-
-    template <class View>
-    void check_tokens(std::string_view name, const View& m, Index rows) const {
-        const detail::Call call{
-            .where = where, .rows = rows, .rows_of = "the rows of x", .object = "a layer", .d_model = d_model()};
-        call.check_argument("", name, m, d_model());
-    }
-
-    detail::Call call_of_heads(Index rows) const {
-        return {.where = where,
-                .rows = rows,
-                .rows_of = "the rows of x",
-                .object = "a layer",
-                .shape = {.d = 0, .dv = 0, .heads = config_.heads, .kv_heads = config_.kv_heads}};
-    }
-    void check_output(Index rows, const Output<T>& output, Index sequences) const {
-        check_tokens("y", output.out, rows);
-        call_of_heads(rows).check_by_products("", output);
-        call_of_heads(rows).check_mass_over("", output, sequences);
-    }
-
-    // A cache or a workspace.
-    void check_made_for(std::string_view name, const detail::LayerKind& made_for) const {
-        if (made_for != kind()) detail::fail(where, name, " is for a layer with ", made_for.difference(kind()));
     }
 
     static void check_counts_of(const LayerWorkspace<T>& workspace, std::span<const Index> counts) {
@@ -466,52 +423,16 @@ class Layer {
                 const Executor& executor) const {
         if (x.rows() == 0) return;
         const Executor& threads = detail::executor_for(executor, options_);
-        detail::AlignedBuffer<C> memory, many_rows;
-        detail::AppendTransaction<T> transaction(sequences, counts,
-                                                 {.seen = masks, .mass_over = detail::mass_over(output)},
-                                                 /*together=*/true, memory, threads);
-        detail::OutputRows<C> attended = detail::by_products(output);
-        // Keys that earlier rows see have to be there before these are attended, and by-products have a row for every
-        // row of the call: all of them together then.
-        const bool at_once = transaction.looks_ahead() || attended.has_by_products();
-        const Index rows = at_once ? x.rows() : transaction.most_rows();
-        auto& row_memory = transaction.is_one_each() ? row_scratch : many_rows;
-        if (row_memory.size() < rows * row_elements()) row_memory = detail::AlignedBuffer<C>(rows * row_elements());
-        const Rows scratch = rows_in(row_memory, rows);
-        attended.out = scratch.attended();
-        if (at_once) project(transaction.whole(), x, scratch, threads);
-        transaction.for_steps(/*packed=*/!at_once, [&](const auto& step) {
-            if (!at_once) project(step, x, scratch, threads);
-            attend(step, scratch, attended, output.out, threads);
-        });
+        detail::LayerAppend<T> append(heads_, sequences, counts,
+                                      {.seen = masks, .mass_over = detail::mass_over(output)},
+                                      detail::by_products(output), row_scratch, threads);
+        append.run(x, [&](const auto& step, const Rows& rows) { project_out(step, rows, output.out, threads); });
     }
 
-    // Queries, keys and values of the rows of a step, or of the whole call, rotated.
+    // The output projection of a step's rows.
     template <class Step>
-    void project(const Step& step, ConstMatrixView<T> x, const Rows& rows, const Executor& executor) const {
-        projections_.project(
-            [&](const auto& f) {
-                step.for_runs([&](const detail::RowRun& run) {
-                    f(x.middle_rows(run.call_row, run.count), rows.projected().middle_rows(run.row, run.count));
-                });
-            },
-            executor);
-        const auto for_sequences = [&](const auto& f) { step.for_sequences(f); };
-        if (table_) {
-            for_sequences([&](const detail::RowRun& run) {
-                for (Index i = 0; i < run.count; ++i) table_->fill(run.position + i, rows.angles(run.row + i));
-            });
-        }
-        rotate(rows, step.rows(), for_sequences, executor,
-               [&](C* head, const C* angles) { table_->rotate_row(head, angles); });
-    }
-
-    // The attention of a step's rows, and the output projection.
-    template <class Step>
-    void attend(const Step& step, const Rows& rows, const detail::OutputRows<C>& attended, MatrixView<T> y,
-                const Executor& executor) const {
-        step.attend(rows.input(), attended);
-        projections_.project_out(
+    void project_out(const Step& step, const Rows& rows, MatrixView<T> y, const Executor& executor) const {
+        projections().project_out(
             [&](const auto& f) {
                 step.for_runs([&](const detail::RowRun& run) {
                     f(rows.attended().middle_rows(run.row, run.count), y.middle_rows(run.call_row, run.count));
@@ -520,28 +441,9 @@ class Layer {
             executor);
     }
 
-    // turn(x, angles) for every row x of a head and projection that is rotated.
-    template <class Sequences, class Turn>
-    void rotate(const Rows& rows, Index count, const Sequences& for_sequences, const Executor& executor,
-                const Turn& turn) const {
-        if (!table_) return;
-        const auto rotated = detail::rotated_projections(*config_.rotary);
-        const auto rotate_head = [&](Index h) {
-            for (Index i = 0; i < widths().projections; ++i) {
-                if (!rotated[std::size_t(i)] || h * config_.d_head >= widths().width(i)) continue;
-                const MatrixView<C> head = rows.projected(i).middle_cols(h * config_.d_head, config_.d_head);
-                for_sequences([&](const detail::RowRun& run) {
-                    for (Index row = run.row; row < run.row + run.count; ++row) turn(head.row(row), rows.angles(row));
-                });
-            }
-        };
-        detail::run(detail::executor_for_rows(executor, count), config_.heads, rotate_head);
-    }
-
     LayerConfig config_;
     Options options_;
-    std::optional<RotaryTable<C>> table_;
-    detail::Projections<T> projections_;
+    detail::LayerHeads<T> heads_;
 };
 
 }  // namespace CASTLE_ABI

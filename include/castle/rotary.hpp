@@ -44,10 +44,10 @@ inline void check_rotary_base(std::string_view where, double base) {
     }
 }
 
-}  // namespace detail
-
 template <Scalar T>
-class Layer;
+class LayerHeads;
+
+}  // namespace detail
 
 /// Rotary position embedding of rows of size `d`, in place and at any positions: elements `k` and `k + d / 2` of a row
 /// are turned as a pair by the angle `position base^(-2 k / d)` (half-split pairs, as in GPT-NeoX, not interleaved).
@@ -117,7 +117,7 @@ class RotaryTable {
 
   private:
     template <Scalar Weight>
-    friend class Layer;
+    friend class detail::LayerHeads;
 
     using S = detail::Simd<T>;
 

@@ -9,6 +9,7 @@
 #include <castle/detail/simd/prefetch.hpp>
 #include <castle/detail/simd/product.hpp>
 #include <castle/detail/simd/transpose.hpp>
+#include <castle/executor.hpp>
 #include <castle/types.hpp>
 
 namespace castle {
@@ -43,10 +44,14 @@ class PackedMatrix {
     }
     Matrix<T> cols_at(Index first_col, Index count) const {
         Matrix<T> m(rows_, count);
-        for (Index k = 0; k < rows_; ++k) {
-            for (Index j = 0; j < count; ++j) m(k, j) = *at(k, first_col + j);
-        }
+        copy_block(0, first_col, m);
         return m;
+    }
+    // As many rows and columns as m has, from these on.
+    void copy_block(Index first_row, Index first_col, const MatrixView<T>& m) const {
+        for (Index k = 0; k < m.rows(); ++k) {
+            for (Index j = 0; j < m.cols(); ++j) m.row(k)[j] = *at(first_row + k, first_col + j);
+        }
     }
 
     // The columns of panel p of y = x W, with x [n, rows] and y [n, cols], views of any scalar.
@@ -128,6 +133,13 @@ class PackedMatrix {
     Index cols_;
     AlignedBuffer<T> data_;
 };
+
+// y = x W^T, with x [n, cols] and y [n, rows].
+template <Scalar T>
+void multiply_transposed(const PackedMatrix<T>& w, ConstMatrixView<Compute<T>> x, MatrixView<Compute<T>> y,
+                         const Executor& executor) {
+    run(executor, w.transposed_panels(), [&](Index p) { w.multiply_transposed_panel(x, p, y); });
+}
 
 }  // namespace detail
 }  // namespace CASTLE_ABI

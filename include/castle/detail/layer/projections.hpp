@@ -4,15 +4,14 @@
 #include <algorithm>
 #include <array>
 #include <cstddef>
-#include <string_view>
 #include <utility>
 
 #include <castle/detail/base/layout.hpp>
-#include <castle/detail/check/checks.hpp>
 #include <castle/detail/layer/layer_kind.hpp>
 #include <castle/detail/layer/layer_rows.hpp>
 #include <castle/detail/layer/packed_matrix.hpp>
 #include <castle/detail/layer/weight_gradient.hpp>
+#include <castle/detail/layer/weight_shapes.hpp>
 #include <castle/executor.hpp>
 #include <castle/layer_weights.hpp>
 #include <castle/types.hpp>
@@ -21,39 +20,40 @@ namespace castle {
 inline namespace CASTLE_ABI {
 namespace detail {
 
-// The weights of a layer, all 0 at first, and the products with them: into the attention, the projections side by side,
-// and out of it. Sums and gradients are in the scalar that is computed in.
+// The weights of a layer, or of a share of one, all 0 at first, and the products with them: into the attention, the
+// projections side by side, and out of it. Sums and gradients are in the scalar that is computed in.
 template <Scalar T>
 class Projections {
     using C = Compute<T>;
 
   public:
-    explicit Projections(const LayerKind& kind)
-        : kind_(kind), widths_(kind), in_(kind.d_model, widths_.projected()), out_(widths_.queries, kind.d_model) {}
+    explicit Projections(const LayerKind& kind) : Projections(kind, WeightShapes(kind)) {}
+    // Of a share of a layer.
+    Projections(const LayerKind& kind, const WeightShapes& shapes)
+        : kind_(kind),
+          shapes_(shapes),
+          in_(shapes.d_model, shapes.widths.projected()),
+          out_(shapes.out_rows, shapes.out_cols) {}
 
     const LayerKind& kind() const { return kind_; }
     // Of the same shape.
     void set_attention(AttentionKind attention) { kind_.attention = std::move(attention); }
-    const LayerWidths& widths() const { return widths_; }
-    Index parameters() const { return kind_.d_model * (widths_.projected() + widths_.queries); }
+    const WeightShapes& shapes() const { return shapes_; }
+    const LayerWidths& widths() const { return shapes_.widths; }
+    Index parameters() const { return in_.rows() * in_.cols() + out_.rows() * out_.cols(); }
 
-    // By name; in their shapes, of zeros.
+    // The projections side by side, and W_O.
+    const PackedMatrix<T>& in() const { return in_; }
+    const PackedMatrix<T>& out() const { return out_; }
+
+    // By name.
     LayerWeights<T> weights() const {
         LayerWeights<T> w;
         const auto parts = projections_of(w);
-        for (Index i = 0; i < widths_.projections; ++i) {
-            *parts[std::size_t(i)] = in_.cols_at(widths_.first_column(i), widths_.width(i));
+        for (Index i = 0; i < shapes_.widths.projections; ++i) {
+            *parts[std::size_t(i)] = in_.cols_at(shapes_.widths.first_column(i), shapes_.widths.width(i));
         }
-        w.w_out = out_.cols_at(0, kind_.d_model);
-        return w;
-    }
-    LayerWeights<C> zeros() const {
-        LayerWeights<C> w;
-        const auto parts = projections_of(w);
-        for (Index i = 0; i < widths_.projections; ++i) {
-            parts[std::size_t(i)]->setZero(kind_.d_model, widths_.width(i));
-        }
-        w.w_out.setZero(widths_.queries, kind_.d_model);
+        w.w_out = out_.cols_at(0, out_.cols());
         return w;
     }
 
@@ -68,32 +68,10 @@ class Projections {
             }
         };
         const auto parts = projections_of(w);
-        for (Index i = 0; i < widths_.projections; ++i) {
-            set(in_, widths_.first_column(i), *parts[std::size_t(i)]);
+        for (Index i = 0; i < shapes_.widths.projections; ++i) {
+            set(in_, shapes_.widths.first_column(i), *parts[std::size_t(i)]);
         }
         set(out_, 0, w.w_out);
-    }
-
-    template <Scalar From>
-    void check_weights(std::string_view where, std::string_view group, const LayerWeightsView<From>& w,
-                       WeightOrder order) const {
-        const Call call{.where = where,
-                        .rows = 0,
-                        .rows_of = "",
-                        .object = "a layer",
-                        .shape = kind_.attention.shape,
-                        .d_model = kind_.d_model};
-        const auto check_one = [&](std::string_view name, const ConstMatrixView<From>& m, Index in, Index out) {
-            if (order == WeightOrder::out_in) std::swap(in, out);
-            call.check_argument(group, name, m, in, out);
-        };
-        const auto parts = projections_of(w);
-        for (Index i = 0; i < Index(parts.size()); ++i) {
-            const bool used = i < widths_.projections;
-            check_one(projection_names[std::size_t(i)], *parts[std::size_t(i)], used ? kind_.d_model : 0,
-                      used ? widths_.width(i) : 0);
-        }
-        check_one("w_out", w.w_out, widths_.queries, kind_.d_model);
     }
 
     // projected = x W_in and y = attended W_out, in runs: for_runs(f) calls f(x, projected) or f(attended, y) for each.
@@ -106,16 +84,20 @@ class Projections {
         multiply(out_, for_runs, executor);
     }
 
-    // The gradients of project: d_x, and those of the weights, which are added.
-    void project_back(ConstMatrixView<T> x, ConstMatrixView<C> d_projected, MatrixView<C> d_x, LayerWeights<C>& d_w,
+    // The gradients of project: that of x, and those of the weights, which are added.
+    void project_back(ConstMatrixView<C> d_projected, MatrixView<C> d_x, const Executor& executor) const {
+        multiply_transposed(in_, d_projected, d_x, executor);
+    }
+    void add_gradient(ConstMatrixView<T> x, ConstMatrixView<C> d_projected, LayerWeights<C>& d_w,
                       const Executor& executor) const {
         add_gradient(in_, x, d_projected, projections_of(d_w), executor);
-        run(executor, in_.transposed_panels(), [&](Index p) { in_.multiply_transposed_panel(d_projected, p, d_x); });
     }
     // The same of project_out.
-    void project_out_back(ConstMatrixView<C> attended, ConstMatrixView<C> d_y, MatrixView<C> d_attended,
-                          LayerWeights<C>& d_w, const Executor& executor) const {
-        run(executor, out_.transposed_panels(), [&](Index p) { out_.multiply_transposed_panel(d_y, p, d_attended); });
+    void project_out_back(ConstMatrixView<C> d_y, MatrixView<C> d_attended, const Executor& executor) const {
+        multiply_transposed(out_, d_y, d_attended, executor);
+    }
+    void add_out_gradient(ConstMatrixView<C> attended, ConstMatrixView<C> d_y, LayerWeights<C>& d_w,
+                          const Executor& executor) const {
         add_gradient(out_, attended, d_y, std::array{&d_w.w_out}, executor);
     }
 
@@ -148,9 +130,9 @@ class Projections {
     }
 
     LayerKind kind_;
-    LayerWidths widths_;
+    WeightShapes shapes_;
     PackedMatrix<T> in_;   // the projections side by side
-    PackedMatrix<T> out_;  // [heads d_head, d_model]
+    PackedMatrix<T> out_;  // W_O
 };
 
 }  // namespace detail
