@@ -120,8 +120,8 @@ void forward(Workspace<T>& workspace, std::span<const Index> counts, const std::
     auto rows = detail::by_products(output);
     rows.out = kept;
     rows = record.output(rows);
-    record.forward(
-        /*together=*/false, threads, [](bool) {}, [&](const auto& step, bool) { step.attend(input, rows); });
+    typename detail::TrainingRecord<T>::ForwardPass pass(record, /*together=*/false, threads);
+    pass.for_steps([&](const auto& step) { step.attend(input, rows); });
     detail::copy_elements<Compute<T>, T>(kept, output.out);
 }
 

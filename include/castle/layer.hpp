@@ -289,16 +289,13 @@ class Layer {
         detail::OutputRows<C> attended = detail::by_products(output);
         attended.out = kept.attended();
         attended = workspace.record_.output(attended);
-        workspace.record_.forward(
-            /*together=*/true, threads,
-            [&](bool looks_ahead) {
-                if (looks_ahead) heads_.project(workspace.record_.whole(), x, kept, threads);
-            },
-            [&](const auto& step, bool looks_ahead) {
-                if (!looks_ahead) heads_.project(step, x, kept, threads);
-                step.attend(kept.input(), attended);
-                project_out(step, kept, output.out, threads);
-            });
+        typename detail::TrainingRecord<T>::ForwardPass pass(workspace.record_, /*together=*/true, threads);
+        if (pass.looks_ahead()) heads_.project(workspace.record_.whole(), x, kept, threads);
+        pass.for_steps([&](const auto& step) {
+            if (!pass.looks_ahead()) heads_.project(step, x, kept, threads);
+            step.attend(kept.input(), attended);
+            project_out(step, kept, output.out, threads);
+        });
     }
 
     /// The same of one sequence.

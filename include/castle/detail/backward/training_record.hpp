@@ -84,17 +84,36 @@ class TrainingRecord {
     }
     void finish() { size_ = 0; }
 
-    // The forward pass, see AppendTransaction; outputs go with output(out). Calls before_steps(looks_ahead), and
-    // run_step(step, looks_ahead) for every step. Where making room for its scratch throws, there is no forward pass.
-    template <class BeforeSteps, class RunStep>
-    void forward(bool together, const Executor& executor, const BeforeSteps& before_steps, const RunStep& run_step) {
-        const auto one = [&](Index i) -> SequenceState<T>& { return state(i); };
-        const Index tokens = std::exchange(size_, 0);
-        AppendTransaction<T> append(Sequences<T>(one), counts_, masks(), together, memory_, executor);
-        size_ = tokens;
-        before_steps(append.looks_ahead());
-        append.for_steps(/*packed=*/false, [&](const auto& step) { run_step(step, append.looks_ahead()); });
-    }
+    // The forward pass, see AppendTransaction; outputs go with output(out). The constructor makes room for its scratch;
+    // where that throws, there is no forward pass.
+    class ForwardPass {
+      public:
+        ForwardPass(TrainingRecord& record, bool together, const Executor& executor)
+            : states_(record),
+              tokens_(std::exchange(record.size_, 0)),
+              append_(Sequences<T>(states_), record.counts_, record.masks(), together, record.memory_, executor) {
+            record.size_ = tokens_;
+        }
+        ForwardPass(const ForwardPass&) = delete;
+        ForwardPass& operator=(const ForwardPass&) = delete;
+
+        bool looks_ahead() const { return append_.looks_ahead(); }
+        template <class F>
+        void for_steps(const F& run_step) {
+            append_.for_steps(/*packed=*/false, run_step);
+        }
+
+      private:
+        struct States {
+            TrainingRecord& record;
+            explicit States(TrainingRecord& of) : record(of) {}
+            SequenceState<T>& operator()(Index i) const { return record.state(i); }
+        };
+
+        States states_;
+        Index tokens_;
+        AppendTransaction<T> append_;
+    };
 
     // Outputs of the forward pass, with what the backward pass needs of them.
     OutputRows<C> output(OutputRows<C> rows) {
