@@ -96,7 +96,7 @@ class Layer {
     /// Replaces the weights by copies of these; all of them are `[out, in]` if `order` says so. Throws
     /// std::invalid_argument, and changes nothing then, if a shape does not fit.
     void set_weights(const LayerWeightsView<T>& w, WeightOrder order = WeightOrder::in_out) {
-        projections().shapes().check(where, "weights.", w, order);
+        projections().shapes().check_weights(where, "weights.", w, order);
         heads_.projections().set(w, order);
     }
     /// The same of weights of float, rounded, for a layer of 16-bit scalars, whose masters in float are what is
@@ -104,7 +104,7 @@ class Layer {
     template <ComputeScalar Master>
     requires(!ComputeScalar<T>) void set_weights(const LayerWeightsView<Master>& w,
                                                  WeightOrder order = WeightOrder::in_out) {
-        projections().shapes().check(where, "weights.", w, order);
+        projections().shapes().check_weights(where, "weights.", w, order);
         heads_.projections().set(w, order);
     }
     template <ComputeScalar Master>
@@ -333,7 +333,7 @@ class Layer {
         const Index rows = x.rows();
         checks().gradients(x, d_output, d_x, workspace.record_.has_mass());
         detail::check_terms_gradient(where, options_.terms, d_terms);
-        projections().shapes().check(where, "d_weights.", LayerWeightsView<C>(d_weights), WeightOrder::in_out);
+        projections().shapes().check_weights(where, "d_weights.", LayerWeightsView<C>(d_weights), WeightOrder::in_out);
         checks().made_for("workspace", workspace.kind_);
         detail::check_forward_pass(where, "x", rows, workspace.size());
         if (rows == 0) return;

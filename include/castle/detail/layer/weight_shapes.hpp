@@ -41,8 +41,8 @@ struct WeightShapes {
     }
 
     template <Scalar From>
-    void check(std::string_view where, std::string_view group, const LayerWeightsView<From>& w,
-               WeightOrder order) const {
+    void check_weights(std::string_view where, std::string_view group, const LayerWeightsView<From>& w,
+                       WeightOrder order) const {
         const Call call{
             .where = where, .rows = 0, .rows_of = "", .object = "a layer", .shape = heads, .d_model = d_model};
         const auto check_one = [&](std::string_view name, const ConstMatrixView<From>& m, Index in, Index out) {
