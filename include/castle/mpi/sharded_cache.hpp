@@ -243,7 +243,7 @@ Fingerprint fingerprint_of(std::span<mpi::ShardedCache<T>* const> caches, std::s
     Fingerprint arguments;
     for (const auto* cache : caches) arguments.add(cache != nullptr ? cache->size() : Index(-1));
     arguments.add_each(counts);
-    arguments.add_tokens(input);
+    arguments.add_rows(input);
     arguments.add(output.log_sum_exp.rows());
     arguments.add(output.mass.rows());
     return arguments;

@@ -10,6 +10,7 @@
 #include <type_traits>
 
 #include <castle/detail/cache/checksum.hpp>
+#include <castle/detail/check/attention_kind.hpp>
 #include <castle/detail/simd/pair_products.hpp>
 #include <castle/detail/simd/simd.hpp>
 #include <castle/input.hpp>
@@ -20,6 +21,13 @@
 namespace castle {
 inline namespace CASTLE_ABI {
 namespace detail {
+
+// Whether ranks compare the elements of matrices as well as their shapes: in builds with assertions.
+#ifdef EIGEN_NO_DEBUG
+inline constexpr bool compares_elements = false;
+#else
+inline constexpr bool compares_elements = true;
+#endif
 
 // A checksum of arguments, by which ranks find that they are not the same.
 class Fingerprint {
@@ -64,20 +72,24 @@ class Fingerprint {
         add(m.rows());
         add(m.cols());
     }
-    // The shapes and, in builds with assertions, the values.
+    // Of a call's rows, which are many.
     template <Scalar T>
-    void add_tokens(const ConstMatrixView<T>& m) {
-#ifdef NDEBUG
-        add_shape(m);
-#else
-        add(m);
-#endif
+    void add_rows(const ConstMatrixView<T>& m) {
+        if constexpr (compares_elements) {
+            add(m);
+        } else {
+            add_shape(m);
+        }
     }
     template <Scalar T>
-    void add_tokens(const Input<T>& input) {
+    void add_rows(const Input<T>& input) {
         for (const auto* part : {&input.causal, &input.lookahead}) {
-            for (const ConstMatrixView<T>* m : {&part->q, &part->k, &part->v}) add_tokens(*m);
+            for (const ConstMatrixView<T>* m : {&part->q, &part->k, &part->v}) add_rows(*m);
         }
+    }
+    void add(const AttentionKind& kind) {
+        add_each(kind.to_words());
+        if (kind.terms != nullptr) add(*kind.terms);
     }
     // Of this build: bits are those of its packets, and of how it multiplies and adds.
     template <Scalar T>
