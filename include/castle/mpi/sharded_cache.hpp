@@ -93,15 +93,12 @@ class ShardedCache {
 
     /// Makes room on all ranks for `tokens` tokens in all; see UqKvCache. Collective.
     void reserve(Index tokens) {
-        together(
-            "reserve",
-            [&] {
-                state_.reserve(tokens);
-                if (communicator_.size() > 1) {
-                    exchange("reserve").reserve(1, most_spans(tokens, state_.head(0).share()), most_spans(tokens, {}));
-                }
-            },
-            tokens);
+        const auto work = [&] {
+            state_.reserve(tokens);
+            if (communicator_.size() == 1) return;
+            exchange("reserve").reserve(1, most_spans(tokens, state_.head(0).share()), most_spans(tokens, {}));
+        };
+        detail::agree_on("reserve", communicator_, work, size(), tokens);
     }
 
     /// Forgets every token and keeps the memory, but for what it shares with forks. On all ranks, without a message.
@@ -109,8 +106,8 @@ class ShardedCache {
 
     /// Removes the last `tokens` tokens; see UqKvCache. Collective.
     void rollback(Index tokens) {
-        together(
-            "rollback", [&] { detail::prepare_rollback(state_, tokens); }, tokens);
+        const auto work = [&] { detail::prepare_rollback(state_, tokens); };
+        detail::agree_on("rollback", communicator_, work, size(), tokens);
         detail::finish_rollback(state_, tokens);
     }
     Index max_rollback() const { return state_.max_rollback(); }
@@ -118,7 +115,8 @@ class ShardedCache {
     /// A second cache with the same tokens on the same ranks; see UqKvCache. Collective.
     ShardedCache fork() const {
         std::optional<ShardedCache> other;
-        together("fork", [&] { other.emplace(ShardedCache(communicator_, options_, state_.fork())); });
+        const auto work = [&] { other.emplace(ShardedCache(communicator_, options_, state_.fork())); };
+        detail::agree_on("fork", communicator_, work, size());
         return std::move(*other);
     }
 
@@ -142,9 +140,8 @@ class ShardedCache {
     static ShardedCache load(std::istream& in, Communicator communicator, Executor executor = {},
                              Index rollback = default_rollback) {
         constexpr std::string_view where = "mpi::ShardedCache::load";
-        detail::Fingerprint arguments;
-        arguments.add(rollback);
-        detail::agree(where, communicator, arguments, [&] { detail::checked_rollback(where, rollback); });
+        detail::agree_on(
+            where, communicator, [&] { detail::checked_rollback(where, rollback); }, rollback);
         Options options;
         auto state = detail::load_sharded<T>(where, communicator, in, [&](const auto& identity) {
             if (identity.layer != detail::SavedIdentity::LayerWords()) detail::reject_cache("is that of a layer");
@@ -159,8 +156,8 @@ class ShardedCache {
     Matrix<Compute<T>> lookahead_keys(Index kv_head = 0) const {
         constexpr std::string_view where = "mpi::ShardedCache::lookahead_keys";
         Matrix<Compute<T>> keys;
-        together(
-            "lookahead_keys", [&] { keys = detail::lookahead_keys(where, state_, kv_head); }, kv_head);
+        const auto work = [&] { keys = detail::lookahead_keys(where, state_, kv_head); };
+        detail::agree_on(where, communicator_, work, size(), kv_head);
         // Keys of other ranks are zeros here: of each element the bits are on one rank.
         auto* const bytes = reinterpret_cast<unsigned char*>(keys.data());
         const Index count = keys.size() * Index(sizeof(Compute<T>));
@@ -200,15 +197,6 @@ class ShardedCache {
                                           .share = share_of(communicator)});
         });
         return std::move(*state);
-    }
-
-    // What may throw, on all ranks or on none.
-    template <class Work, class... Arguments>
-    void together(std::string_view where, const Work& work, const Arguments&... arguments) const {
-        detail::Fingerprint all;
-        all.add(size());
-        (all.add(arguments), ...);
-        detail::agree(where, communicator_, all, work);
     }
 
     Index most_spans(Index tokens, const base::SpanShare& share) const {

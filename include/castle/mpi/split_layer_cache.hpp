@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <optional>
 #include <utility>
 
 #include <castle/cache.hpp>
 #include <castle/detail/cache/rollback.hpp>
 #include <castle/detail/check/checks.hpp>
 #include <castle/detail/layer/layer_kind.hpp>
+#include <castle/detail/mpi/agreement.hpp>
 #include <castle/detail/mpi/split_output.hpp>
 #include <castle/detail/simd/aligned_buffer.hpp>
 #include <castle/detail/state/sequence_state.hpp>
@@ -24,8 +26,8 @@ class SplitLayer;
 /// What one rank keeps of a sequence: keys and values of its own heads, of all tokens. Made by the layer's `make_cache`
 /// on every rank.
 ///
-/// Calls of a cache exchange nothing. Make the same ones on all ranks: the next `extend` of the layer rejects caches
-/// whose sizes differ. Where one throws std::bad_alloc on one rank alone, repeat it there, or undo it on the others.
+/// `reserve`, `rollback` and `fork` are collective, and happen on all ranks or, where they throw, on none; they
+/// exchange 24 bytes. `clear` exchanges nothing, but is to be called on all ranks too.
 ///
 /// Moves but does not copy; one that was moved from may only be assigned to or destroyed.
 template <Scalar T>
@@ -44,17 +46,29 @@ class SplitLayerCache {
 
     /// Makes room for `tokens` tokens in all, see UqKvCache. Throws std::invalid_argument if `tokens` is negative or
     /// above 2^40, and std::bad_alloc if memory runs out; the tokens are as they were then.
-    void reserve(Index tokens) { state_.reserve(tokens); }
+    void reserve(Index tokens) {
+        detail::agree_on(
+            "reserve", communicator_, [&] { state_.reserve(tokens); }, size(), tokens);
+    }
 
     /// Forgets every token, see UqKvCache.
     void clear() { state_.clear(); }
 
     /// Removes the last `tokens` tokens, see UqKvCache: bits, costs and errors are the same.
-    void rollback(Index tokens) { detail::rollback(state_, tokens); }
+    void rollback(Index tokens) {
+        const auto work = [&] { detail::prepare_rollback(state_, tokens); };
+        detail::agree_on("rollback", communicator_, work, size(), tokens);
+        detail::finish_rollback(state_, tokens);
+    }
     Index max_rollback() const { return state_.max_rollback(); }
 
     /// A second cache with the same tokens, see UqKvCache.
-    SplitLayerCache fork() const { return {kind_, communicator_, state_.fork()}; }
+    SplitLayerCache fork() const {
+        std::optional<detail::SequenceState<T>> state;
+        detail::agree_on(
+            "fork", communicator_, [&] { state.emplace(state_.fork()); }, size());
+        return {kind_, communicator_, std::move(*state)};
+    }
 
     /// Of this rank.
     CacheBytes bytes() const {

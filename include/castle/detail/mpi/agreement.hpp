@@ -54,7 +54,8 @@ struct FailureWords {
 
 // Runs what may throw before a collective call begins: work() checks the arguments and makes room. Where it throws on
 // any rank, every rank throws: that rank what it threw, the others the same of the first such rank. Where the
-// fingerprints of the arguments are not all equal, every rank throws std::invalid_argument. One exchange of 24 bytes.
+// fingerprints of the arguments, or the calls, are not all equal, every rank throws std::invalid_argument. One exchange
+// of 24 bytes.
 template <class Work>
 void agree(std::string_view where, const mpi::Communicator& communicator, const Fingerprint& arguments,
            const Work& work) {
@@ -65,7 +66,9 @@ void agree(std::string_view where, const mpi::Communicator& communicator, const 
     } catch (...) {
         thrown = std::current_exception();
     }
-    std::array<std::uint64_t, 3> least{arguments.value(), ~arguments.value(),
+    Fingerprint call = arguments;
+    call.add(where.data(), Index(where.size()));
+    std::array<std::uint64_t, 3> least{call.value(), ~call.value(),
                                        thrown ? std::uint64_t(communicator.rank()) : nobody};
     if (communicator.size() > 1) {
         check_mpi(where, MPI_Allreduce(MPI_IN_PLACE, least.data(), int(least.size()), MPI_UINT64_T, MPI_MIN,
@@ -84,6 +87,15 @@ void agree(std::string_view where, const mpi::Communicator& communicator, const 
         failure.rethrow(first);
     }
     if (least[0] != ~least[1]) fail(where, "the arguments are not the same on all ranks");
+}
+
+// The same with arguments that are numbers.
+template <class Work, class... Numbers>
+void agree_on(std::string_view where, const mpi::Communicator& communicator, const Work& work,
+              const Numbers&... numbers) {
+    Fingerprint arguments;
+    (arguments.add(numbers), ...);
+    agree(where, communicator, arguments, work);
 }
 
 }  // namespace detail
