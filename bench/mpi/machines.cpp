@@ -4,6 +4,7 @@
 #include <cstdio>
 #include <functional>
 #include <limits>
+#include <memory>
 #include <optional>
 #include <string>
 #include <thread>
@@ -13,7 +14,9 @@
 
 #include <castle/cache.hpp>
 #include <castle/extend.hpp>
+#include <castle/layer.hpp>
 #include <castle/mpi/sharded_cache.hpp>
+#include <castle/mpi/split_layer.hpp>
 
 #include "../decoding.hpp"
 #include "../machine.hpp"
@@ -66,6 +69,14 @@ std::optional<Communicator> first_ranks(int count) {
     return first;
 }
 
+// The largest of what all ranks bring.
+double most_of_all(double own) {
+    double most = 0;
+    meet();
+    MPI_Allreduce(&own, &most, 1, MPI_DOUBLE, MPI_MAX, MPI_COMM_WORLD);
+    return most;
+}
+
 // Seconds of call() on the ranks of `on`, or on rank 0 alone.
 double seconds(const std::optional<Communicator>& on, bool alone, const std::function<void()>& call) {
     double own = 0;
@@ -76,10 +87,7 @@ double seconds(const std::optional<Communicator>& on, bool alone, const std::fun
         call();
         own = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     }
-    double last = 0;
-    meet();
-    MPI_Allreduce(&own, &last, 1, MPI_DOUBLE, MPI_MAX, MPI_COMM_WORLD);
-    return last;
+    return most_of_all(own);
 }
 
 // 0 for no MPI, 1, 2, 4, ... up to all ranks.
@@ -89,10 +97,15 @@ std::vector<int> numbers_of_ranks() {
     return numbers;
 }
 
+std::string window_words(Index window) {
+    return window == castle::unlimited ? "" : " window " + std::to_string(window);
+}
+
 struct Case {
     int ranks;
     std::optional<Communicator> on;
     std::function<void()> prepare, call;
+    std::function<Index()> bytes = {};  // that it holds
     double best = std::numeric_limits<double>::infinity();
 
     bool is_alone() const { return ranks == 0; }
@@ -109,32 +122,37 @@ void run(const std::string& name, std::vector<Case>& cases, int rounds, double p
     for (const Case& c : cases) report(name, c.ranks, c.best / per);
 }
 
+// A case without MPI and one for each number of ranks, begun with begin(case): what it prepares and runs, on ranks that
+// take part.
+template <class Begin>
+std::vector<Case> cases_of(const Begin& begin) {
+    std::vector<Case> cases;
+    for (const int n : numbers_of_ranks()) {
+        cases.push_back({.ranks = n, .on = n > 0 ? first_ranks(n) : std::nullopt, .prepare = [] {}, .call = {}});
+        if (cases.back().takes_part()) begin(cases.back());
+    }
+    return cases;
+}
+
 // Prefill of one head of size 64.
-void prefill(Index length, int rounds) {
+void prefill(Index length, Index window, int rounds) {
     const castle::Shape shape = heads_of(64);
+    const castle::Options options{.lookahead_window = window};
     const RandomInput input(length, shape);
     Matrix out(length, 64);
-    std::vector<Case> cases;
-    std::vector<std::optional<ShardedCache<float>>> sharded(numbers_of_ranks().size());
-    std::optional<UqKvCache<float>> one;
-    for (std::size_t i = 0; i < sharded.size(); ++i) {
-        const int n = numbers_of_ranks()[i];
-        cases.push_back({.ranks = n, .on = n > 0 ? first_ranks(n) : std::nullopt, .prepare = {}, .call = {}});
-        Case& c = cases.back();
-        if (!c.takes_part()) continue;
-        if (n == 0) {
-            one.emplace(shape);
-            one->reserve(length);
-            c.prepare = [&] { one->clear(); };
-            c.call = [&] { castle::extend(*one, input.input(), out); };
+    const auto begin = [&](Case& c, auto cache) {
+        cache->reserve(length);
+        c.prepare = [cache] { cache->clear(); };
+        c.call = [cache, &input, &out] { extend(*cache, input.input(), out); };
+    };
+    std::vector<Case> cases = cases_of([&](Case& c) {
+        if (c.is_alone()) {
+            begin(c, std::make_shared<UqKvCache<float>>(shape, options));
         } else {
-            sharded[i].emplace(shape, castle::Options(), *c.on);
-            sharded[i]->reserve(length);
-            c.prepare = [&cache = *sharded[i]] { cache.clear(); };
-            c.call = [&cache = *sharded[i], &input, &out] { castle::mpi::extend(cache, input.input(), out); };
+            begin(c, std::make_shared<ShardedCache<float>>(shape, options, *c.on));
         }
-    }
-    run("prefill L " + std::to_string(length), cases, rounds, 1);
+    });
+    run("prefill L " + std::to_string(length) + window_words(window), cases, rounds, 1);
 }
 
 // A block of single tokens onto caches of t tokens, seconds a token, and what a rank sends for one.
@@ -143,52 +161,78 @@ void decode(Index t, Index heads, Index window, int rounds) {
     const castle::Options options{.lookahead_window = window};
     const NewTokens tokens(shape);
     Matrix out(1, heads * 64);
-    std::vector<Case> cases;
-    std::vector<std::optional<ShardedCache<float>>> sharded(numbers_of_ranks().size());
-    std::optional<UqKvCache<float>> one;
-    const auto block = [&](auto& cache) {
-        for (Index i = 0; i < block_size; ++i) extend(cache, tokens.token(i), out);
+    const auto begin = [&](Case& c, auto cache) {
+        fill(*cache, t);
+        c.prepare = [cache, t] { castle::detail::CacheAccess::state(*cache).set_size(t); };
+        c.call = [cache, &tokens, &out] {
+            for (Index i = 0; i < block_size; ++i) extend(*cache, tokens.token(i), out);
+        };
+        c.bytes = [cache] { return cache->bytes().total(); };
     };
-    const std::string name = "decode t " + std::to_string(t) + " heads " + std::to_string(heads) + " window " +
-                             (window == castle::unlimited ? "none" : std::to_string(window));
-    const auto go_back = [t](auto& cache) { castle::detail::CacheAccess::state(cache).set_size(t); };
-    for (std::size_t i = 0; i < sharded.size(); ++i) {
-        const int n = numbers_of_ranks()[i];
-        cases.push_back({.ranks = n, .on = n > 0 ? first_ranks(n) : std::nullopt, .prepare = {}, .call = {}});
-        Case& c = cases.back();
-        if (!c.takes_part()) continue;
-        if (n == 0) {
-            one.emplace(shape, options, 0);
-            fill(*one, t);
-            c.prepare = [&] { go_back(*one); };
-            c.call = [&] { block(*one); };
+    std::vector<Case> cases = cases_of([&](Case& c) {
+        if (c.is_alone()) {
+            begin(c, std::make_shared<UqKvCache<float>>(shape, options, 0));
         } else {
-            sharded[i].emplace(shape, options, *c.on, 0);
-            fill(*sharded[i], t);
-            c.prepare = [&, i] { go_back(*sharded[i]); };
-            c.call = [&, i] { block(*sharded[i]); };
+            begin(c, std::make_shared<ShardedCache<float>>(shape, options, *c.on, 0));
         }
-    }
+    });
+    const std::string name = "decode t " + std::to_string(t) + " heads " + std::to_string(heads) + window_words(window);
     run(name, cases, rounds, number(block_size));
     for (Case& c : cases) {
-        Sent before = sent;
-        if (c.takes_part() && !c.is_alone()) {
-            c.prepare();
-            before = sent;
-            c.call();
-        }
-        const double own = number(sent.states + sent.outputs - before.states - before.outputs) / number(block_size);
-        double most = 0;
-        MPI_Allreduce(&own, &most, 1, MPI_DOUBLE, MPI_MAX, MPI_COMM_WORLD);
-        report("bytes " + name, c.ranks, most);
-        double bytes = 0, largest = 0;
+        double sent_bytes = 0, held = 0;
         if (c.takes_part()) {
-            const auto i = static_cast<std::size_t>(&c - cases.data());
-            bytes = number(c.is_alone() ? one->bytes().total() : sharded[i]->bytes().total());
+            c.prepare();
+            const Sent before = sent;
+            c.call();
+            sent_bytes = number(sent.states + sent.outputs - before.states - before.outputs) / number(block_size);
+            held = number(c.bytes());
         }
-        MPI_Allreduce(&bytes, &largest, 1, MPI_DOUBLE, MPI_MAX, MPI_COMM_WORLD);
-        report("memory " + name, c.ranks, largest);
+        report("bytes sent " + name, c.ranks, most_of_all(sent_bytes));
+        report("bytes held " + name, c.ranks, most_of_all(held));
     }
+}
+
+// A layer of 16 heads: a prompt of 512 tokens, a single token after it, both passes of training.
+void layer(int rounds, bool is_brief) {
+    using castle::mpi::SplitLayer;
+    const castle::LayerConfig config{.d_model = is_brief ? 128 : 1024, .heads = 16, .d_head = is_brief ? 8 : 64};
+    const castle::Options options{.lookahead_window = 128};
+    const Index rows = 512;
+    const Matrix x = Matrix::Random(rows, config.d_model);
+    Matrix y(rows, config.d_model), d_x(rows, config.d_model);
+    const auto of_both = [&](const std::string& name, double per, const auto& begin) {
+        std::vector<Case> cases = cases_of([&](Case& c) {
+            if (c.is_alone()) {
+                begin(c, std::make_shared<castle::Layer<float>>(config, options));
+            } else {
+                begin(c, std::make_shared<SplitLayer<float>>(config, options, *c.on));
+            }
+        });
+        run(name, cases, rounds, per);
+    };
+    of_both("layer prompt", 1, [&](Case& c, auto made) { c.call = [made, &x, &y] { made->forward(x, y); }; });
+    of_both("layer token", 32, [&](Case& c, auto made) {
+        auto cache = std::make_shared<decltype(made->make_cache())>(made->make_cache());
+        cache->reserve(rows + 32);
+        c.prepare = [made, cache, &x] {
+            cache->clear();
+            made->extend(*cache, x);
+        };
+        c.call = [made, cache, &x, &y] {
+            for (Index i = 0; i < 32; ++i) {
+                made->extend(*cache, castle::ConstMatrixView<float>(x).middle_rows(i, 1),
+                             castle::MatrixView<float>(y).middle_rows(i, 1));
+            }
+        };
+    });
+    of_both("layer training", 1, [&](Case& c, auto made) {
+        auto workspace = std::make_shared<decltype(made->make_workspace())>(made->make_workspace());
+        auto gradient = std::make_shared<castle::LayerWeights<float>>(made->zero_gradient());
+        c.call = [made, workspace, gradient, &x, &y, &d_x] {
+            made->forward(*workspace, x, y);
+            made->backward(*workspace, x, y, d_x, *gradient);
+        };
+    });
 }
 
 // Seconds of one way between two ranks.
@@ -232,11 +276,13 @@ int main(int argc, char** argv) {
     report("link", 2, number(large) / one_way(large));
     const int rounds = brief ? 1 : 7;
     for (const Index length : brief ? std::vector<Index>{1024} : std::vector<Index>{2048, 4096, 8192, 16384}) {
-        prefill(length, rounds);
+        prefill(length, castle::unlimited, rounds);
+        prefill(length, 128, rounds);
     }
     const Index t = brief ? 2048 : 65536;
+    decode(t, 8, castle::unlimited, rounds);
     decode(t, 8, 128, rounds);
-    if (!brief) decode(t, 8, castle::unlimited, rounds);
+    layer(rounds, brief);
     MPI_Finalize();
     return 0;
 }
