@@ -25,7 +25,8 @@
 
 // What a sharded cache takes on the ranks of one machine, beside a cache without MPI, in one run: to be started with
 // mpirun -n 2 or more. Writes lines of "name,ranks,value", where no ranks mean no MPI; seconds are the best of several
-// rounds, in which everything takes its turn.
+// rounds, in which everything takes its turn. With --bytes it only says what is sent and held, with --brief it only
+// shows that everything runs.
 namespace {
 
 using namespace castle_bench;
@@ -266,23 +267,26 @@ int main(int argc, char** argv) {
         MPI_Finalize();
         return 2;
     }
-    const bool brief = argc > 1 && std::string(argv[1]) == "--brief";
-    const double core = rank() == 0 ? peak() : 0, memory = rank() == 0 ? bandwidth() : 0;
-    meet();
-    report("peak", 0, core);
-    report("bandwidth", 0, memory);
-    report("latency", 2, one_way(8));
-    const Index large = Index(1) << 20;
-    report("link", 2, number(large) / one_way(large));
-    const int rounds = brief ? 1 : 7;
-    for (const Index length : brief ? std::vector<Index>{1024} : std::vector<Index>{2048, 4096, 8192, 16384}) {
-        prefill(length, castle::unlimited, rounds);
-        prefill(length, 128, rounds);
-    }
+    const std::string option = argc > 1 ? argv[1] : "";
+    const bool brief = option == "--brief", only_bytes = option == "--bytes";
+    const int rounds = brief || only_bytes ? 1 : 7;
     const Index t = brief ? 2048 : 65536;
+    if (!only_bytes) {
+        const double core = rank() == 0 ? peak() : 0, memory = rank() == 0 ? bandwidth() : 0;
+        meet();
+        report("peak", 0, core);
+        report("bandwidth", 0, memory);
+        report("latency", 2, one_way(8));
+        const Index large = Index(1) << 20;
+        report("link", 2, number(large) / one_way(large));
+        for (const Index length : brief ? std::vector<Index>{1024} : std::vector<Index>{2048, 4096, 8192, 16384}) {
+            prefill(length, castle::unlimited, rounds);
+            prefill(length, 128, rounds);
+        }
+    }
     decode(t, 8, castle::unlimited, rounds);
     decode(t, 8, 128, rounds);
-    layer(rounds, brief);
+    if (!only_bytes) layer(rounds, brief);
     MPI_Finalize();
     return 0;
 }

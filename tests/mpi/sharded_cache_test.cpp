@@ -371,7 +371,7 @@ TEST(ShardedCache, FilesThatAreWrongThrowOnAllRanks) {
         byte = static_cast<char>(byte ^ (1 << random.integer(0, 7)));
         EXPECT_THROW(loaded_onto<float>(all_ranks(), bad), std::runtime_error);
     }
-    EXPECT_THROW(loaded_onto<double>(all_ranks(), good), std::runtime_error);
+    EXPECT_THROW(loaded_onto<bfloat16>(all_ranks(), good), std::runtime_error);
     EXPECT_THROW(loaded_onto<float>(all_ranks(), good, -1), std::invalid_argument);
     // Nothing of those is still under way.
     EXPECT_EQ(loaded_onto<float>(all_ranks(), good).size(), 1700);
