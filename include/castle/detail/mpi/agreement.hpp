@@ -59,7 +59,8 @@ struct FailureWords {
 template <class Work>
 void agree(std::string_view where, const mpi::Communicator& communicator, const Fingerprint& arguments,
            const Work& work) {
-    constexpr std::uint64_t nobody = (std::numeric_limits<std::uint64_t>::max)();
+    // Signed, for MPICH 4.0 takes the least of unsigned numbers as if they were.
+    constexpr std::int64_t nobody = (std::numeric_limits<std::int64_t>::max)();
     std::exception_ptr thrown;
     try {
         work();
@@ -68,10 +69,10 @@ void agree(std::string_view where, const mpi::Communicator& communicator, const 
     }
     Fingerprint call = arguments;
     call.add(where.data(), Index(where.size()));
-    std::array<std::uint64_t, 3> least{call.value(), ~call.value(),
-                                       thrown ? std::uint64_t(communicator.rank()) : nobody};
+    const auto value = std::int64_t(call.value());
+    std::array<std::int64_t, 3> least{value, ~value, thrown ? communicator.rank() : nobody};
     if (communicator.size() > 1) {
-        check_mpi(where, MPI_Allreduce(MPI_IN_PLACE, least.data(), int(least.size()), MPI_UINT64_T, MPI_MIN,
+        check_mpi(where, MPI_Allreduce(MPI_IN_PLACE, least.data(), int(least.size()), MPI_INT64_T, MPI_MIN,
                                        communicator.handle()));
     }
     if (least[2] != nobody) {
