@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <algorithm>
 #include <array>
 #include <istream>
 #include <span>
@@ -368,13 +367,13 @@ class Layer {
                   std::type_identity_t<ConstMatrixView<T>> x, std::type_identity_t<ConstMatrixView<C>> d_y,
                   std::type_identity_t<MatrixView<C>> d_x, LayerWeights<C>& d_weights,
                   const Executor& executor = {}) const {
-        check_counts_of(workspace, counts);
+        checks().counts_of(workspace.record_, counts);
         backward(workspace, x, d_y, d_x, d_weights, executor);
     }
     [[nodiscard]] LayerGradient<C> backward(LayerWorkspace<T>& workspace, std::span<const Index> counts,
                                             std::type_identity_t<ConstMatrixView<T>> x,
                                             std::type_identity_t<ConstMatrixView<C>> d_y) const {
-        check_counts_of(workspace, counts);
+        checks().counts_of(workspace.record_, counts);
         return backward(workspace, x, d_y);
     }
 
@@ -400,18 +399,6 @@ class Layer {
 
     static Shape shape_of(const LayerConfig& config) {
         return {.d = config.d_head, .dv = config.d_head, .heads = config.heads, .kv_heads = config.kv_heads};
-    }
-
-    static void check_counts_of(const LayerWorkspace<T>& workspace, std::span<const Index> counts) {
-        const std::span<const Index> own = workspace.record_.counts();
-        if (workspace.size() == 0 || std::ranges::equal(own, counts)) return;
-        std::size_t i = 0;
-        while (i < own.size() && i < counts.size() && own[i] == counts[i]) ++i;
-        if (i == own.size() || i == counts.size()) {
-            detail::fail(where, "counts has ", Index(counts.size()), " elements but the forward pass had ",
-                         Index(own.size()));
-        }
-        detail::fail(where, "counts[", Index(i), "] is ", counts[i], " but the forward pass had ", own[i]);
     }
 
     // New tokens x onto the states of some sequences. `row_scratch` is kept for one token of each of them.

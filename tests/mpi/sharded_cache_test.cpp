@@ -304,9 +304,16 @@ TEST(ShardedCache, OfFloatOntoSixteenBits) {
         Matrix<float> expected(count, 32), given(count, 32);
         const castle::Input<float> input = head.input().tokens(one.size(), count);
         castle::extend(one, input, castle::Output<float>{.out = expected});
-        castle::mpi::extend(sharded, input, castle::Output<float>{.out = given});
+        castle::mpi::extend(sharded, input, given);
         EXPECT_TRUE(same_bits(given, expected));
     }
+    ShardedCache<bfloat16> fork = sharded.fork();
+    const std::vector<ShardedCache<bfloat16>*> both{&fork, &sharded};
+    Matrix<float> given(20, 32), expected(20, 32);
+    const castle::Input<float> input = head.input().tokens(0, 20);
+    castle::extend(one, input.tokens(0, 10), castle::Output<float>{.out = expected});
+    castle::mpi::extend<bfloat16>(both, std::array<Index, 2>{10, 10}, input, castle::Output<float>{.out = given});
+    EXPECT_TRUE(same_bits(Matrix<float>(given.topRows(10)), Matrix<float>(expected.topRows(10))));
 }
 
 // --- files -----------------------------------------------------------------------------------------------------------
@@ -459,7 +466,7 @@ TEST(ShardedCache, CallsThatFailOnOneRankChangeNothing) {
     EXPECT_EQ(message<std::invalid_argument>([&] {
                   castle::mpi::extend(two, std::array<Index, 2>{50, 50}, next, out);
               }),
-              "castle::extend: caches[1] has another communicator than caches[0]");
+              "castle::extend: caches[1] has another communicator than caches[0]; give all caches copies of one");
     pair.expect_same();
     pair.extend(next);
     pair.expect_same();

@@ -270,7 +270,11 @@ TYPED_TEST(Split, TrainsOnPackedSequences) {
             // Gradients of several steps sum up.
             layers.whole.backward(expected, x, d_y, d_x, d_expected);
             const Matrix<C> own_d_x = written<C>(rows, x.cols(), [&](MatrixView<C> view) {
-                layers.split.backward(workspace, x, d_y, view, d_own,
+                if (rows > 0) {
+                    EXPECT_THROW(layers.split.backward(workspace, Counts{rows + 1}, x, d_y, view, d_own),
+                                 std::invalid_argument);
+                }
+                layers.split.backward(workspace, counts, x, d_y, view, d_own,
                                       ranks().rank() == 0 ? two.executor() : castle::Executor());
             });
             EXPECT_TRUE(same_bits(d_x, own_d_x));

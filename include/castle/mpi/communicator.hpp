@@ -14,17 +14,19 @@ inline namespace CASTLE_ABI {
 namespace mpi {
 
 /// The ranks that hold a cache or a layer together. It has messages of its own, apart from all others of the program:
-/// MPI's communicator is duplicated. Copies are the same communicator; make one, and give it to all caches and layers.
+/// MPI's communicator is duplicated. Copies are the same communicator: make one, and give a copy to every cache and
+/// layer. The last copy frees it, which is collective; after `MPI_Finalize` it does nothing.
 ///
-/// MPI has been initialised by the program, with `MPI_THREAD_FUNNELED` at least where executors have threads, and is
-/// finalised by it. Calls come from one thread at a time on each rank, in the same order on all of them.
+/// The program initialises and finalises MPI. Where a rank has other threads, those of an executor for example, it
+/// initialises MPI with `MPI_THREAD_FUNNELED` and makes all calls from the thread that did so, or with
+/// `MPI_THREAD_SERIALIZED` and makes them from any, one at a time. All ranks make their calls in the same order.
 ///
 /// Where MPI itself reports an error, a call throws std::runtime_error, and what is on other ranks is unknown from then
 /// on: a rank that is gone cannot be recovered from. Most MPI libraries end the program themselves where that happens.
 class Communicator {
   public:
     /// Collective. Throws std::runtime_error where MPI cannot duplicate it.
-    Communicator(MPI_Comm communicator) : handle_(std::make_shared<const Handle>(communicator)) {}
+    explicit Communicator(MPI_Comm communicator) : handle_(std::make_shared<const Handle>(communicator)) {}
 
     MPI_Comm handle() const { return handle_->communicator; }
     int rank() const { return handle_->rank; }

@@ -41,20 +41,22 @@ struct ShardedAccess;
 
 namespace mpi {
 
-/// A UqKvCache whose keys lie on several machines, for a context that one machine has no memory or no patience for.
-/// Keys are dealt round in spans of 512: span `s` is rank `s mod n`'s, so the work of a row and the memory are even
-/// over the ranks. What `extend` writes, lookahead keys and saved files are bitwise those of a UqKvCache, for any
-/// number of ranks, as long as all of them compute with the same instruction set, which is checked.
+/// A UqKvCache whose keys are spread over several machines, for a context that is too large or too slow for one. Keys
+/// are dealt out in spans of 512: span `s` belongs to rank `s mod n`. Work and memory are even only where a context has
+/// many more than `512 n` tokens; the first span of every sequence lies on rank 0, so keep short ones in a UqKvCache.
+/// What `extend` writes, lookahead keys and saved files are bitwise those of a UqKvCache, for any number of ranks, as
+/// long as all of them compute with the same instruction set, which is checked.
 ///
-/// All calls but `size`, `capacity`, `bytes`, `bytes_for`, `max_rollback` and `clear` are collective: every rank makes
-/// the same calls in the same order, with the same tokens, and gets all outputs. Where a call throws on one rank, it
-/// throws on all, and the caches are as they were: what one rank threw, the others throw as well, with "(on rank r)"
-/// behind its words. That the sizes of arguments are the same on all ranks is checked in every call, and their values
-/// in builds with assertions; masks are not. `clear` takes no messages, but is to be called on all ranks too.
+/// Calls are collective, but for getters, `bytes`, `bytes_for` and `clear`: every rank makes the same calls in the same
+/// order, with the same tokens, and gets all outputs; executors may differ. `clear` sends nothing, but is to be called
+/// on all ranks too. Where a call throws on one rank, it throws on all, and the caches are as they were.
+/// std::invalid_argument and std::bad_alloc keep their type; anything else is std::runtime_error on the others, which
+/// add "(on rank r)". Sizes of arguments are compared in every call, and their elements in builds with assertions;
+/// masks are not compared.
 ///
-/// A step of up to 128 tokens of a sequence takes two exchanges: the states of its rows over the spans go to the ranks
-/// that merge them, `(dv + 17) 4` bytes each in float with AVX-512, and outputs come back to all. See docs/machines.md
-/// for what that costs, and for how many machines it pays.
+/// A step, of up to 128 tokens of a sequence and 512 in all, takes two exchanges: the states of its rows over the spans
+/// go to the ranks that merge them, `(dv + 17) 4` bytes each in float with AVX-512, and outputs come back to all. See
+/// docs/machines.md for what that costs, and for how many machines it pays.
 ///
 /// A cache moves but does not copy; one that was moved from may only be assigned to or destroyed.
 template <Scalar T>
@@ -84,7 +86,7 @@ class ShardedCache {
     const Communicator& communicator() const { return communicator_; }
     /// Tokens in the cache, those of all ranks.
     Index size() const { return state_.size(); }
-    /// Tokens that this rank has memory for its share of; see UqKvCache.
+    /// Tokens for which this rank has the memory of its share; it differs from rank to rank. See UqKvCache.
     Index capacity() const { return state_.capacity(); }
     const Shape& shape() const { return state_.kind().shape; }
     const Options& options() const { return options_; }
@@ -120,8 +122,8 @@ class ShardedCache {
         return std::move(*other);
     }
 
-    /// What this rank holds. The share of one of `n` ranks is a span or `1 / n` of the spans, whichever is more, and a
-    /// block.
+    /// What this rank holds: its spans, and a block. It differs from rank to rank; take the largest, by
+    /// `MPI_Allreduce`, before all of them decide on a call by it.
     CacheBytes bytes() const {
         const Index shared = state_.shared_bytes();
         return {.owned = memory_.bytes() + state_.bytes() - shared, .shared = shared};
@@ -130,12 +132,13 @@ class ShardedCache {
     /// but for memory of exchanges. Throws std::invalid_argument as `reserve`.
     Index bytes_for(Index tokens) const { return memory_.bytes() + state_.bytes_for(tokens); }
 
-    /// Writes the cache to the stream of rank 0, as UqKvCache does; streams of other ranks are left alone. Collective.
+    /// Writes the cache to the stream of rank 0, as UqKvCache does; other ranks may pass any stream, one that is not
+    /// open too. Collective. Takes memory for one panel of keys.
     /// Throws std::runtime_error on all ranks if it cannot be written.
     void save(std::ostream& out) const { detail::save_sharded("mpi::ShardedCache::save", communicator_, out, state_); }
 
     /// The cache that `save` of this class, on any number of ranks, or of UqKvCache has written to the stream of rank
-    /// 0, onto the ranks of `communicator`; streams of other ranks are left alone. Collective. Throws on all ranks what
+    /// 0, onto the ranks of `communicator`; other ranks may pass any stream. Collective. Throws on all ranks what
     /// `UqKvCache::load` throws; up to three times the bytes of its share stand in the memory of a rank meanwhile.
     static ShardedCache load(std::istream& in, Communicator communicator, Executor executor = {},
                              Index rollback = default_rollback) {
@@ -257,7 +260,8 @@ void extend_sharded(std::span<mpi::ShardedCache<T>* const> caches, std::span<con
                        }
                        for (std::size_t i = 1; i < caches.size(); ++i) {
                            if (caches[i]->communicator() == first.communicator()) continue;
-                           fail("extend", "caches[", Index(i), "] has another communicator than caches[0]");
+                           fail("extend", "caches[", Index(i),
+                                "] has another communicator than caches[0]; give all caches copies of one");
                        }
                    });
 }
@@ -274,7 +278,8 @@ void extend_sharded(mpi::ShardedCache<T>& cache, const Input<In>& input, const O
 namespace mpi {
 
 /// Appends tokens to a cache, as castle::extend does to a UqKvCache: collective, every rank brings all tokens and gets
-/// all outputs. Allocates as castle::extend does, and for exchanges where they are larger than any before.
+/// all outputs. A prompt takes memory for the states of a step's rows until the call ends; a single token, after
+/// `reserve`, takes none.
 template <Scalar T>
 void extend(ShardedCache<T>& cache, const std::type_identity_t<Input<T>>& input,
             std::type_identity_t<MatrixView<T>> out, const Executor& executor = {}) {
@@ -285,7 +290,18 @@ void extend(ShardedCache<T>& cache, const std::type_identity_t<Input<T>>& input,
             const std::type_identity_t<Output<T>>& output, const Masks& mask = {}, const Executor& executor = {}) {
     detail::extend_sharded(cache, input, output, mask, executor);
 }
+template <Scalar T>
+void extend(ShardedCache<T>& cache, const std::type_identity_t<Input<T>>& input,
+            std::type_identity_t<MatrixView<T>> out, const Masks& mask, const Executor& executor = {}) {
+    detail::extend_sharded(cache, input, Output<T>{.out = out}, mask, executor);
+}
 /// Input and output of float onto a cache of 16-bit scalars.
+template <Scalar T>
+requires(!ComputeScalar<T>) void extend(ShardedCache<T>& cache, const std::type_identity_t<Input<Compute<T>>>& input,
+                                        std::type_identity_t<MatrixView<Compute<T>>> out,
+                                        const Executor& executor = {}) {
+    detail::extend_sharded(cache, input, Output<Compute<T>>{.out = out}, Masks(), executor);
+}
 template <Scalar T>
 requires(!ComputeScalar<T>) void extend(ShardedCache<T>& cache, const std::type_identity_t<Input<Compute<T>>>& input,
                                         const std::type_identity_t<Output<Compute<T>>>& output, const Masks& mask = {},
@@ -293,7 +309,7 @@ requires(!ComputeScalar<T>) void extend(ShardedCache<T>& cache, const std::type_
     detail::extend_sharded(cache, input, output, mask, executor);
 }
 
-/// As above, but allocates the outputs, `[m, heads dv]`, and returns them.
+/// As above, but allocates the outputs, `[m, heads dv]`, and returns them. Agrees once more, about that.
 template <Scalar T>
 Matrix<T> extend(ShardedCache<T>& cache, const std::type_identity_t<Input<T>>& input) {
     Matrix<T> out;
@@ -304,7 +320,7 @@ Matrix<T> extend(ShardedCache<T>& cache, const std::type_identity_t<Input<T>>& i
 }
 
 /// Appends tokens to several caches in one call, `counts[i]` rows to `*caches[i]`, as castle::extend does: decoding of
-/// many sequences takes the two exchanges of one. The caches have the same communicator, that is, copies of one.
+/// up to 512 sequences takes the two exchanges of one. The caches have copies of one communicator.
 template <Scalar T>
 void extend(std::type_identity_t<std::span<ShardedCache<T>* const>> caches, std::span<const Index> counts,
             const Input<T>& input, const std::type_identity_t<Output<T>>& output, const Masks& masks = {},
@@ -315,6 +331,16 @@ template <Scalar T>
 void extend(std::type_identity_t<std::span<ShardedCache<T>* const>> caches, std::span<const Index> counts,
             const Input<T>& input, std::type_identity_t<MatrixView<T>> out, const Executor& executor = {}) {
     detail::extend_sharded<T, T>(caches, counts, /*is_batch=*/true, input, Output<T>{.out = out}, Masks(), executor);
+}
+
+/// The same for input and output of float onto caches of 16-bit scalars.
+template <Scalar T>
+requires(!ComputeScalar<T>) void extend(std::type_identity_t<std::span<ShardedCache<T>* const>> caches,
+                                        std::span<const Index> counts,
+                                        const std::type_identity_t<Input<Compute<T>>>& input,
+                                        const std::type_identity_t<Output<Compute<T>>>& output, const Masks& masks = {},
+                                        const Executor& executor = {}) {
+    detail::extend_sharded<T, Compute<T>>(caches, counts, /*is_batch=*/true, input, output, masks, executor);
 }
 
 }  // namespace mpi

@@ -44,11 +44,11 @@ inline namespace CASTLE_ABI {
 
 namespace mpi {
 
-/// A layer whose heads are dealt to ranks: of `K` key-value heads rank `r` of `R` has those from `r K / R` up to
-/// `(r + 1) K / R`, with their query heads, their projections' weights and their part of every cache. `W_O` is dealt by
-/// columns, in whole panels of 64; a rank may have none of them. Use it where the weights, the caches or the time of
-/// one layer are too much for one machine. No sum changes its order: whatever the number of ranks, everything is
-/// bitwise identical to a Layer.
+/// A layer whose heads are dealt to ranks: of `K` key-value heads rank `r` of `R` has those from `r K / R`, rounded
+/// down, up to `(r + 1) K / R`, with their query heads, their projections' weights and their part of every cache. `W_O`
+/// is dealt by columns, in whole panels of 64; a rank may have none of them. Use it where the weights, the caches or
+/// the time of one layer are too much for one machine. No sum changes its order: whatever the number of ranks,
+/// everything is bitwise identical to a Layer.
 ///
 /// Calls are collective unless they say otherwise: every rank makes the same calls in the same order, brings the same
 /// arguments, all rows and columns of `x` among them, and gets all of `y`. Executors may differ. Where a call throws on
@@ -57,9 +57,10 @@ namespace mpi {
 /// compare the elements of `x` as well; in others a rank that brings different ones goes unnoticed.
 ///
 /// A forward pass of `m` rows exchanges twice, beside 24 bytes for agreement: `m heads d_head` elements of what is
-/// attended, in the scalar that is computed in, and `m d_model` elements of `y`; a by-product is one exchange more, of
-/// `m heads`. Every rank receives what it does not have. All of it is in memory at once: cut a long prompt into several
-/// calls of `extend`. There is no `set_terms` and no gradient of score terms, and a cache cannot be saved.
+/// attended, in the scalar that is computed in, and `m d_model` elements of `y`; log-sum-exps and masses, where asked
+/// for, take one exchange more each, of `m heads`. Every rank receives what it does not have. All of it is in memory at
+/// once: cut a long prompt into several calls of `extend`. There is no `set_terms` and no gradient of score terms, and
+/// a cache cannot be saved.
 ///
 /// A layer moves but does not copy; one that was moved from may only be assigned to or destroyed.
 template <Scalar T>
@@ -91,8 +92,8 @@ class SplitLayer {
     SplitLayer& operator=(SplitLayer&&) = default;
     ~SplitLayer() = default;
 
-    /// As it was made, with the number of key-value heads in place of 0. This and all up to `own_parameters` exchange
-    /// nothing.
+    /// As it was made, with the number of key-value heads in place of 0. None of the functions down to
+    /// `own_parameters` communicates.
     const LayerConfig& config() const { return own_.config; }
     const Options& options() const { return own_.options; }
     const Communicator& communicator() const { return communicator_; }
@@ -144,7 +145,7 @@ class SplitLayer {
     /// Zeros in the shapes of this rank's share, for `backward` to add to. Exchanges nothing.
     LayerWeights<C> zero_gradient() const { return own_.heads.projections().shapes().template zeros<C>(); }
 
-    /// The whole of what has the shapes of the shares, gradients for example, on every rank. Exchanges all of it.
+    /// Gathers matrices in the shapes of `own_weights()`, gradients for example, into the whole layer's, on every rank.
     /// Throws std::invalid_argument if a shape does not fit, and std::bad_alloc if memory runs out.
     template <Scalar S>
     LayerWeights<S> gathered(const LayerWeights<S>& own) const {
@@ -214,7 +215,7 @@ class SplitLayer {
         return y;
     }
 
-    /// Appends tokens to several caches in one call, with one exchange for all of them: the first `counts[0]` rows of
+    /// Appends tokens to several caches in one call, with the two exchanges of one: the first `counts[0]` rows of
     /// `x` to `*caches[0]`, and so on; see `Layer::extend`.
     void extend(std::span<SplitLayerCache<T>* const> caches, std::span<const Index> counts,
                 std::type_identity_t<ConstMatrixView<T>> x, std::type_identity_t<MatrixView<T>> y,
@@ -334,8 +335,8 @@ class SplitLayer {
     /// into `d_x`, `[L, d_model]`, all of it on every rank; those with respect to this rank's share of the weights are
     /// *added* to `d_weights`, in the shapes of `own_weights()`. Otherwise as `Layer::backward`.
     ///
-    /// Exchanges what a rank does not have: of weights, turned from columns into rows, and for `L` tokens of the
-    /// gradients of all projections and of `d_x`. It takes as much memory for the time of the call.
+    /// Each rank receives the gradients of all projections for `L` tokens, `d_x`, and the rows of the weights that it
+    /// needs, which other ranks hold as columns. During the call this takes as much memory again.
     void backward(SplitLayerWorkspace<T>& workspace, std::type_identity_t<ConstMatrixView<T>> x,
                   std::type_identity_t<ConstMatrixView<C>> d_y, std::type_identity_t<MatrixView<C>> d_x,
                   LayerWeights<C>& d_weights, const Executor& executor = {}) const {
@@ -384,6 +385,14 @@ class SplitLayer {
         projections.add_gradient(x, kept.projected(), d_weights, threads);
         exchange->differentiate_in(kept.projected(), d_x, threads);
     }
+    /// The same with the counts of the forward pass said again. Throws std::invalid_argument, too, if they are others.
+    void backward(SplitLayerWorkspace<T>& workspace, std::span<const Index> counts,
+                  std::type_identity_t<ConstMatrixView<T>> x, std::type_identity_t<ConstMatrixView<C>> d_y,
+                  std::type_identity_t<MatrixView<C>> d_x, LayerWeights<C>& d_weights,
+                  const Executor& executor = {}) const {
+        agree(CallId::counts, [&](detail::Fingerprint&) { checks().counts_of(workspace.record_, counts); });
+        backward(workspace, x, d_y, d_x, d_weights, executor);
+    }
     /// As above; returns the gradients: of all of `x`, and of this rank's share of the weights.
     [[nodiscard]] LayerGradient<C> backward(SplitLayerWorkspace<T>& workspace,
                                             std::type_identity_t<ConstMatrixView<T>> x,
@@ -415,6 +424,7 @@ class SplitLayer {
         forward,
         training,
         backward,
+        counts,
         gradient
     };
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <algorithm>
 #include <span>
 #include <string_view>
 
@@ -51,6 +52,19 @@ struct LayerChecks {
         for (std::size_t i = 0; i < counts.size(); ++i) {
             check_sight(where, masks[Index(i)], kind.attention.terms.get(), 0, counts[i], mass_over(y)[Index(i)]);
         }
+    }
+
+    // Counts that are said again, against those of the forward pass, if one waits for its backward pass.
+    template <class Record>
+    void counts_of(const Record& record, std::span<const Index> counts) const {
+        const std::span<const Index> own = record.counts();
+        if (record.size() == 0 || std::ranges::equal(own, counts)) return;
+        std::size_t i = 0;
+        while (i < own.size() && i < counts.size() && own[i] == counts[i]) ++i;
+        if (i == own.size() || i == counts.size()) {
+            fail(where, "counts has ", Index(counts.size()), " elements but the forward pass had ", Index(own.size()));
+        }
+        fail(where, "counts[", Index(i), "] is ", counts[i], " but the forward pass had ", own[i]);
     }
 
     // A backward pass.
