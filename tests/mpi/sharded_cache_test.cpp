@@ -309,11 +309,11 @@ TEST(ShardedCache, OfFloatOntoSixteenBits) {
     }
     ShardedCache<bfloat16> fork = sharded.fork();
     const std::vector<ShardedCache<bfloat16>*> both{&fork, &sharded};
-    Matrix<float> given(20, 32), expected(20, 32);
+    Matrix<float> given(20, 32), expected(10, 32);
     const castle::Input<float> input = head.input().tokens(0, 20);
     castle::extend(one, input.tokens(0, 10), castle::Output<float>{.out = expected});
     castle::mpi::extend<bfloat16>(both, std::array<Index, 2>{10, 10}, input, castle::Output<float>{.out = given});
-    EXPECT_TRUE(same_bits(Matrix<float>(given.topRows(10)), Matrix<float>(expected.topRows(10))));
+    EXPECT_TRUE(same_bits(Matrix<float>(given.topRows(10)), expected));
 }
 
 // --- files -----------------------------------------------------------------------------------------------------------
