@@ -32,7 +32,7 @@ TEST(DealtColumns, KeepUnitsWhole) {
     for (const Index unit : {1, 3, 64}) {
         for (const Index columns : {Index(0), unit - 1, unit, 5 * unit - 1, 5 * unit}) {
             for (const int parts : {1, 2, 3, 4, 7}) {
-                const DealtColumns dealt(columns, unit, parts);
+                const DealtColumns dealt("test", columns, unit, parts);
                 EXPECT_EQ(dealt.total(), columns);
                 Index next = 0;
                 for (int part = 0; part < parts; ++part) {
@@ -50,7 +50,7 @@ TEST(DealtColumns, KeepUnitsWhole) {
 TEST(ColumnGather, GivesEveryRankAllColumns) {
     for (const Index rows : {1, 2, 7}) {
         for (const Index columns : {1, 5, 12}) {
-            const DealtColumns dealt(columns, 3, ranks().size());
+            const DealtColumns dealt("test", columns, 3, ranks().size());
             const Matrix<float> expected = numbered(rows, columns);
             Matrix<float> all = Matrix<float>::Constant(rows, columns + 2, -1);
             const MatrixView<float> view = MatrixView<float>(all).middle_cols(1, columns);
@@ -71,7 +71,7 @@ TEST(ExchangeBlocks, TurnsColumnsIntoRows) {
     const int own = ranks().rank();
     for (const Index height : {1, 4, 9}) {
         for (const Index width : {1, 5, 12}) {
-            const DealtColumns rows(height, 2, ranks().size()), columns(width, 3, ranks().size());
+            const DealtColumns rows("test", height, 2, ranks().size()), columns("test", width, 3, ranks().size());
             const Matrix<float> whole = numbered(height, width);
             Matrix<float> got = Matrix<float>::Zero(rows.count(own), width);
             AlignedBuffer<float> memory(castle::detail::exchange_elements(ranks(), rows, columns));

@@ -472,6 +472,66 @@ TEST(ShardedCache, CallsThatFailOnOneRankChangeNothing) {
     pair.expect_same();
 }
 
+TEST(ShardedCache, AnotherCacheOnOneRankIsFound) {
+    const int last = all_ranks().size() - 1;
+    if (last == 0) return;
+    const bool differs = all_ranks().rank() == last;
+    const castle::Shape shape{.d = 4, .dv = 4};
+    Random random(1250);
+    const Head<float> head = random_heads<float>(random, 200, shape);
+    Pair<float> a(shape, {}), b(shape, {});
+    for (Pair<float>* pair : {&a, &b}) pair->extend(head.first_tokens(100));
+    const castle::Input<float> next = head.input().tokens(100, 100);
+    Matrix<float> out(100, 4);
+    const auto other = [&] { castle::mpi::extend(differs ? a.sharded : b.sharded, next, out); };
+    EXPECT_THROW(other(), std::invalid_argument);
+    std::vector<ShardedCache<float>*> caches{&a.sharded, &b.sharded};
+    if (differs) std::swap(caches[0], caches[1]);
+    const auto swapped = [&] { castle::mpi::extend(caches, std::array<Index, 2>{50, 50}, next, out); };
+    EXPECT_THROW(swapped(), std::invalid_argument);
+    // None on one rank; with a mask on one rank.
+    caches = {differs ? nullptr : &a.sharded, &b.sharded};
+    EXPECT_THROW(swapped(), std::invalid_argument);
+    const castle::Mask mask = differs ? castle::masks::sliding_window(9) : castle::Mask();
+    EXPECT_THROW(castle::mpi::extend(a.sharded, next, castle::Output<float>{.out = out}, mask), std::invalid_argument);
+    // Views that point nowhere are not read.
+    castle::Input<float> nowhere = next;
+    if (differs) nowhere.causal.k = castle::ConstMatrixView<float>(nullptr, 100, 4);
+    EXPECT_THROW(castle::mpi::extend(a.sharded, nowhere, out), std::invalid_argument);
+    for (Pair<float>* pair : {&a, &b}) pair->expect_same();
+}
+
+TEST(ShardedCache, WhatIsWrongIsSaidWithoutMemory) {
+    const int last = all_ranks().size() - 1;
+    ShardedCache<float> cache({.d = 4, .dv = 4}, {}, all_ranks());
+    for (const int fails : {0, last}) {
+        for (long successes = 0; successes < 8; ++successes) {
+            bool threw = false;
+            try {
+                std::optional<Allocations::Failure> failure;
+                if (all_ranks().rank() == fails) failure.emplace(successes);
+                cache.rollback(all_ranks().rank() == last ? 5 : 0);
+            } catch (const std::invalid_argument&) {
+                threw = true;
+            } catch (const std::bad_alloc&) {
+                threw = true;
+            }
+            EXPECT_TRUE(threw);
+        }
+    }
+    for (long successes = 0; successes < 2; ++successes) {
+        bool threw = false;
+        try {
+            std::optional<Allocations::Failure> failure;
+            if (all_ranks().rank() == last) failure.emplace(successes);
+            const Communicator another(MPI_COMM_WORLD);
+        } catch (const std::bad_alloc&) {
+            threw = true;
+        }
+        EXPECT_EQ(threw, successes == 0);
+    }
+}
+
 TEST(ShardedCache, MemoryThatRunsOutOnOneRankChangesNothing) {
     const int last = all_ranks().size() - 1;
     const bool fails = all_ranks().rank() == last;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <new>
 
 #include <mpi.h>
 
@@ -10,6 +11,10 @@
 
 namespace castle {
 inline namespace CASTLE_ABI {
+
+namespace detail {
+struct Identifiers;
+}
 
 namespace mpi {
 
@@ -25,8 +30,24 @@ namespace mpi {
 /// on: a rank that is gone cannot be recovered from. Most MPI libraries end the program themselves where that happens.
 class Communicator {
   public:
-    /// Collective. Throws std::runtime_error where MPI cannot duplicate it.
-    explicit Communicator(MPI_Comm communicator) : handle_(std::make_shared<const Handle>(communicator)) {}
+    /// Collective. Throws std::runtime_error where MPI cannot duplicate it, and
+    /// std::bad_alloc on all ranks if memory runs out on one.
+    explicit Communicator(MPI_Comm communicator) {
+        // What is MPI's comes first, so that all ranks get as far as agreeing about the rest.
+        MPI_Comm own = MPI_COMM_NULL;
+        detail::check_mpi("Communicator", MPI_Comm_dup(communicator, &own));
+        MPI_Comm_set_errhandler(own, MPI_ERRORS_RETURN);
+        int has_memory = 1;
+        try {
+            handle_ = std::make_shared<Handle>(own);
+        } catch (const std::bad_alloc&) {
+            has_memory = 0;
+        }
+        const int result = MPI_Allreduce(MPI_IN_PLACE, &has_memory, 1, MPI_INT, MPI_MIN, own);
+        if (handle_ == nullptr) MPI_Comm_free(&own);
+        detail::check_mpi("Communicator", result);
+        if (has_memory == 0) throw std::bad_alloc();
+    }
 
     MPI_Comm handle() const { return handle_->communicator; }
     int rank() const { return handle_->rank; }
@@ -35,10 +56,10 @@ class Communicator {
     bool operator==(const Communicator&) const = default;
 
   private:
+    friend detail::Identifiers;
+
     struct Handle {
-        explicit Handle(MPI_Comm from) {
-            detail::check_mpi("Communicator", MPI_Comm_dup(from, &communicator));
-            MPI_Comm_set_errhandler(communicator, MPI_ERRORS_RETURN);
+        explicit Handle(MPI_Comm own) : communicator(own) {
             MPI_Comm_rank(communicator, &rank);
             MPI_Comm_size(communicator, &size);
         }
@@ -53,11 +74,22 @@ class Communicator {
         MPI_Comm communicator = MPI_COMM_NULL;
         int rank = 0;
         int size = 1;
+        Index made = 0;  // objects that have got a number
     };
 
-    std::shared_ptr<const Handle> handle_;
+    std::shared_ptr<Handle> handle_;
 };
 
 }  // namespace mpi
+
+namespace detail {
+
+// Numbers for the caches of a communicator, the same on all ranks, which make theirs in the same order: by them ranks
+// tell whether they mean the same one.
+struct Identifiers {
+    static Index next(const mpi::Communicator& communicator) { return ++communicator.handle_->made; }
+};
+
+}  // namespace detail
 }  // namespace CASTLE_ABI
 }  // namespace castle

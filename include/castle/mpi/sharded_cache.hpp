@@ -70,7 +70,8 @@ class ShardedCache {
                  Index sliding_window = unlimited)
         : communicator_(std::move(communicator)),
           options_(std::move(options)),
-          state_(checked_state(communicator_, shape, options_, rollback, sliding_window)) {}
+          state_(checked_state(communicator_, shape, options_, rollback, sliding_window)),
+          identifier_(detail::Identifiers::next(communicator_)) {}
 
     ShardedCache(ShardedCache&&) = default;
     ShardedCache& operator=(ShardedCache&& other) noexcept {
@@ -78,6 +79,7 @@ class ShardedCache {
         communicator_ = std::move(other.communicator_);
         options_ = std::move(other.options_);
         state_ = std::move(other.state_);
+        identifier_ = other.identifier_;
         memory_ = std::move(other.memory_);
         return *this;
     }
@@ -100,7 +102,7 @@ class ShardedCache {
             if (communicator_.size() == 1) return;
             exchange("reserve").reserve(1, most_spans(tokens, state_.head(0).share()), most_spans(tokens, {}));
         };
-        detail::agree_on("reserve", communicator_, work, size(), tokens);
+        detail::agree_on("reserve", communicator_, work, identifier_, size(), tokens);
     }
 
     /// Forgets every token and keeps the memory, but for what it shares with forks. On all ranks, without a message.
@@ -109,17 +111,21 @@ class ShardedCache {
     /// Removes the last `tokens` tokens; see UqKvCache. Collective.
     void rollback(Index tokens) {
         const auto work = [&] { detail::prepare_rollback(state_, tokens); };
-        detail::agree_on("rollback", communicator_, work, size(), tokens);
+        detail::agree_on("rollback", communicator_, work, identifier_, size(), tokens);
         detail::finish_rollback(state_, tokens);
     }
     Index max_rollback() const { return state_.max_rollback(); }
 
     /// A second cache with the same tokens on the same ranks; see UqKvCache. Collective.
     ShardedCache fork() const {
-        std::optional<ShardedCache> other;
-        const auto work = [&] { other.emplace(ShardedCache(communicator_, options_, state_.fork())); };
-        detail::agree_on("fork", communicator_, work, size());
-        return std::move(*other);
+        Options options;
+        std::optional<detail::SequenceState<T>> state;
+        const auto work = [&] {
+            options = options_;
+            state.emplace(state_.fork());
+        };
+        detail::agree_on("fork", communicator_, work, identifier_, size());
+        return ShardedCache(communicator_, std::move(options), std::move(*state));
     }
 
     /// What this rank holds: its spans, and a block. It differs from rank to rank; take the largest, by
@@ -160,7 +166,7 @@ class ShardedCache {
         constexpr std::string_view where = "mpi::ShardedCache::lookahead_keys";
         Matrix<Compute<T>> keys;
         const auto work = [&] { keys = detail::lookahead_keys(where, state_, kv_head); };
-        detail::agree_on(where, communicator_, work, size(), kv_head);
+        detail::agree_on(where, communicator_, work, identifier_, size(), kv_head);
         // Keys of other ranks are zeros here: of each element the bits are on one rank.
         auto* const bytes = reinterpret_cast<unsigned char*>(keys.data());
         const Index count = keys.size() * Index(sizeof(Compute<T>));
@@ -178,7 +184,10 @@ class ShardedCache {
     friend detail::BatchMark;
 
     ShardedCache(Communicator communicator, Options options, detail::SequenceState<T> state)
-        : communicator_(std::move(communicator)), options_(std::move(options)), state_(std::move(state)) {}
+        : communicator_(std::move(communicator)),
+          options_(std::move(options)),
+          state_(std::move(state)),
+          identifier_(detail::Identifiers::next(communicator_)) {}
 
     static base::SpanShare share_of(const Communicator& communicator) {
         return {.rank = communicator.rank(), .ranks = communicator.size()};
@@ -212,6 +221,7 @@ class ShardedCache {
     Communicator communicator_;
     Options options_;
     detail::SequenceState<T> state_;
+    Index identifier_;                           // the same on all ranks
     detail::ExchangeMemory<Compute<T>> memory_;  // of exchanges, also of those of batches that it leads
     Index batch_mark_ = 0;                       // means something only within check_batch
 };
@@ -225,45 +235,49 @@ struct ShardedAccess {
     static auto& memory(mpi::ShardedCache<T>& cache) {
         return cache.memory_;
     }
+    template <Scalar T>
+    static Index identifier(const mpi::ShardedCache<T>& cache) {
+        return cache.identifier_;
+    }
 };
-
-// Of what a call brings, on every rank alike.
-template <Scalar T, Scalar In>
-Fingerprint fingerprint_of(std::span<mpi::ShardedCache<T>* const> caches, std::span<const Index> counts,
-                           const Input<In>& input, const Output<In>& output) {
-    Fingerprint arguments;
-    for (const auto* cache : caches) arguments.add(cache != nullptr ? cache->size() : Index(-1));
-    arguments.add_each(counts);
-    arguments.add_rows(input);
-    arguments.add(output.log_sum_exp.rows());
-    arguments.add(output.mass.rows());
-    return arguments;
-}
 
 template <Scalar T, Scalar In>
 void extend_sharded(std::span<mpi::ShardedCache<T>* const> caches, std::span<const Index> counts, bool is_batch,
                     const Input<In>& input, const Output<In>& output, const Masks& masks, const Executor& executor) {
-    if (caches.empty() || caches.front() == nullptr) {
+    const auto known = std::ranges::find_if(caches, [](const auto* cache) { return cache != nullptr; });
+    if (known == caches.end()) {
         check_extend(caches, counts, input, output, masks);  // no ranks are known that could agree
         return;
     }
-    mpi::ShardedCache<T>& first = *caches.front();
+    const mpi::Communicator& communicator = (*known)->communicator();
+    mpi::ShardedCache<T>& first = **known;
     const auto state = [&](Index i) -> auto& { return CacheAccess::state(*caches[std::size_t(i)]); };
-    append_sharded("extend", first.communicator(), Sequences<T>(state), counts,
-                   {.seen = masks, .mass_over = mass_over(output)}, input, output_rows(output),
-                   ShardedAccess::memory(first), executor_for(executor, first.options()),
-                   fingerprint_of(caches, counts, input, output), [&] {
-                       if (is_batch) {
-                           check_extend(caches, counts, input, output, masks);
-                       } else {
-                           check_extend(state(0), input, output, masks);
-                       }
-                       for (std::size_t i = 1; i < caches.size(); ++i) {
-                           if (caches[i]->communicator() == first.communicator()) continue;
-                           fail("extend", "caches[", Index(i),
-                                "] has another communicator than caches[0]; give all caches copies of one");
-                       }
-                   });
+    const auto start = [&](Fingerprint& arguments) {
+        if (is_batch) {
+            check_extend(caches, counts, input, output, masks);
+        } else {
+            check_extend(state(0), input, output, masks);
+        }
+        for (std::size_t i = 0; i < caches.size(); ++i) {
+            if (caches[i]->communicator() != communicator) {
+                fail("extend", "caches[", Index(i),
+                     "] has another communicator than caches[0]; give all caches copies ", "of one");
+            }
+            arguments.add(ShardedAccess::identifier(*caches[i]));
+            arguments.add(caches[i]->size());
+            for (const Mask* mask : {masks[Index(i)], mass_over(output)[Index(i)]}) {
+                arguments.add(mask != nullptr && mask->rule() != nullptr);
+            }
+        }
+        arguments.add_each(counts);
+        arguments.add_rows(input);
+        arguments.add(sizeof(In));
+        arguments.add(output.log_sum_exp.rows());
+        arguments.add(output.mass.rows());
+    };
+    append_sharded("extend", communicator, Sequences<T>(state), counts, {.seen = masks, .mass_over = mass_over(output)},
+                   input, output_rows(output), ShardedAccess::memory(first), executor_for(executor, first.options()),
+                   start);
 }
 template <Scalar T, Scalar In>
 void extend_sharded(mpi::ShardedCache<T>& cache, const Input<In>& input, const Output<In>& output, const Masks& mask,

@@ -180,11 +180,17 @@ class SplitLayer {
         return all;
     }
 
-    /// An empty cache of this rank's heads, see Layer. Exchanges nothing; every rank makes one.
+    /// An empty cache of this rank's heads, see Layer. Collective; exchanges 24 bytes.
     SplitLayerCache<T> make_cache(Index rollback = default_rollback, Index sliding_window = unlimited) const {
-        const detail::Keeping keeping{.rollback = detail::checked_rollback(where, rollback),
-                                      .sliding_window = detail::checked_sliding_window(where, sliding_window)};
-        return {kind(), communicator_, detail::SequenceState<T>(own_kind(), keeping)};
+        std::optional<detail::SequenceState<T>> state;
+        agree(CallId::make_cache, [&](detail::Fingerprint& arguments) {
+            const detail::Keeping keeping{.rollback = detail::checked_rollback(where, rollback),
+                                          .sliding_window = detail::checked_sliding_window(where, sliding_window)};
+            arguments.add(rollback);
+            arguments.add(sliding_window);
+            state.emplace(own_kind(), keeping);
+        });
+        return {kind(), communicator_, std::move(*state)};
     }
 
     /// Appends the `m >= 0` tokens `x`, `[m, d_model]`, to the cache and writes the layer's output for them to `y`,
@@ -204,6 +210,7 @@ class SplitLayer {
             eigen_assert(!cache.state_.is_moved_from() && "a cache that was moved from");
             check_made_for("cache", cache);
             detail::check_sight(where, cache.state_, mask[0], x.rows(), detail::mass_over(output)[0]);
+            arguments.add(cache.identifier_);
             arguments.add(cache.size());
             return NewTokens{counts, {.seen = mask, .mass_over = detail::mass_over(output)}, &cache};
         });
@@ -239,6 +246,7 @@ class SplitLayer {
                        }
                        detail::check_sight(where, caches[i]->state_, masks[Index(i)], counts[i],
                                            detail::mass_over(output)[Index(i)]);
+                       arguments.add(caches[i]->identifier_);
                        arguments.add(caches[i]->size());
                    }
                    return NewTokens{counts,
@@ -414,6 +422,7 @@ class SplitLayer {
     // Calls that ranks must not take for each other.
     enum class CallId : int {
         make,
+        make_cache,
         weights,
         set_weights,
         set_own_weights,

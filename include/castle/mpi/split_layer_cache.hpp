@@ -48,7 +48,7 @@ class SplitLayerCache {
     /// above 2^40, and std::bad_alloc if memory runs out; the tokens are as they were then.
     void reserve(Index tokens) {
         detail::agree_on(
-            "reserve", communicator_, [&] { state_.reserve(tokens); }, size(), tokens);
+            "reserve", communicator_, [&] { state_.reserve(tokens); }, identifier_, size(), tokens);
     }
 
     /// Forgets every token, see UqKvCache.
@@ -57,7 +57,7 @@ class SplitLayerCache {
     /// Removes the last `tokens` tokens, see UqKvCache: bits, costs and errors are the same.
     void rollback(Index tokens) {
         const auto work = [&] { detail::prepare_rollback(state_, tokens); };
-        detail::agree_on("rollback", communicator_, work, size(), tokens);
+        detail::agree_on("rollback", communicator_, work, identifier_, size(), tokens);
         detail::finish_rollback(state_, tokens);
     }
     Index max_rollback() const { return state_.max_rollback(); }
@@ -66,7 +66,7 @@ class SplitLayerCache {
     SplitLayerCache fork() const {
         std::optional<detail::SequenceState<T>> state;
         detail::agree_on(
-            "fork", communicator_, [&] { state.emplace(state_.fork()); }, size());
+            "fork", communicator_, [&] { state.emplace(state_.fork()); }, identifier_, size());
         return {kind_, communicator_, std::move(*state)};
     }
 
@@ -84,13 +84,17 @@ class SplitLayerCache {
     friend detail::BatchMark;
 
     SplitLayerCache(const detail::LayerKind& kind, const Communicator& communicator, detail::SequenceState<T> state)
-        : kind_(kind), communicator_(communicator), state_(std::move(state)) {}
+        : kind_(kind),
+          communicator_(communicator),
+          state_(std::move(state)),
+          identifier_(detail::Identifiers::next(communicator)) {}
 
     Index scratch_bytes() const { return row_.size() * Index(sizeof(Compute<T>)) + output_memory_.bytes(); }
 
     detail::LayerKind kind_;  // of the whole layer
     Communicator communicator_;
     detail::SequenceState<T> state_;  // of this rank's heads
+    Index identifier_;                // the same on all ranks
     // Scratch for a single token, or for more once the cache has led a batch of them:
     detail::AlignedBuffer<Compute<T>> row_;
     detail::OutputMemory<T> output_memory_;

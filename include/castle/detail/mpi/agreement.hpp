@@ -25,34 +25,41 @@ namespace detail {
 
 enum class Failure : int { none, invalid_argument, bad_alloc, other };
 
-// What an exception says, and of what kind it is.
+// What an exception says, and of what kind it is: as a message, for which no memory is needed. Long words are cut.
 struct FailureWords {
     Failure kind = Failure::none;
-    std::string words;
+    char words[1020] = {};
 
-    static FailureWords of(const std::exception_ptr& thrown) {
+    static FailureWords of(const std::exception_ptr& thrown) noexcept {
+        const auto failure = [](Failure kind, const char* words) {
+            FailureWords all{.kind = kind};
+            const std::string_view text(words);
+            text.copy(all.words, (std::min)(text.size(), sizeof all.words - 1));
+            return all;
+        };
         try {
             std::rethrow_exception(thrown);
         } catch (const std::invalid_argument& error) {
-            return {Failure::invalid_argument, error.what()};
-        } catch (const std::bad_alloc&) {
-            return {Failure::bad_alloc, {}};
+            return failure(Failure::invalid_argument, error.what());
+        } catch (const std::bad_alloc& error) {
+            return failure(Failure::bad_alloc, error.what());
         } catch (const std::exception& error) {
-            return {Failure::other, error.what()};
+            return failure(Failure::other, error.what());
         } catch (...) {
-            return {Failure::other, "an exception of another kind"};
+            return failure(Failure::other, "an exception of another kind");
         }
     }
     // On another rank than that which threw.
     [[noreturn]] void rethrow(int rank) const {
-        const std::string sentence = text(words, " (on rank ", Index(rank), ")");
-        if (kind == Failure::invalid_argument) throw std::invalid_argument(sentence);
         if (kind == Failure::bad_alloc) throw std::bad_alloc();
+        const std::string sentence = text(std::string_view(words), " (on rank ", Index(rank), ")");
+        if (kind == Failure::invalid_argument) throw std::invalid_argument(sentence);
         throw std::runtime_error(sentence);
     }
 };
 
-// Runs what may throw before a collective call begins: work() checks the arguments and makes room. Where it throws on
+// Runs what may throw before a collective call begins: work() checks the arguments, may add them to their fingerprint,
+// and makes room; nothing else of this allocates before all ranks know of each other. Where it throws on
 // any rank, every rank throws: that rank what it threw, the others the same of the first such rank. Where the
 // fingerprints of the arguments, or the calls, are not all equal, every rank throws std::invalid_argument. One exchange
 // of 24 bytes.
@@ -79,12 +86,8 @@ void agree(std::string_view where, const mpi::Communicator& communicator, const 
         const int first = int(least[2]);
         FailureWords failure;
         if (thrown) failure = FailureWords::of(thrown);
-        std::array<int, 2> head{int(failure.kind), int((std::min)(failure.words.size(), std::size_t(1) << 16))};
-        check_mpi(where, MPI_Bcast(head.data(), int(head.size()), MPI_INT, first, communicator.handle()));
-        failure.words.resize(std::size_t(head[1]));
-        check_mpi(where, MPI_Bcast(failure.words.data(), head[1], MPI_CHAR, first, communicator.handle()));
+        check_mpi(where, MPI_Bcast(&failure, int(sizeof failure), MPI_BYTE, first, communicator.handle()));
         if (thrown) std::rethrow_exception(thrown);
-        failure.kind = Failure(head[0]);
         failure.rethrow(first);
     }
     if (least[0] != ~least[1]) fail(where, "the arguments are not the same on all ranks");

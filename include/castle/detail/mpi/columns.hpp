@@ -24,7 +24,8 @@ class DealtColumns {
   public:
     // Units of so many columns stay whole: of n units rank r has [r n / ranks, (r + 1) n / ranks). The last one may be
     // cut short by the matrix.
-    DealtColumns(Index columns, Index unit, int ranks) {
+    DealtColumns(std::string_view where, Index columns, Index unit, int ranks) {
+        mpi_count(where, columns);
         const Index units = ceil_div(columns, unit);
         for (int rank = 0; rank <= ranks; ++rank) {
             firsts_.push_back(static_cast<int>((std::min)(columns, units * rank / ranks * unit)));

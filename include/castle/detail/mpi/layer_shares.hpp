@@ -36,12 +36,12 @@ struct LayerShares {
     LayerShares(std::string_view where, const LayerKind& kind, int ranks)
         : whole(kind),
           widths(kind),
-          heads(shape().heads, kind.attention.group(), ranks),
-          kv_heads(shape().kv_heads, 1, ranks),
-          queries(widths.queries, kind.attention.group() * shape().d, ranks),
-          keys(widths.keys, shape().d, ranks),
-          projected(widths.projected(), widths.projected() / shape().kv_heads, ranks),
-          outputs(kind.d_model, panel_size, ranks) {
+          heads(where, shape().heads, kind.attention.group(), ranks),
+          kv_heads(where, shape().kv_heads, 1, ranks),
+          queries(where, widths.queries, kind.attention.group() * shape().d, ranks),
+          keys(where, widths.keys, shape().d, ranks),
+          projected(where, widths.projected(), widths.projected() / shape().kv_heads, ranks),
+          outputs(where, kind.d_model, panel_size, ranks) {
         if (shape().kv_heads < ranks) {
             fail(where, "there are ", Index(ranks), " ranks but kv_heads is ", shape().kv_heads,
                  "; every rank takes one key-value head at least");

@@ -21,19 +21,21 @@ inline namespace CASTLE_ABI {
 namespace detail {
 
 // The tokens of `input` onto sequences of which every rank has a share of the spans, with the outputs of all rows to
-// `output` on all ranks; see `append`. check_call() throws where an argument is wrong. Memory for exchanges is kept for
+// `output` on all ranks; see `append`. start(arguments) checks what the call brings, and adds it to
+// the fingerprint. Memory for exchanges is kept for
 // calls with one token for each sequence, as their scratch is.
-template <Scalar T, Scalar In, class Check>
+template <Scalar T, Scalar In, class Start>
 void append_sharded(std::string_view where, const mpi::Communicator& communicator, const Sequences<T>& sequences,
                     std::span<const Index> counts, const CallMasks& masks, const Input<In>& input,
                     const OutputRows<In>& output, ExchangeMemory<Compute<T>>& kept, const Executor& executor,
-                    const Fingerprint& arguments, const Check& check_call) {
+                    const Start& start) {
     AlignedBuffer<Compute<T>> scratch;
     ExchangeMemory<Compute<T>> of_call;
     std::optional<AppendTransaction<T>> transaction;
     std::optional<SpanExchange<T, In>> exchange;
+    Fingerprint arguments;
     agree(where, communicator, arguments, [&] {
-        check_call();
+        start(arguments);
         if (input.causal.q.rows() == 0) return;
         transaction.emplace(sequences, counts, masks, /*together=*/true, scratch, executor);
         if (communicator.size() == 1) return;

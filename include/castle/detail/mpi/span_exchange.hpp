@@ -80,6 +80,9 @@ class SpanExchange {
     // part that throws but for errors of MPI.
     void reserve(Index tokens, Index own_spans, Index spans) {
         const RowDeal deal{.rows = tokens * shape_.heads, .ranks = communicator_.size()};
+        for (const Index most : {deal.rows * own_spans, deal.most() * spans, state_elements() * Index(sizeof(C))}) {
+            mpi_count(where_, most);
+        }
         const auto grow = [](auto& buffer, Index size) {
             if (size > buffer.size()) buffer = std::decay_t<decltype(buffer)>(size);
         };

@@ -106,9 +106,9 @@ class HeadState {
 
     Index size() const { return size_; }
     // Without limit once there is all memory that a sliding window takes.
-    Index capacity() const {
-        return panel_count() < most_key_panels() ? share().panel_at(panel_count()) * panel_size : unlimited;
-    }
+    Index capacity() const { return capacity_of(panel_count()); }
+    // The same after reserving so many tokens.
+    Index capacity_for(Index tokens) const { return capacity_of(panels_for(tokens)); }
     void set_size(Index size) { size_ = size; }
 
     // Forgets the tokens after the first `size`. A panel that has none left begins anew, which zeroes its U: one in
@@ -387,6 +387,9 @@ class HeadState {
         return stored * Index(sizeof(T)) + computed * Index(sizeof(C)) + words * Index(sizeof(std::uint64_t));
     }
     Index panel_count() const { return panels_.size(); }
+    Index capacity_of(Index panels) const {
+        return panels < most_key_panels() ? share().panel_at(panels) * panel_size : unlimited;
+    }
     // Where panel p of the sequence is among those of the share: stores know only these.
     Index place(Index p) const { return share().panels_before(p); }
     // Those that there are after reserving so many tokens.

@@ -67,7 +67,7 @@ class SequenceState {
     // See HeadState. A call that leaves `after` tokens makes room, the only part that throws, and starts; then comes
     // its work, and it finishes.
     void make_room(Index after, bool has_mask = false) {
-        const Index elements = step_elements(capacity_for(after));
+        const Index elements = step_elements(heads_.front().capacity_for(after));
         AlignedBuffer<C> step(elements > step_.size() ? elements : 0);
         for (auto& head : heads_) head.make_room(after, has_mask);
         if (step.size() > 0) step_ = std::move(step);
@@ -105,7 +105,7 @@ class SequenceState {
     // After reserving so many tokens, if nothing is shared.
     Index bytes_for(Index tokens) const {
         check_tokens("bytes_for", "tokens", tokens);
-        Index bytes = (std::max)(step_elements(capacity_for(tokens)), step_.size()) * Index(sizeof(C));
+        Index bytes = (std::max)(step_elements(heads_.front().capacity_for(tokens)), step_.size()) * Index(sizeof(C));
         for (const auto& head : heads_) bytes += head.bytes_for(tokens);
         return bytes;
     }
@@ -141,7 +141,6 @@ class SequenceState {
         for (const auto& head : from.heads_) heads_.push_back(head.fork());
     }
 
-    Index capacity_for(Index tokens) const { return (std::max)(round_up(tokens, panel_size), capacity()); }
     Index step_elements(Index capacity) const {
         const HeadState<T>& any = heads_.front();
         const Index row = SpanStates<C>::elements(any.group(), any.dv_padded());
