@@ -191,11 +191,9 @@ def server(results, gigabits, latency):
 
 
 def best(seconds):
-    """The number of machines, a power of two, from which on twice as many save less than a tenth."""
-    ranks = 1
-    while ranks < 1 << 16 and seconds(2 * ranks) < 0.9 * seconds(ranks):
-        ranks *= 2
-    return ranks
+    """The smallest number of machines, a power of two, that takes at most a tenth longer than the best one."""
+    times = {ranks: seconds(ranks) for ranks in (1 << i for i in range(15))}
+    return min(ranks for ranks, each in times.items() if each <= 1.1 * min(times.values()))
 
 
 def predicted(results):
