@@ -180,7 +180,6 @@ TYPED_TEST(SlidingCache, StopsGrowing) {
 TYPED_TEST(SlidingCache, AllocatesNothingWithinWhatWasReserved) {
     using T = TypeParam;
     Random random(1930);
-    const castle::Shape shape{.d = 5, .dv = 4, .heads = 2, .kv_heads = 1};
     const Head<T> head = random_heads<T>(random, 700, shape);
     for (const Index window : {Index(0), Index(30), castle::unlimited}) {
         for (const Index reserved : {Index(180), Index(445), Index(700)}) {
@@ -188,7 +187,7 @@ TYPED_TEST(SlidingCache, AllocatesNothingWithinWhatWasReserved) {
             castle::extend(cache, head.first_tokens(170));
             cache.reserve(reserved);
             EXPECT_EQ(cache.bytes().total(), cache.bytes_for(reserved));
-            Matrix<T> out(1, 8);
+            Matrix<T> out(1, shape.heads * shape.dv);
             for (Index t = 170; t < reserved; ++t) {
                 const Allocations::Count count;
                 castle::extend(cache, head.input().tokens(t, 1), out);
