@@ -284,8 +284,9 @@ int main(int argc, char** argv) {
             prefill(length, 128, rounds);
         }
     }
-    decode(t, 8, castle::unlimited, rounds);
-    decode(t, 8, 128, rounds);
+    // Tokens wait for memory, which others use as well: it takes more rounds to meet with a quiet one.
+    decode(t, 8, castle::unlimited, rounds == 1 ? 1 : 21);
+    decode(t, 8, 128, rounds == 1 ? 1 : 21);
     if (!only_bytes) layer(rounds, brief);
     MPI_Finalize();
     return 0;
