@@ -237,7 +237,7 @@ def plot(results):
         axis.set_ylabel("seconds")
         axis.set_title("a whole prompt" if what == "prompt" else "one token")
         axis.grid(alpha=0.3)
-    axes[0].legend(fontsize=7)
+    axes[1].legend(fontsize=7, loc="upper center")
     figure.savefig(DOCS / "machines.svg", metadata={"Date": None})
 
 
