@@ -252,6 +252,7 @@ void extend_sharded(std::span<mpi::ShardedCache<T>* const> caches, std::span<con
     const mpi::Communicator& communicator = (*known)->communicator();
     mpi::ShardedCache<T>& first = **known;
     const auto state = [&](Index i) -> auto& { return CacheAccess::state(*caches[std::size_t(i)]); };
+    const Masks of_mass = mass_over(output);
     const auto start = [&](Fingerprint& arguments) {
         if (is_batch) {
             check_extend(caches, counts, input, output, masks);
@@ -265,7 +266,7 @@ void extend_sharded(std::span<mpi::ShardedCache<T>* const> caches, std::span<con
             }
             arguments.add(ShardedAccess::identifier(*caches[i]));
             arguments.add(caches[i]->size());
-            for (const Mask* mask : {masks[Index(i)], mass_over(output)[Index(i)]}) {
+            for (const Mask* mask : {masks[Index(i)], of_mass[Index(i)]}) {
                 arguments.add(mask != nullptr && mask->rule() != nullptr);
             }
         }
@@ -275,9 +276,8 @@ void extend_sharded(std::span<mpi::ShardedCache<T>* const> caches, std::span<con
         arguments.add(output.log_sum_exp.rows());
         arguments.add(output.mass.rows());
     };
-    append_sharded("extend", communicator, Sequences<T>(state), counts, {.seen = masks, .mass_over = mass_over(output)},
-                   input, output_rows(output), ShardedAccess::memory(first), executor_for(executor, first.options()),
-                   start);
+    append_sharded("extend", communicator, Sequences<T>(state), counts, {.seen = masks, .mass_over = of_mass}, input,
+                   output_rows(output), ShardedAccess::memory(first), executor_for(executor, first.options()), start);
 }
 template <Scalar T, Scalar In>
 void extend_sharded(mpi::ShardedCache<T>& cache, const Input<In>& input, const Output<In>& output, const Masks& mask,

@@ -31,10 +31,9 @@ struct FailureWords {
     char words[1020] = {};
 
     static FailureWords of(const std::exception_ptr& thrown) noexcept {
-        const auto failure = [](Failure kind, const char* words) {
-            FailureWords all{.kind = kind};
-            const std::string_view text(words);
-            text.copy(all.words, (std::min)(text.size(), sizeof all.words - 1));
+        const auto failure = [](Failure of, std::string_view sentence) {
+            FailureWords all{.kind = of};
+            sentence.copy(all.words, (std::min)(sentence.size(), sizeof all.words - 1));
             return all;
         };
         try {
