@@ -64,7 +64,7 @@ class Corpus {
         return sequences;
     }
 
-    /// To tell texts apart.
+    /// To tell one text from another.
     std::string fingerprint() const { return fmt::format("{:016x}", fingerprint_of(text_)); }
 
   private:

@@ -47,12 +47,6 @@ class Sharded : public ::testing::Test {};
 using Scalars = ::testing::Types<float, bfloat16>;
 TYPED_TEST_SUITE(Sharded, Scalars);
 
-std::string saved(const auto& cache) {
-    std::ostringstream out;
-    cache.save(out);
-    return out.str();
-}
-
 // One cache and one on all ranks, which the same happens to.
 template <class T>
 class Pair {
@@ -345,7 +339,7 @@ TYPED_TEST(Sharded, SavedByAnyNumberOfRanksLoadsOntoAnyOther) {
         options.terms.sinks = {1, 2, 3, 4};
         UqKvCache<T> one(shape, options);
         castle::extend(one, head.first_tokens(2101));
-        const std::string bytes = support::saved(one);
+        const std::string bytes = saved(one);
         for (int n = 1; n <= all_ranks().size(); ++n) {
             const std::optional<Communicator> some = first_ranks(n);
             if (!some) continue;
@@ -357,7 +351,7 @@ TYPED_TEST(Sharded, SavedByAnyNumberOfRanksLoadsOntoAnyOther) {
             pair.expect_same();
             const std::string again = saved(pair.sharded);
             if (some->rank() == 0) {
-                EXPECT_EQ(support::saved(loaded<T>(again)), again);
+                EXPECT_EQ(saved(loaded<T>(again)), again);
             }
         }
     }
@@ -368,7 +362,7 @@ TEST(ShardedCache, FilesThatAreWrongThrowOnAllRanks) {
     const castle::Shape shape{.d = 4, .dv = 3, .heads = 2, .kv_heads = 2};
     UqKvCache<float> one(shape, {.lookahead_window = 100});
     castle::extend(one, random_heads<float>(random, 1700, shape).input());
-    const std::string good = support::saved(one);
+    const std::string good = saved(one);
     for (const std::size_t cut : {std::size_t(0), std::size_t(5), std::size_t(100), good.size() / 2, good.size() - 1}) {
         EXPECT_THROW(loaded_onto<float>(all_ranks(), good.substr(0, cut)), std::runtime_error) << cut;
     }
@@ -575,7 +569,7 @@ TEST(ShardedCache, MemoryThatRunsOutOnOneRankChangesNothing) {
     until_it_works(pair, [&] { pair.sharded.reserve(2500); });
     std::optional<ShardedCache<float>> other;
     until_it_works(pair, [&] { other.emplace(pair.sharded.fork()); });
-    const std::string bytes = support::saved(pair.one);
+    const std::string bytes = saved(pair.one);
     std::istringstream in(all_ranks().rank() == 0 ? bytes : "");
     until_it_works(pair, [&] {
         in.clear();

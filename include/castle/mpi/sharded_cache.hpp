@@ -14,12 +14,12 @@
 
 #include <castle/cache.hpp>
 #include <castle/detail/cache/lookahead_keys.hpp>
-#include <castle/detail/cache/rollback.hpp>
 #include <castle/detail/check/attention_kind.hpp>
 #include <castle/detail/check/checks.hpp>
 #include <castle/detail/mpi/agreement.hpp>
 #include <castle/detail/mpi/calls.hpp>
 #include <castle/detail/mpi/fingerprint.hpp>
+#include <castle/detail/mpi/ranked_state.hpp>
 #include <castle/detail/mpi/sharded_append.hpp>
 #include <castle/detail/mpi/sharded_save.hpp>
 #include <castle/detail/mpi/span_exchange.hpp>
@@ -97,35 +97,24 @@ class ShardedCache {
 
     /// Makes room on all ranks for `tokens` tokens in all; see UqKvCache. Collective.
     void reserve(Index tokens) {
-        const auto work = [&] {
-            state_.reserve(tokens);
+        detail::reserve_on_all(communicator_, identifier_, state_, tokens, [&] {
             if (communicator_.size() == 1) return;
             exchange("reserve").reserve(1, most_spans(tokens, state_.head(0).share()), most_spans(tokens, {}));
-        };
-        detail::agree_on("reserve", communicator_, work, identifier_, size(), tokens);
+        });
     }
 
     /// Forgets every token and keeps the memory, but for what it shares with forks. On all ranks, without a message.
     void clear() { state_.clear(); }
 
     /// Removes the last `tokens` tokens; see UqKvCache. Collective.
-    void rollback(Index tokens) {
-        const auto work = [&] { detail::prepare_rollback(state_, tokens); };
-        detail::agree_on("rollback", communicator_, work, identifier_, size(), tokens);
-        detail::finish_rollback(state_, tokens);
-    }
+    void rollback(Index tokens) { detail::rollback_on_all(communicator_, identifier_, state_, tokens); }
     Index max_rollback() const { return state_.max_rollback(); }
 
     /// A second cache with the same tokens on the same ranks; see UqKvCache. Collective.
     ShardedCache fork() const {
         Options options;
-        std::optional<detail::SequenceState<T>> state;
-        const auto work = [&] {
-            options = options_;
-            state.emplace(state_.fork());
-        };
-        detail::agree_on("fork", communicator_, work, identifier_, size());
-        return ShardedCache(communicator_, std::move(options), std::move(*state));
+        auto state = detail::fork_on_all(communicator_, identifier_, state_, [&] { options = options_; });
+        return ShardedCache(communicator_, std::move(options), std::move(state));
     }
 
     /// What this rank holds: its spans, and a block. It differs from rank to rank; take the largest, by
@@ -139,8 +128,8 @@ class ShardedCache {
     Index bytes_for(Index tokens) const { return memory_.bytes() + state_.bytes_for(tokens); }
 
     /// Writes the cache to the stream of rank 0, as UqKvCache does; other ranks may pass any stream, one that is not
-    /// open too. Collective. Takes memory for one panel of keys.
-    /// Throws std::runtime_error on all ranks if it cannot be written.
+    /// open too. Collective. Takes memory for one panel of keys. Throws std::runtime_error on all ranks if it cannot be
+    /// written.
     void save(std::ostream& out) const { detail::save_sharded("mpi::ShardedCache::save", communicator_, out, state_); }
 
     /// The cache that `save` of this class, on any number of ranks, or of UqKvCache has written to the stream of rank

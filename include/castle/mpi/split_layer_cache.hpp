@@ -1,14 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <optional>
 #include <utility>
 
 #include <castle/cache.hpp>
-#include <castle/detail/cache/rollback.hpp>
 #include <castle/detail/check/checks.hpp>
 #include <castle/detail/layer/layer_kind.hpp>
-#include <castle/detail/mpi/agreement.hpp>
+#include <castle/detail/mpi/ranked_state.hpp>
 #include <castle/detail/mpi/split_output.hpp>
 #include <castle/detail/simd/aligned_buffer.hpp>
 #include <castle/detail/state/sequence_state.hpp>
@@ -47,27 +45,19 @@ class SplitLayerCache {
     /// Makes room for `tokens` tokens in all, see UqKvCache. Throws std::invalid_argument if `tokens` is negative or
     /// above 2^40, and std::bad_alloc if memory runs out; the tokens are as they were then.
     void reserve(Index tokens) {
-        detail::agree_on(
-            "reserve", communicator_, [&] { state_.reserve(tokens); }, identifier_, size(), tokens);
+        detail::reserve_on_all(communicator_, identifier_, state_, tokens, [] {});
     }
 
     /// Forgets every token, see UqKvCache.
     void clear() { state_.clear(); }
 
     /// Removes the last `tokens` tokens, see UqKvCache: bits, costs and errors are the same.
-    void rollback(Index tokens) {
-        const auto work = [&] { detail::prepare_rollback(state_, tokens); };
-        detail::agree_on("rollback", communicator_, work, identifier_, size(), tokens);
-        detail::finish_rollback(state_, tokens);
-    }
+    void rollback(Index tokens) { detail::rollback_on_all(communicator_, identifier_, state_, tokens); }
     Index max_rollback() const { return state_.max_rollback(); }
 
     /// A second cache with the same tokens, see UqKvCache.
     SplitLayerCache fork() const {
-        std::optional<detail::SequenceState<T>> state;
-        detail::agree_on(
-            "fork", communicator_, [&] { state.emplace(state_.fork()); }, identifier_, size());
-        return {kind_, communicator_, std::move(*state)};
+        return {kind_, communicator_, detail::fork_on_all(communicator_, identifier_, state_, [] {})};
     }
 
     /// Of this rank.

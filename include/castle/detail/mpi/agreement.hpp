@@ -58,10 +58,9 @@ struct FailureWords {
 };
 
 // Runs what may throw before a collective call begins: work() checks the arguments, may add them to their fingerprint,
-// and makes room; nothing else of this allocates before all ranks know of each other. Where it throws on
-// any rank, every rank throws: that rank what it threw, the others the same of the first such rank. Where the
-// fingerprints of the arguments, or the calls, are not all equal, every rank throws std::invalid_argument. One exchange
-// of 24 bytes.
+// and makes room; nothing else of this allocates before all ranks know of each other. Where it throws on any rank,
+// every rank throws: that rank what it threw, the others the same of the first such rank. Where the fingerprints of the
+// arguments, or the calls, are not all equal, every rank throws std::invalid_argument. One exchange of 24 bytes.
 template <class Work>
 void agree(std::string_view where, const mpi::Communicator& communicator, const Fingerprint& arguments,
            const Work& work) {

@@ -94,8 +94,7 @@ class SpanExchange {
         memory_.places.resize(2 * ranks);
     }
 
-    // One step: sweep(put) sweeps the spans of this rank, and put(i, h, b) takes the states of block b of the group and
-    // key-value head h of sequence i from the scratch. Writes the outputs of all rows.
+    // One step: sweeps the spans of this rank, and writes the outputs of all rows.
     template <class Step>
     void run(const Step& step, const Sequences<T>& sequences, const Input<In>& input, const Executor& executor) {
         deal_ = {.rows = step.rows() * shape_.heads, .ranks = communicator_.size()};
